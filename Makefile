@@ -1,0 +1,44 @@
+# xmodal: `make help` lists what there is. Everything runs inside .venv, which is made on first use.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RECIPE ?= configs/demo.py
+WORKDIR ?= runs/demo
+
+.PHONY: help setup demo test lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Create .venv with the pinned requirements
+
+# uv installs in seconds where it is present; pip does the same without it.
+$(READY): requirements.txt
+	@if command -v uv >/dev/null 2>&1; then \
+	  test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
+	  uv pip install --quiet --python $(BIN)/python -r requirements.txt; \
+	else \
+	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt; \
+	fi
+	@touch $@
+
+demo: $(READY)  ## Train a small CLIP on the emoji data (about 6 minutes on 2 cores) and write its report
+	$(BIN)/python train.py --config $(RECIPE) --workdir $(WORKDIR)
+
+test: $(READY)  ## Run the whole test suite (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## Mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove caches (not runs, not .venv)
+	rm -rf .cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

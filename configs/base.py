@@ -1,0 +1,94 @@
+"""Every option once: its default and what it means. Recipes start from `get_config()` and change what they need.
+
+A duration is a string such as "500steps", "3epochs", "1_000_000examples" or "2%" (of the run), or an integer
+number of steps. Sections left empty here (`model`, `objectives`, `data.sources`, `evals`) hold named entries; what
+an entry may hold is the dataclass of its type.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict(type_safe=False)  # load_config checks keys and types, all at once and with their full path
+    c.seed = 0  # parameters, data order, augmentation and dropout all derive from it
+    c.batch_size = 256  # samples of one optimizer step, over all devices and micro-batches
+    c.accumulation = 1  # micro-batches per step; the result is exact, contrastive objectives included
+
+    c.mesh = dict(
+        data=-1,  # devices along the batch; -1 takes what the other axes leave
+        fsdp=1,  # devices that share one copy of the parameters (the batch is split over them too)
+        tensor=1,  # devices that split each large matrix
+        rules=(),  # extra ((path regex, (axis, ...)), ...), tried before the built-in ones
+    )
+
+    c.model = {}  # towers and how they read each other: made by xmodal.models.presets
+    c.objectives = {}  # name -> dict(type=..., weight=..., ...)
+
+    c.data = dict(
+        sources={},  # name -> dict(urls="shards-{0000..0009}.tar", weight=1.0)
+        image=dict(
+            size=224,  # pixels of the square that the model sees
+            crop="random_resized",  # training crop: random_resized | center | squash
+            scale=(0.9, 1.0),  # share of the area that a random crop keeps (CLIP: 0.9 to 1)
+            ratio=(0.75, 4 / 3),  # aspect ratio of a random crop
+            mean=(0.48145466, 0.4578275, 0.40821073),  # of RGB in 0..1; subtracted on the device
+            std=(0.26862954, 0.26130258, 0.27577711),
+            flip=False,  # random horizontal flip, on the device
+            jitter=0.0,  # strength of brightness, contrast and saturation changes, on the device
+        ),
+        text=dict(
+            tokenizer="",  # path of a Hugging Face tokenizer.json
+            length=77,  # tokens per caption, begin and end marks included
+            templates=(),  # ((weight, "{label}, {tags}"), ...) over the json fields; () uses the .txt member
+            max_list=4,  # a list field (such as tags) gives 1 to this many of its entries, shuffled
+            lower=True,  # lower-case captions
+        ),
+        group_key="",  # json field that names equal content (multi-positive labels); "" uses the tar key
+        lanes=8,  # virtual readers; the order depends on it, the host count must divide it
+        window=32,  # blocks that a lane shuffles together
+        block_bytes=8 * 2**20,  # target size of a block, the unit of reading
+        threads=0,  # decoding threads; 0 uses every core
+        prefetch=8,  # batches decoded ahead
+        max_bad_share=0.05,  # of samples replaced because they cannot be read; above it the run stops
+    )
+
+    c.optimizer = dict(
+        name="adamw",  # adamw | lion | adafactor | muon
+        lr=1e-3,  # peak learning rate
+        b1=0.9,
+        b2=0.98,  # adafactor: upper bound of its rising decay
+        eps=1e-6,
+        momentum=0.95,  # muon: of the trunks' matrices; everything else follows AdamW
+        weight_decay=0.2,
+        clip_norm=1.0,  # global gradient norm; 0 never clips
+        ema=0.0,  # decay of the averaged weights used for evaluation; 0 keeps none
+        max_nonfinite=5,  # skipped steps in a row (loss or gradient not finite) that stop the run
+        # ((path regex, dict(lr=multiplier, weight_decay=value, freeze=bool)), ...): first match wins
+        rules=((r".*/(bias|scale|logit_scale|logit_bias|gate)", dict(weight_decay=0.0)),),
+    )
+    c.schedule = dict(
+        total="10epochs",  # length of the run
+        warmup="2%",  # linear rise of the learning rate
+        decay="cosine",  # cosine | linear | rsqrt | constant
+        final=0.0,  # learning rate at the end, as a share of the peak
+        cooldown="0%",  # linear fall to `final` at the end (rsqrt and constant)
+    )
+
+    c.evals = {}  # name -> dict(type="retrieval", every="25%", ...)
+    c.checkpoint = dict(
+        every="10%",  # 0 saves only at the end and on interruption
+        keep_last=2,
+        keep_every="",  # also keep one checkpoint per this duration; "" keeps none
+        best="",  # metric whose best checkpoint is kept, such as "retrieval/val/image_to_text/R@1"
+        best_mode="max",  # max | min
+    )
+    c.log = dict(
+        every=10,  # steps between metric rows
+        tensorboard=True,
+        compile_cache="~/.cache/xmodal/jax",  # compiled programs shared by runs of this user; "" keeps none
+    )
+    c.watchdog = dict(
+        step=600.0,  # seconds without a finished step before the run dumps its stacks and ends
+        slow=3600.0,  # the same for compiling, restoring and evaluating
+    )
+    return c

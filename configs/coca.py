@@ -1,0 +1,30 @@
+"""CoCa on emoji: contrastive and captioning from one forward pass (Yu et al. 2022).
+
+    python train.py --config configs/coca.py --workdir runs/coca
+
+The text tower feeds a decoder that attends to the image tower's tokens; the loss is contrastive + 2 x captioning
+(section 3.2). The demo's towers, data and evaluations, plus captions of the unseen vendor's drawings.
+"""
+
+from configs import base, demo
+from xmodal.models import presets
+
+
+def get_config():
+    c = demo.get_config()
+    width = c.model.towers.text.trunk.width
+    c.model = presets.fusion(
+        image=c.model.towers.image,
+        text=c.model.towers.text,
+        caption=presets.decoder(width, 2, 3, reads="text", attends="image", act="gelu_tanh", scan=False),
+    )
+    c.objectives.captioning = dict(type="captioning", tower="caption", weight=2.0)
+    c.data.text.templates = ((1.0, "{label}"),)  # the caption to write is the label; tags would be guesses
+    c.evals.captions = dict(
+        type="captioning", urls=f"{demo.SHARDS}/unseen_vendor-0000.tar", captions=("{label}",), tower="caption",
+        every="100%",
+    )  # fmt: skip
+    return c
+
+
+__all__ = ["base", "get_config"]

@@ -1,0 +1,54 @@
+"""The demo: a small CLIP on emoji, trained from scratch on two CPU cores.
+
+    make demo
+    python train.py --config configs/demo.py --workdir runs/demo
+
+Data: about 6,500 drawings of 1,630 concepts by four vendors, in the repository. Held out: a fifth vendor's drawings
+of all 1,811 concepts, and 181 concepts that no vendor's drawing shows in training.
+"""
+
+from configs import base
+from xmodal.models import presets
+
+SHARDS = "data_pipelines/emoji/shards"
+
+
+def emoji(c):
+    """Sets data and evaluations of the emoji set; shared by the recipes that learn from it."""
+    c.data.sources = dict(emoji=dict(urls=f"{SHARDS}/train-{{0000..0003}}.tar", weight=1.0))
+    c.data.image.update(size=64, crop="random_resized", scale=(0.6, 1.0), flip=False, jitter=0.2)
+    c.data.image.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    c.data.text.update(tokenizer="data_pipelines/emoji/tokenizer.json", length=16)
+    c.data.text.templates = ((1.0, "{label}"), (1.0, "{label}, {tags}"), (0.5, "{tags}"))
+    c.data.group_key = "hexcode"  # drawings of one concept are positives of one another, whatever their caption
+    captions = ("{label}",)
+    c.evals = dict(
+        unseen_vendor=dict(
+            type="retrieval", urls=f"{SHARDS}/unseen_vendor-0000.tar", captions=captions, by="split", every="25%"
+        ),
+        unseen_concepts=dict(
+            type="retrieval", urls=f"{SHARDS}/unseen_concepts-0000.tar", captions=captions, every="25%"
+        ),
+        groups=dict(
+            type="zero_shot", urls=f"{SHARDS}/unseen_vendor-0000.tar", captions=captions, label_field="subgroup",
+            prompts=("{label}", "a drawing of {label}"), every="100%",
+        ),
+    )  # fmt: skip
+    return c
+
+
+def get_config():
+    c = emoji(base.get_config())
+    c.batch_size = 256
+    c.model = presets.dual_tower(
+        image=presets.image_tower(
+            192, 4, 3, patch_size=8, style="clip", act="gelu_tanh", embed_dim=192, pool="mean", scan=False,
+            embed=dict(stem=(32, 64, 128), pre_norm=False, bias=True),
+        ),
+        text=presets.text_tower(192, 2, 3, act="gelu_tanh", embed_dim=192, pool="eos", scan=False),
+    )  # fmt: skip
+    c.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
+    c.optimizer.update(name="adamw", lr=2e-3, weight_decay=0.1, b2=0.98)
+    c.schedule.update(total="30epochs", warmup="5%", decay="cosine")
+    c.checkpoint.update(every="25%", keep_last=2, best="retrieval/unseen_vendor/image_to_text/R@10")
+    return c

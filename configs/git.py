@@ -1,0 +1,33 @@
+"""GIT on emoji: an image prefix and causal text in one decoder, captioning only (Wang et al. 2022).
+
+    python train.py --config configs/git.py --workdir runs/git
+
+The caption tower reads the image tower's tokens as a prefix (linear map and norm, section 3.1): images see images,
+text sees images and earlier text.
+"""
+
+from configs import base, demo
+from xmodal.models import presets
+
+
+def get_config():
+    c = demo.get_config()
+    image, text = c.model.towers.image, c.model.towers.text
+    image.update(pool="none", embed_dim=0)
+    caption = presets.text_tower(
+        text.trunk.width, 4, 3, act="gelu_tanh", pool="none", head="linear", scan=False
+    ) | dict(reads=("image",), connector="linear_norm")
+    c.model = presets.fusion(image=image, caption=caption)
+    c.objectives = dict(captioning=dict(type="captioning", tower="caption", label_smoothing=0.1, weight=1.0))
+    c.data.text.templates = ((1.0, "{label}"),)
+    c.evals = dict(
+        captions=dict(
+            type="captioning", urls=f"{demo.SHARDS}/unseen_vendor-0000.tar", captions=("{label}",), tower="caption",
+            every="50%",
+        )
+    )  # fmt: skip
+    c.checkpoint.best = "captioning/captions/exact_match"
+    return c
+
+
+__all__ = ["base", "get_config"]

@@ -1,0 +1,97 @@
+"""Accounts of the samples that were not used: counters for the metrics, one line each in `skipped.jsonl`."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipelines.errors import DataError
+from data_pipelines.index import Index
+
+_MIN_SAMPLES = 512  # before the share of bad samples says anything
+
+
+class Fault(NamedTuple):
+    """A sample that could not be read during the run."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+class Accounts:
+    """Counts what was left out at indexing and what was replaced in the run.
+
+    Args:
+        max_share: of replaced samples; above it the data are not what the run was meant for.
+        file: receives a line {"shard", "key", "reason"} for each sample, once; None writes nothing.
+    """
+
+    def __init__(self, max_share: float, file: Path | None):
+        self._max_share, self._file = max_share, file
+        self._yielded = 0
+        self._replaced: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
+        self._written = set()
+        if file is not None and file.exists():  # a resumed run does not list its samples again
+            self._written = {hash(line) for line in file.read_text().splitlines()}
+
+    def index(self, index: Index) -> None:
+        """Notes what the index of a source leaves out."""
+        self._skipped.update(index.skipped)
+        lines = []
+        for shard in index.shards:
+            for reason, keys in shard.skipped_keys.items():
+                lines.extend(Fault(shard.path, key, reason) for key in keys)
+                unlisted = shard.skipped[reason] - len(keys)
+                if unlisted:
+                    lines.append(Fault(shard.path, f"and {unlisted} more", reason))
+        self._write(lines)
+
+    def batch(self, rows: int, faults: Iterable[list[Fault]]) -> None:
+        """Notes a batch that is handed out.
+
+        Args:
+            rows: its samples.
+            faults: for each row that had to be replaced, the sample meant for it, then substitutes that failed too.
+
+        Raises:
+            DataError: more samples were replaced than `max_share`.
+        """
+        faults = list(faults)
+        self._yielded += rows
+        self._replaced.update(row[0].reason for row in faults)
+        self._write([fault for row in faults for fault in row])
+        if self._yielded >= _MIN_SAMPLES and self._share > self._max_share:
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in self._replaced.most_common())
+            last = f"the last one is {faults[-1][0].key} of {faults[-1][0].shard}. " if faults else ""
+            listed = f"All are listed in {self._file}. " if self._file else ""
+            raise DataError(
+                f"{self._share:.1%} of {self._yielded:,} samples could not be read ({reasons}); {last}{listed}"
+                f"The run stops above data.max_bad_share={self._max_share}"
+            )
+
+    def counters(self) -> dict[str, float]:
+        """Returns the counts since the start of the process, as metrics."""
+        counters = {"data/replaced": self._replaced.total(), "data/bad_share": self._share}
+        counters |= {f"data/bad/{_name(reason)}": n for reason, n in self._replaced.items()}
+        return counters | {f"data/skipped/{_name(reason)}": n for reason, n in self._skipped.items()}
+
+    @property
+    def _share(self) -> float:
+        return self._replaced.total() / max(self._yielded, 1)
+
+    def _write(self, faults: list[Fault]) -> None:
+        lines = dict.fromkeys(json.dumps(fault._asdict()) for fault in faults)
+        new = [line for line in lines if hash(line) not in self._written]
+        if self._file is None or not new:
+            return
+        self._written.update(map(hash, new))
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a") as file:
+            file.writelines(f"{line}\n" for line in new)
+
+
+def _name(reason: str) -> str:
+    return reason.replace(" ", "_")

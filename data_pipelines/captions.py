@@ -1,0 +1,238 @@
+"""Captions: from the `.txt` member, or from templates over the fields of the `.json` member."""
+
+import json
+import string
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from data_pipelines.errors import BadSample, DataError, did_you_mean
+
+_MASK = 2**64 - 1
+
+
+class Record(NamedTuple):
+    """The text side of a sample: `text` of the .txt member, or `fields` of the .json member when captions need it."""
+
+    text: str
+    fields: dict[str, Any]
+
+
+class Template(NamedTuple):
+    """One caption pattern: `parts` alternates literals and field names, starting with a literal."""
+
+    weight: float
+    pattern: str
+    parts: tuple[tuple[str, str | None], ...]
+
+    @property
+    def fields(self) -> list[str]:
+        return [name for _, name in self.parts if name is not None]
+
+
+class Captions:
+    """Says which samples have a caption, and which caption a random word chooses.
+
+    Args:
+        text: `config.data.text`: `templates`, `max_list` and `lower`.
+        group_key: json field that names equal content; "" where the sample itself is the identity.
+        always_json: read the json member where there is one, although no caption needs it.
+
+    Raises:
+        DataError: a template is not a `(weight, pattern)` pair or its pattern is malformed.
+    """
+
+    def __init__(self, text: Any, group_key: str = "", *, always_json: bool = False):
+        self._templates = tuple(t for t in map(_template, text.templates) if t.weight > 0)
+        if text.templates and not self._templates:
+            raise DataError("every template of data.text.templates has weight 0")
+        if text.max_list < 1:
+            raise DataError(f"data.text.max_list is {text.max_list}; a list gives at least 1 entry")
+        self._max_list, self._lower = text.max_list, text.lower
+        self._group_key, self._always_json = group_key, always_json
+        self._needs_json = bool(self._templates or group_key)
+        self.fields = sorted({name for t in self._templates for name in t.fields} | ({group_key} - {""}))
+        # Everything that decides whether a sample can be used; an index made for another rule is another index.
+        self.signature = json.dumps([[t.pattern for t in self._templates], group_key])
+
+    def read(self, get: Callable[[str], bytes | None]) -> Record:
+        """Returns the text side of a sample.
+
+        Args:
+            get: returns the content of the member with the given extension, or None.
+
+        Raises:
+            BadSample: the member that the captions come from is missing or malformed.
+        """
+        text, fields = "", {}
+        if self._needs_json or self._always_json:
+            content = get("json")
+            if content is not None:
+                fields = _parse_json(content)
+            elif self._needs_json:
+                raise BadSample("no caption" if self._templates else "no json")
+        if not self._templates:
+            content = get("txt")
+            if content is None:
+                raise BadSample("no caption")
+            text = self._clean(_decode(content, "bad text"))
+        return Record(text, fields)
+
+    def check(self, record: Record) -> None:
+        """Raises BadSample if the record can give no caption or has no group key."""
+        if not self._templates and not record.text:
+            raise BadSample("empty caption")
+        if self._templates and not self._usable(record):
+            raise BadSample("empty caption")
+        if self._group_key and not _entries(lookup(record.fields, self._group_key)):
+            raise BadSample("no group key")
+
+    def choose(self, record: Record, word: int) -> str:
+        """Returns the caption that a random 64-bit `word` chooses among those of a checked record."""
+        if not self._templates:
+            return record.text
+        templates = self._usable(record)
+        share = (word >> 11) * 2.0**-53 * sum(t.weight for t in templates)
+        for template in templates:
+            share -= template.weight
+            if share < 0:
+                break
+
+        def pick(entries: list[str], place: int) -> list[str]:
+            return _some(entries, self._max_list, _mix(word + place)) if len(entries) > 1 else entries
+
+        return self._render(template, record, pick)
+
+    def every(self, record: Record) -> list[str]:
+        """Returns the captions of a checked record without chance.
+
+        One a template, with lists cut to `max_list` entries. Where `max_list` is 1 each entry is a caption of its own:
+        so a list field holds the several captions of an image.
+        """
+        if not self._templates:
+            return [record.text]
+        captions = []
+        for template in self._usable(record):
+            lists = (_entries(lookup(record.fields, name)) for name in template.fields)
+            turns = max(map(len, lists), default=1) if self._max_list == 1 else 1
+            for turn in range(turns):
+                pick = lambda entries, _, turn=turn: [*entries[turn % len(entries) :], *entries][: self._max_list]
+                captions.append(self._render(template, record, pick))
+        return list(dict.fromkeys(captions))
+
+    def identity(self, record: Record) -> str | None:
+        """Returns the content of the group key of a checked record; None where none is configured."""
+        return ", ".join(_entries(lookup(record.fields, self._group_key))) if self._group_key else None
+
+    def filled(self, record: Record) -> list[str]:
+        """Returns those of the configured fields that have a content in this record."""
+        return [name for name in self.fields if _entries(lookup(record.fields, name))]
+
+    def check_fields(self, filled: Mapping[str, int], available: Iterable[str], where: str) -> None:
+        """Raises DataError if a configured field is empty in every record.
+
+        Args:
+            filled: field -> number of records in which it has a content.
+            available: the fields that records do have.
+            where: what was read, for the message.
+        """
+        for name in self.fields:
+            if not filled.get(name):
+                users = [t.pattern for t in self._templates if name in t.fields]
+                use = f"the template {users[0]!r} of data.text.templates" if users else "data.group_key"
+                raise DataError(
+                    f"{use} uses the field {name!r}, which is missing or empty in every record of {where}"
+                    f"{did_you_mean(name, available)} (fields there: {', '.join(sorted(available)) or 'none'})"
+                )
+
+    def _usable(self, record: Record) -> list[Template]:
+        return [t for t in self._templates if all(_entries(lookup(record.fields, name)) for name in t.fields)]
+
+    def _render(self, template: Template, record: Record, pick: Callable[[list[str], int], list[str]]) -> str:
+        text = ""
+        for place, (literal, name) in enumerate(template.parts):
+            text += literal
+            if name is not None:
+                text += ", ".join(pick(_entries(lookup(record.fields, name)), place))
+        return self._clean(text)
+
+    def _clean(self, text: str) -> str:
+        # Half of a surrogate pair, which json may hold, is no character and cannot be encoded.
+        text = " ".join(text.encode("utf-8", "replace").decode().split())
+        return text.lower() if self._lower else text
+
+
+def lookup(fields: Mapping[str, Any], name: str) -> Any:
+    """Returns a field; `a.b` is the key "a.b" or else b of the object a. None if there is no such field."""
+    if name in fields:
+        return fields[name]
+    head, dot, rest = name.partition(".")
+    inner = fields.get(head) if dot else None
+    return lookup(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def field_names(fields: Mapping[str, Any]) -> list[str]:
+    """Returns the names that a template may use for these fields, nested ones dotted."""
+    names = []
+    for name, value in fields.items():
+        nested = [f"{name}.{inner}" for inner in field_names(value)] if isinstance(value, Mapping) else [name]
+        names.extend(nested)
+    return names
+
+
+def _template(entry: Any) -> Template:
+    try:
+        weight, pattern = entry
+        parsed = list(string.Formatter().parse(pattern))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"data.text.templates: {entry!r} is not (weight, 'text with {{field}}'): {error}") from None
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+        raise DataError(f"data.text.templates: the weight of {pattern!r} is {weight!r}, not a number from 0")
+    for _, name, spec, conversion in parsed:
+        if name is not None and (not name or spec or conversion):
+            raise DataError(f"data.text.templates: {pattern!r} may only hold plain fields such as {{label}}")
+    if not pattern.strip():
+        raise DataError("data.text.templates: an empty template gives no caption")
+    return Template(float(weight), pattern, tuple((literal, name) for literal, name, _, _ in parsed))
+
+
+def _decode(content: bytes, reason: str) -> str:
+    try:
+        return bytes(content).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadSample(reason) from None
+
+
+def _parse_json(content: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(_decode(content, "bad json"))
+    except (ValueError, RecursionError):
+        raise BadSample("bad json") from None
+    if not isinstance(fields, dict):
+        raise BadSample("bad json")
+    return fields
+
+
+def _entries(value: Any) -> list[str]:
+    """The texts of a field: of a list each entry, of a text or number itself; objects and nulls have none."""
+    values = value if isinstance(value, list) else [value]
+    texts = (str(v).strip() for v in values if isinstance(v, str | int | float))
+    return [text for text in texts if text]
+
+
+def _some(entries: list[str], most: int, word: int) -> list[str]:
+    """1 to `most` of the entries in random order: the first steps of a Fisher-Yates shuffle."""
+    entries = list(entries)
+    count = 1 + word % min(most, len(entries))
+    for i in range(count):
+        word = _mix(word)
+        j = i + word % (len(entries) - i)
+        entries[i], entries[j] = entries[j], entries[i]
+    return entries[:count]
+
+
+def _mix(word: int) -> int:
+    """The next word of splitmix64 (Steele et al. 2014): cheap, and enough to pick words from a short list."""
+    word = (word + 0x9E3779B97F4A7C15) & _MASK
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
+    return word ^ (word >> 31)

@@ -1,0 +1,181 @@
+"""Encoded images to uint8 RGB. Everything that can be wrong with one image is a `BadSample` with a reason.
+
+JPEG goes through simplejpeg in strict mode, the one decoder that also rejects a tail of zeros; for training it decodes
+no finer than 1.5 times what the crop needs, which costs a third of a full decode. Other formats, and CMYK, go through
+Pillow. EXIF orientation is not applied.
+"""
+
+import io
+import math
+import zlib
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from data_pipelines.augment import Box
+from data_pipelines.errors import BadSample
+
+MAX_PIXELS = 2**26  # of a decoded image; a small file can claim any size
+_LONGEST = 16  # long side / short side that the evaluation keeps before it cuts out the square
+_OVERSAMPLING = 1.5  # pixels decoded for each output pixel and axis
+_FORMATS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
+
+cv2.setNumThreads(1)  # the stream has its own threads; cv2's would compete with them
+
+
+def training_image(data: bytes | memoryview, size: int, crop: Callable[[int, int], Box]) -> np.ndarray:
+    """Decodes, crops and resizes an image, fast.
+
+    Args:
+        data: encoded image.
+        size: pixels of the square to make.
+        crop: gives the rectangle to show for (height, width).
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        BadSample: the data are no image, damaged or too large.
+    """
+    if _is_plain_jpeg(data):
+        height, width = _jpeg_size(data)
+        box = crop(height, width)
+        pixels = _jpeg(
+            data,
+            min_height=min(height, math.ceil(_OVERSAMPLING * size * height / box.height)),
+            min_width=min(width, math.ceil(_OVERSAMPLING * size * width / box.width)),
+        )
+        box = _scaled(box, pixels.shape[0] / height, pixels.shape[1] / width)
+    else:
+        pixels = np.asarray(_pillow(data))
+        box = crop(*pixels.shape[:2])
+    part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    if part.shape[:2] == (size, size):
+        return part
+    shrinks = part.shape[0] >= size and part.shape[1] >= size
+    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def evaluation_image(data: bytes | memoryview, size: int, squash: bool = False) -> np.ndarray:
+    """Decodes and resizes an image as the published evaluations do: Pillow's bicubic filter on all pixels.
+
+    Args:
+        data: encoded image.
+        size: pixels of the square to make.
+        squash: resize both sides to `size`; otherwise the shorter one, and cut out the central square.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        BadSample: the data are no image, damaged or too large.
+    """
+    image = full_image(data)
+    if squash:
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+    short = min(image.size)
+    if max(image.size) > _LONGEST * short:  # resized, a line of pixels would become an endless strip
+        keep = _LONGEST * short
+        left, top = max(0, (image.width - keep) // 2), max(0, (image.height - keep) // 2)
+        image = image.crop((left, top, min(image.width, left + keep), min(image.height, top + keep)))
+    width, height = (int(size * side / short) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def check_image(data: bytes | memoryview) -> None:
+    """Raises BadSample if an image cannot be decoded; a large JPEG at a fraction of the cost of its pixels."""
+    training_image(data, 1, lambda height, width: Box(0, 0, height, width))
+
+
+def full_image(data: bytes | memoryview) -> Image.Image:
+    """Decodes an image at its own size to RGB, on white where it is transparent. Raises BadSample."""
+    if _is_plain_jpeg(data):
+        _jpeg_size(data)
+        return Image.fromarray(_jpeg(data))
+    return _pillow(data)
+
+
+def _format(data: bytes | memoryview) -> str:
+    head = bytes(data[:12])
+    for magic, name in _FORMATS.items():
+        if head.startswith(magic) and (name != "webp" or head[8:] == b"WEBP"):
+            return name
+    raise BadSample("not an image")
+
+
+def _is_plain_jpeg(data: bytes | memoryview) -> bool:
+    if _format(data) != "jpeg":
+        return False
+    try:
+        return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
+    except ValueError:
+        raise BadSample("corrupt jpeg") from None
+
+
+def _jpeg_size(data: bytes | memoryview) -> tuple[int, int]:
+    height, width = simplejpeg.decode_jpeg_header(data)[:2]
+    _check_size(height, width)
+    return height, width
+
+
+def _jpeg(data: bytes | memoryview, **kwargs: int) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", **kwargs)
+    except ValueError:
+        raise BadSample("corrupt jpeg") from None
+
+
+def _pillow(data: bytes | memoryview) -> Image.Image:
+    kind = _format(data)
+    try:
+        if kind == "png":
+            _check_png(data)
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+            _check_size(image.height, image.width)
+            return _on_white(image)
+    except (BadSample, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise BadSample("image too large") from None
+    except Exception:  # Pillow's plugins raise errors of many types on damaged input, SyntaxError among them
+        raise BadSample(f"corrupt {kind}") from None
+
+
+def _check_png(data: bytes | memoryview) -> None:
+    """Verifies the checksums of all chunks, which Pillow's decoder does not wait for."""
+    position, kind = 8, b""
+    while kind != b"IEND":
+        length = int.from_bytes(data[position : position + 4], "big")
+        kind = bytes(data[position + 4 : position + 8])
+        end = position + 8 + length
+        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big") or end + 4 > len(data):
+            raise BadSample("corrupt png")
+        position = end + 4
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
+        grey = np.clip(np.asarray(image), 0, 65535) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
+    return image.convert("RGB")
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise BadSample("image too large")
+
+
+def _scaled(box: Box, vertical: float, horizontal: float) -> Box:
+    top, left = round(box.top * vertical), round(box.left * horizontal)
+    bottom, right = round((box.top + box.height) * vertical), round((box.left + box.width) * horizontal)
+    return Box(top, left, max(1, bottom - top), max(1, right - left))

@@ -1,0 +1,102 @@
+"""From the patterns of a config to files."""
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_pipelines.errors import DataError
+
+# Recipes name the data that ships with the repository by relative paths, and must run from anywhere.
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def find_file(path: str | os.PathLike) -> Path:
+    """Returns the file that `path` names, relative to the current directory or else to the repository root.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    for candidate in _candidates(str(path)):
+        if os.path.isfile(candidate):
+            return Path(candidate)
+    raise DataError(f"no file {str(path)!r} (looked at {', '.join(_candidates(str(path)))})")
+
+
+def expand(urls: str | Iterable[str]) -> list[Path]:
+    """Returns the shards that the patterns name, in the order of the patterns.
+
+    Args:
+        urls: one pattern or several. `{0000..0009}` counts, `{a,b}` lists, and `*`, `?` and `[...]` match files. A
+            relative pattern is tried against the current directory, then against the repository root.
+
+    Raises:
+        DataError: a file that a pattern names is missing, a pattern matches nothing, or two name the same file.
+    """
+    patterns = [urls] if isinstance(urls, str) else list(urls)
+    shards = [shard for pattern in patterns for shard in _expand_one(pattern)]
+    if not shards:
+        raise DataError("no shards: `urls` is empty; give a path or a pattern such as 'shards-{0000..0009}.tar'")
+    seen = set()
+    for shard in shards:
+        if shard in seen:
+            raise DataError(f"shard {shard} is named twice by {patterns}; its samples would count twice")
+        seen.add(shard)
+    return shards
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expands `{a,b}` and `{00..12}` (zero-padded as written), innermost first."""
+    match = _BRACES.search(pattern)
+    if not match:
+        return [pattern]
+    span = _RANGE.fullmatch(match[1])
+    if span:
+        first, last = int(span[1]), int(span[2])
+        if first > last:
+            raise DataError(f"the range {match[0]} of {pattern!r} runs backwards")
+        choices = [str(i).zfill(len(span[1])) for i in range(first, last + 1)]
+    elif "," in match[1]:
+        choices = match[1].split(",")
+    else:
+        raise DataError(f"{match[0]} in {pattern!r} is neither a range {{0..9}} nor a list {{a,b}}")
+    parts = (expand_braces(pattern[: match.start()] + choice + pattern[match.end() :]) for choice in choices)
+    return list(dict.fromkeys(itertools.chain.from_iterable(parts)))
+
+
+def _expand_one(pattern: str) -> list[Path]:
+    names = expand_braces(pattern)
+    found, missing = [], names
+    # One base holds the whole pattern: half of it here and half of it there would be another data set.
+    for bases in zip(*(_candidates(name) for name in names)):
+        matches = [_match(path) for path in bases]
+        if any(matches):
+            found = [Path(path) for group in matches for path in group]
+            missing = [path for path, group in zip(bases, matches) if not group]
+            break
+    if not found:
+        remote = " (only local files can be read)" if "://" in pattern else ""
+        tried = " and ".join(_candidates(pattern))
+        raise DataError(f"no shard matches {pattern!r}{remote}: looked for {tried}")
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"shard {missing[0]}{more} of {pattern!r} does not exist; {len(found)} of its shards do")
+    return found
+
+
+def _match(path: str) -> list[str]:
+    if os.path.isfile(path):
+        return [path]
+    return sorted(filter(os.path.isfile, glob.glob(path)))
+
+
+def _candidates(path: str) -> list[str]:
+    path = os.path.expanduser(path)
+    if os.path.isabs(path):
+        return [path]
+    return list(dict.fromkeys([os.path.abspath(path), str(REPOSITORY / path)]))

@@ -1,0 +1,112 @@
+"""Fills the rows of a batch: decode, crop, choose a caption, tokenise. What the decoding threads run."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines import augment
+from data_pipelines.accounts import Fault
+from data_pipelines.captions import Captions
+from data_pipelines.decode import training_image
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.host import aligned_empty
+from data_pipelines.samples import Sample
+from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.windows import Window
+
+_SUBSTITUTES = 100  # tried for one row before the window is given up
+
+
+class Row(NamedTuple):
+    """What a row shows: a place of a window, and its random numbers."""
+
+    window: Window
+    place: int
+    crop: np.ndarray  # uniform numbers, float64 [augment.WORDS]
+    word: int  # chooses the caption
+
+
+def empty_batch(rows: int, size: int, length: int) -> dict[str, np.ndarray]:
+    """Returns a batch to be filled. The arrays are new: JAX may alias them for as long as the batch is in use."""
+    return dict(
+        image=aligned_empty((rows, size, size, 3), np.uint8),
+        text=aligned_empty((rows, length), np.int32),
+        text_valid=aligned_empty((rows, length), np.bool_),
+        key_id=aligned_empty((rows, 2), np.uint32),
+        caption_id=aligned_empty((rows, 2), np.uint32),
+    )
+
+
+class RowFiller:
+    """Turns samples into the rows of a batch.
+
+    Args:
+        image: `config.data.image`.
+        captions: chooses the captions.
+        tokenizer: encodes them.
+        length: tokens per caption.
+    """
+
+    def __init__(self, image: Any, captions: Captions, tokenizer: Tokenizer, length: int):
+        self._size, self._crop = image.size, augment.cropper(image)
+        self._captions, self._tokenizer, self._length = captions, tokenizer, length
+
+    def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[list[Fault]]:
+        """Writes rows [first, first + len(rows)) of a batch.
+
+        A sample that cannot be read is replaced by a fixed other one of its window, so that the order never shifts.
+
+        Returns:
+            For each row that was replaced, the faults of the sample meant for it and of failed substitutes.
+
+        Raises:
+            DataError: a window has no readable sample.
+        """
+        texts, replaced = [], []
+        for place, row in enumerate(rows, first):
+            sample, faults = self._image(row, batch["image"][place])
+            if faults:
+                replaced.append(faults)
+            texts.append(self._captions.choose(sample.record, row.word))
+            identity = self._captions.identity(sample.record)
+            batch["key_id"][place] = hash64(sample_name(sample) if identity is None else identity)
+            batch["caption_id"][place] = hash64(texts[-1])
+        here = slice(first, first + len(rows))
+        batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, self._length)
+        return replaced
+
+    def _image(self, row: Row, out: np.ndarray) -> tuple[Sample, list[Fault]]:
+        crop = lambda height, width: self._crop(height, width, row.crop)
+        window, faults = row.window, []
+        for place in itertools.chain((row.place,), _substitutes(row.place, len(window))):
+            sample = window[place]
+            try:
+                out[:] = training_image(sample.image, self._size, crop)
+                return sample, faults
+            except BadSample as bad:
+                faults.append(Fault(sample.shard, sample.key, bad.reason))
+        raise DataError(
+            f"none of {len(faults)} samples of one shuffle window can be read; the first is {faults[0].key} of "
+            f"{faults[0].shard} ({faults[0].reason})"
+        )
+
+
+def _substitutes(place: int, size: int) -> Iterator[int]:
+    """Yields the places that stand in for one whose sample cannot be read, in turn."""
+    # Half a window away: a neighbour is likely to be in the same batch, where it would be a duplicate.
+    others = ((place + size // 2 + i) % size for i in range(min(size, _SUBSTITUTES)))
+    return (other for other in others if other != place)
+
+
+def sample_name(sample: Sample) -> str:
+    """Returns the identity of a sample without a group key; many data sets number the keys of every shard anew."""
+    return f"{sample.shard.rpartition('/')[2]}/{sample.key}"
+
+
+def hash64(text: str) -> np.ndarray:
+    """Returns a stable 64-bit hash of a text as uint32 [2]."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return np.frombuffer(digest, "<u4")

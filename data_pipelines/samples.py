@@ -1,0 +1,57 @@
+"""From the members of a tar to a sample that can be used, or the reason why not."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from data_pipelines.captions import Captions, Record
+from data_pipelines.errors import BadSample
+from data_pipelines.tar import Group, Member
+
+_MAX_TEXT_BYTES = 4 * 2**20  # of a .txt or .json member; more is an attack or a mistake
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+
+
+class Sample(NamedTuple):
+    """One image-text pair.
+
+    Attributes:
+        shard: path of its tar.
+        key: name inside the tar.
+        image: encoded image.
+        record: the text side, checked.
+    """
+
+    shard: str
+    key: str
+    image: bytes | memoryview
+    record: Record
+
+
+def image_member(group: Group) -> Member:
+    """Returns the image of a group: the first member in the tar with an image's extension.
+
+    Raises:
+        BadSample: there is none, it is empty, or an extension occurs twice.
+    """
+    if group.repeated:
+        raise BadSample("repeated member")
+    for extension, member in group.members.items():
+        if extension in IMAGE_EXTENSIONS:
+            if not member.size:
+                raise BadSample("empty image")
+            return member
+    raise BadSample("no image")
+
+
+def read_record(group: Group, fetch: Callable[[Member], bytes], captions: Captions) -> Record:
+    """Returns the text side of a group, unchecked. Raises BadSample as `Captions.read`."""
+
+    def get(extension: str) -> bytes | None:
+        member = group.members.get(extension)
+        if member is None:
+            return None
+        if member.size > _MAX_TEXT_BYTES:
+            raise BadSample(f"{extension} too large")
+        return fetch(member)
+
+    return captions.read(get)

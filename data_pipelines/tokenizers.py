@@ -1,0 +1,141 @@
+"""Text to token ids through any Hugging Face `tokenizer.json`, CLIP's own among them."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.paths import find_file
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the stream's threads are the parallelism
+
+import tokenizers as hf
+
+_BOS = ("<bos>", "<|startoftext|>", "[CLS]", "<s>")
+_EOS = ("<eos>", "<|endoftext|>", "[SEP]", "</s>")
+_PAD = ("<pad>", "[PAD]", "<|pad|>")
+
+
+class Tokenizer:
+    """Encodes captions as `bos, tokens, eos, pad...`, whatever template the file itself has.
+
+    Attributes:
+        json: text of the `tokenizer.json`, to be kept with a run.
+        vocab_size: number of ids, added tokens included.
+        bos_id: begins every caption; None where the vocabulary has no such token (T5, GPT-2).
+        eos_id: ends every caption, cut ones too.
+        pad_id: fills the rest.
+    """
+
+    def __init__(self, text: str, name: str = "tokenizer.json"):
+        """Reads the text of a `tokenizer.json`.
+
+        Args:
+            text: content of the file.
+            name: where it comes from, for messages.
+
+        Raises:
+            DataError: it is no tokenizer, or has no end token.
+        """
+        try:
+            stated = json.loads(text)
+            self._hf = hf.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"{name} is not a Hugging Face tokenizer.json: {error}") from None
+        self._hf.no_padding()
+        self._hf.no_truncation()
+        self._hf.encode_special_tokens = True  # a caption that says "<eos>" must not end itself
+        self.json = text
+        self.vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values()) + 1
+        self.bos_id, eos = self._find(_BOS), self._find(_EOS)
+        if eos is None:
+            raise DataError(f"{name} has no end token: none of {', '.join(_EOS)} is in its vocabulary")
+        self.eos_id = eos
+        self.pad_id = self._find_pad(stated.get("padding"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+        """Reads a `tokenizer.json`, relative to the current directory or else to the repository root.
+
+        Raises:
+            DataError: there is no such file, or it is no usable tokenizer.
+        """
+        if not str(path):
+            raise DataError("data.text.tokenizer is empty; give the path of a Hugging Face tokenizer.json")
+        file = find_file(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not a Hugging Face tokenizer.json: {error}") from None
+        return cls(text, str(file))
+
+    def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes texts to a fixed length; a longer one is cut in front of its end token.
+
+        Args:
+            texts: captions.
+            length: tokens per caption, begin and end included; at least 3.
+
+        Returns:
+            Ids, int32 [texts, length], and which of them belong to the caption, bool [texts, length].
+        """
+        bos = [] if self.bos_id is None else [self.bos_id]
+        ids = np.full((len(texts), length), self.pad_id, np.int32)
+        valid = np.zeros((len(texts), length), bool)
+        for row, encoding in enumerate(self._hf.encode_batch_fast(list(texts), add_special_tokens=False)):
+            tokens = [*bos, *encoding.ids[: length - 1 - len(bos)], self.eos_id]
+            ids[row, : len(tokens)] = tokens
+            valid[row, : len(tokens)] = True
+        return ids, valid
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of one sequence: what lies before its first end token, without special tokens."""
+        tokens = [int(i) for i in ids]
+        if self.eos_id in tokens:
+            tokens = tokens[: tokens.index(self.eos_id)]
+        special = (self.bos_id, self.pad_id)
+        text = self._hf.decode([i for i in tokens if i not in special], skip_special_tokens=True)
+        # CLIP marks the ends of words by a suffix that its file's decoder leaves in place.
+        return " ".join(text.replace("</w>", " ").split())
+
+    def _find(self, names: Sequence[str]) -> int | None:
+        ids = (self._hf.token_to_id(name) for name in names)
+        return next((i for i in ids if i is not None), None)
+
+    def _find_pad(self, padding: dict | None) -> int:
+        if padding and "pad_id" in padding:
+            return padding["pad_id"]
+        pad = self._find(_PAD)
+        if pad is not None:
+            return pad
+        return self.eos_id if self._hf.token_to_id("<|endoftext|>") == self.eos_id else 0
+
+
+def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2): any text can be encoded and decoded.
+
+    Args:
+        captions: the texts.
+        vocab_size: ids at most, of which <pad>=0, <bos>=1, <eos>=2 and the 256 bytes are given.
+
+    Raises:
+        DataError: the vocabulary has no room for the bytes.
+    """
+    specials = ["<pad>", "<bos>", "<eos>"]
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(specials) + len(alphabet):
+        raise DataError(f"vocab_size={vocab_size} is too small: marks and bytes take {len(specials) + len(alphabet)}")
+    bpe = hf.Tokenizer(hf.models.BPE())
+    bpe.normalizer = hf.normalizers.NFC()
+    bpe.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = hf.decoders.ByteLevel()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(captions, trainer)
+    bpe.post_processor = hf.processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    return Tokenizer(bpe.to_str())

@@ -1,0 +1,18 @@
+"""Eight forced CPU devices and one compile cache for the whole suite, set before JAX starts."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = pathlib.Path(os.environ.setdefault("XMODAL_TEST_CACHE", str(ROOT / ".cache" / "jax")))
+CACHE.mkdir(parents=True, exist_ok=True)
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # subprocesses of tests share it
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import jax  # noqa: E402
+
+jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,0 +1,212 @@
+"""Scan, rematerialisation, random keys and precision change nothing that they should not change."""
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from xmodal import keys as key_tools
+from xmodal.models.embed import drop_patches
+from xmodal.models.init import scheme
+from xmodal.models.sublayer import Flow, Residual, Sublayer
+from xmodal.models.tokens import Tokens
+from xmodal.models.trunk import Trunk, TrunkSpec
+
+SELF, CROSS, MLP = Sublayer("self", heads=2), Sublayer("cross", heads=2, gate="tanh"), Sublayer("mlp", hidden=16)
+
+
+def inputs(rows=6, seq=4, width=8):
+    rng = np.random.default_rng(1)
+    x = lambda *shape: jnp.asarray(rng.normal(size=(rows, *shape)), jnp.float32)
+    tokens = Tokens(x(seq, width), group=jnp.ones((rows, seq), jnp.int32), segments=(("text", seq),))
+    return tokens, Tokens(x(3, width), segments=(("image", 3),))
+
+
+def drop(sublayer):
+    return Sublayer(**(vars(sublayer) | dict(dropout=0.2)))
+
+
+def stack(scan=True, remat="none"):
+    pattern = ((drop(SELF), MLP), (SELF, CROSS, drop(MLP)))  # a pattern of two unlike layers, repeated
+    spec = TrunkSpec(width=8, depth=4, pattern=pattern, drop_path=0.3, scan=scan, remat=remat)
+    return helpers.split(lambda rngs: Trunk(spec, context_width=8, rngs=rngs))
+
+
+def value_and_grads(apply, params, keys):
+    tokens, context = inputs()
+
+    def total(params, x):
+        out = apply(params, tokens.replace(x=x), context=context, keys=keys)
+        return jnp.sum(jnp.sin(out.x)), out.x
+
+    (_, out), grads = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, tokens.x)
+    return dict(out=out, grads=grads)
+
+
+@pytest.fixture(scope="module")
+def scanned():
+    apply, shapes = stack()
+    params, keys = helpers.random_params(shapes), helpers.sample_keys(6)
+    return params, keys, value_and_grads(apply, params, keys)
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "unrolled"])
+def test_scan_and_rematerialisation_change_nothing(scanned, scan, remat):
+    params, keys, expected = scanned
+    apply, shapes = stack(scan, remat)
+    assert jax.tree.structure(shapes) == jax.tree.structure(params)
+    helpers.assert_trees_close(value_and_grads(apply, params, keys), expected)
+
+
+def test_layers_of_a_stack_start_from_different_draws():
+    apply_init = jax.jit(lambda: nnx.state(Trunk(TrunkSpec(8, 3, ((MLP,),)), rngs=nnx.Rngs(0))))
+    kernel = np.asarray(apply_init()["layers"]["0"]["0"]["mlp"]["fc1"]["kernel"][...])
+    assert kernel.shape == (3, 8, 16)
+    assert np.abs(np.corrcoef(kernel.reshape(3, -1)) - np.eye(3)).max() < 0.4
+
+
+def test_a_wrong_trunk_is_refused():
+    build = lambda spec, context: helpers.split(lambda rngs: Trunk(spec, context_width=context, rngs=rngs))
+    with pytest.raises(ValueError, match="depth 3 is not a multiple of the 2 layers"):
+        build(TrunkSpec(8, 3, ((MLP,), (MLP,))), 0)
+    with pytest.raises(ValueError, match="needs something to attend to"):
+        build(TrunkSpec(8, 1, ((CROSS,),)), 0)
+    with pytest.raises(ValueError, match="heads that divide the width 8, got 3"):
+        build(TrunkSpec(8, 1, ((Sublayer("self", heads=3),),)), 0)
+
+
+# ------------------------------------------------------------------------------------------- random keys
+
+
+def everything_random():
+    noisy = dict(dropout=0.2, drop_path=0.3)
+    return helpers.coca(
+        image_changes=dict(embed=dict(patch_dropout=0.5)), text_changes=dict(embed=dict(dropout=0.2)), **noisy
+    )
+
+
+def test_randomness_belongs_to_the_sample():
+    model = helpers.build(everything_random())
+    params, batch, keys = helpers.random_params(model), helpers.batch(), helpers.sample_keys()
+    want = ("image.pooled", "text.pooled", "caption.logits")
+    forward = helpers.forward(model, *want)
+    whole, again = forward(params, batch, keys), forward(params, batch, keys)
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+    chosen = np.array([5, 2])  # in another batch, at another place
+    part = forward(params, helpers.rows(batch, chosen), keys[chosen])
+    helpers.assert_trees_close(part, helpers.rows(whole, chosen))
+
+    other = forward(params, batch, helpers.sample_keys(seed=1))
+    fixed = forward(params, batch)
+    for name in want:
+        for different in (other, fixed):
+            assert np.all(np.any(np.abs(different[name] - whole[name]) > 1e-3, axis=-1)), name
+
+
+def test_equal_samples_with_different_keys_differ():
+    model = helpers.build(everything_random())
+    same = helpers.rows(helpers.batch(), np.zeros(8, int))
+    out = helpers.forward(model, "text.pooled")(helpers.random_params(model), same, helpers.sample_keys())
+    assert len(np.unique(np.round(out["text.pooled"], 4), axis=0)) == 8
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+    x = jnp.ones((64, 200))
+    out = np.asarray(key_tools.dropout(x, 0.3, helpers.sample_keys(64)))
+    np.testing.assert_allclose(np.unique(out), [0.0, 1 / 0.7], rtol=1e-6)
+    assert abs(np.mean(out == 0) - 0.3) < 0.02  # five deviations
+    shares = np.mean(out == 0, axis=1)
+    assert np.std(shares) < 2 * np.sqrt(0.21 / 200)
+    assert key_tools.dropout(x, 0.3, None) is x
+
+
+def test_stochastic_depth_rises_linearly_and_rescales():
+    """Rates 0, 1/4, 1/2 over three layers: equal samples end in four places, with known shares."""
+    spec = TrunkSpec(4, 3, ((Sublayer("mlp", hidden=4),),), drop_path=0.5, final_norm=False)
+    apply, shapes = helpers.split(lambda rngs: Trunk(spec, rngs=rngs))
+    rows = 2000
+    tokens = Tokens(jnp.ones((rows, 1, 4)) * jnp.arange(4.0), segments=(("x", 1),))
+    run = jax.jit(lambda params, keys: apply(params, tokens, keys=keys).x[:, 0])
+    params = helpers.random_params(shapes)
+    out, counts = np.unique(np.round(run(params, helpers.sample_keys(rows)), 4), axis=0, return_counts=True)
+    assert len(out) == 4
+    shares = sorted(counts / rows)
+    np.testing.assert_allclose(shares, [0.125, 0.125, 0.375, 0.375], atol=0.05)
+
+    layer, layer_shapes = helpers.split(
+        lambda rngs: Residual(spec.pattern[0][0], 4, context_width=0, condition_width=0,
+                              scheme=scheme("clip", 4, 1), rngs=rngs)
+    )  # fmt: skip
+    params, x = helpers.random_params(layer_shapes), tokens.x[:64]
+    full, _ = layer(params, x, Flow(tokens.segments))
+    kept, _ = layer(params, x, Flow(tokens.segments), keys=helpers.sample_keys(64), drop_path=0.5)
+    dropped = np.all(np.asarray(kept == x), axis=(1, 2))
+    assert 0 < dropped.sum() < 64
+    np.testing.assert_allclose((kept - x)[~dropped], 2 * (full - x)[~dropped], rtol=1e-4, atol=1e-5)
+
+
+def test_patch_dropout_keeps_the_class_token_and_the_order():
+    rows, patches = 400, 10
+    pos = jnp.broadcast_to(jnp.arange(1 + patches)[:, None], (rows, 1 + patches, 2))
+    x = pos[..., :1].astype(jnp.float32)
+    kept, kept_pos = drop_patches(x, pos, 0.6, 1, helpers.sample_keys(rows))
+    kept = np.asarray(kept[..., 0])
+    assert kept.shape == (rows, 1 + 4)
+    np.testing.assert_array_equal(kept, kept_pos[..., 0])
+    assert np.all(kept[:, 0] == 0)
+    assert np.all(np.diff(kept, axis=1) > 0)
+    share = np.bincount(kept[:, 1:].ravel().astype(int), minlength=1 + patches)[1:] / rows
+    np.testing.assert_allclose(share, 0.4, atol=0.12)  # each patch alike, within five deviations
+    assert drop_patches(x, pos, 0.99, 1, helpers.sample_keys(rows))[0].shape[1] == 2
+
+
+def test_patch_dropout_shortens_the_sequence_only_in_training():
+    towers = helpers.clip(image_changes=dict(embed=dict(patch_dropout=0.5)))
+    model, batch = helpers.build(towers), helpers.batch()
+    params = helpers.random_params(model)
+    tokens = lambda keys: helpers.forward(model, "image.tokens")(params, batch, keys)["image.tokens"]
+    assert tokens(None).x.shape[1] == 1 + helpers.PATCHES
+    train = tokens(helpers.sample_keys())
+    assert train.x.shape[1] == 1 + helpers.PATCHES // 2
+    assert train.segments == (("image", 1 + helpers.PATCHES // 2),)
+    assert train.pos.shape[:2] == train.x.shape[:2]
+
+
+# ------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("head", ["linear", "tied"])
+def test_bfloat16_computes_coarsely_but_keeps_parameters_and_outputs_fine(head):
+    names = ("text.tokens", "text.pooled", "text.logits")
+    batch, outputs = helpers.batch(), {}
+    for dtype in ("float32", "bfloat16"):
+        model = helpers.build(dict(text=helpers.text(head=head)), dtype)
+        params = helpers.random_params(model)
+        assert {a.dtype.name for a in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))} == {"float32"}
+
+        def total(params, model=model):
+            out = model(params, batch, frozenset(names))
+            return sum(jnp.sum(jnp.sin(out[name])) for name in names[1:]), out
+
+        with jax.set_mesh(helpers.mesh()):
+            (_, outputs[dtype]), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+        assert {a.dtype.name for a in jax.tree.leaves(grads)} == {"float32"}
+        assert outputs[dtype]["text.tokens"].x.dtype == dtype
+    for name in names[1:]:
+        fine, coarse = outputs["float32"][name], outputs["bfloat16"][name]
+        assert coarse.dtype == jnp.float32, name
+        assert np.any(coarse != coarse.astype(jnp.bfloat16)), f"{name} is rounded to bfloat16"
+        error = np.sqrt(np.mean(np.square(fine - coarse)) / np.mean(np.square(fine)))
+        assert 1e-5 < error < 0.03, name
+
+
+def test_image_towers_embed_in_bfloat16_too():
+    model = helpers.build(dict(image=helpers.image(style="siglip", embed_dim=8)), "bfloat16")
+    out = helpers.forward(model, "image.tokens", "image.pooled")(helpers.random_params(model), helpers.batch())
+    assert out["image.tokens"].x.dtype == jnp.bfloat16
+    assert out["image.pooled"].dtype == jnp.float32
+    assert np.any(out["image.pooled"] != out["image.pooled"].astype(jnp.bfloat16))

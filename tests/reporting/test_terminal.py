@@ -1,0 +1,159 @@
+"""What a person sees in a terminal and what lands in a log file."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from xmodal.reporting.formatting import compact, duration, number, percent, size, words
+from xmodal.reporting.progress import Progress
+from xmodal.reporting.results import Figure, evaluation_tables, nest, read_results, write_results
+from xmodal.reporting.summary import print_evaluation, print_summary, print_table
+
+RESULTS = {
+    "retrieval/unseen_vendor/images": 1811.0,
+    "retrieval/unseen_vendor/image_to_text/R@1": 0.17,
+    "retrieval/unseen_vendor/image_to_text/R@10": 0.53,
+    "retrieval/unseen_vendor/image_to_text/chance/R@1": 1 / 1811,
+    "retrieval/unseen_vendor/image_to_text/chance/R@10": 10 / 1811,
+    "retrieval/unseen_vendor/text_to_image/R@1": 0.16,
+    "retrieval/unseen_vendor/text_to_image/median_rank": 8.0,
+    "zero_shot/groups/top1": 0.7,
+    "zero_shot/groups/chance/top1": 0.1,
+    "zero_shot/groups/images": 1811.0,
+}
+
+
+def plain_console(width=80):
+    return Console(file=io.StringIO(), width=width, force_terminal=False)
+
+
+def shown(console):
+    return console.file.getvalue()
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_numbers_are_short_and_exact_enough():
+    assert [number(v) for v in (0.0123456, 5.5452, 12300.0, 3, float("nan"))] == [
+        "0.01235",
+        "5.545",
+        "12,300",
+        "3",
+        "nan",
+    ]
+    assert [compact(v) for v in (999, 12_345, 86_200_000, 999_600)] == ["999", "12.3K", "86.2M", "1M"]
+    assert [percent(v) for v in (0.531, 0.00552, 0.000552, 0.0)] == ["53.1 %", "0.55 %", "0.055 %", "0.0 %"]
+    assert [duration(v) for v in (42, 192, 7500, 367200)] == ["42s", "3m12s", "2h05m", "4d06h"]
+    assert size(150_000_000_000) == "139.7 GiB"
+    assert words("image_to_text") == "image → text" and words("top5") == "top-5"
+
+
+def test_log_lines_come_now_and_then_without_control_codes():
+    console, clock = plain_console(), Clock()
+    with Progress(100_000, console=console, clock=clock) as progress:
+        for step in range(1, 501):
+            clock.now += 0.1
+            progress.update(step, loss=5.0, samples_per_s=2560.0, data_wait=0.02)
+    lines = shown(console).splitlines()
+    assert len(lines) == 5  # at the first step and every 10 seconds
+    assert "\x1b" not in shown(console) and "\r" not in shown(console)
+    assert re.fullmatch(r"step +401/100000 +loss 5\.0000 +2,560 samples/s +wait 2 % +left 2h46m", lines[-1])
+
+
+def test_a_short_run_logs_every_twentieth_and_its_end():
+    console, clock = plain_console(), Clock()
+    with Progress(40, console=console, clock=clock) as progress:
+        for step in range(1, 41):
+            clock.now += 1.0
+            progress.update(step, loss=1.0)
+    steps = [int(re.search(r"(\d+)/40", line)[1]) for line in shown(console).splitlines()]
+    assert steps == [1, *range(3, 41, 2), 40]
+
+
+def test_time_left_leaves_out_compilation_and_the_steps_before_a_resume():
+    clock = Clock()
+    progress = Progress(1000, enabled=False, start_step=500, clock=clock)
+    assert progress.seconds_left() is None
+    clock.now = 60.0  # the first step compiles for a minute
+    progress.update(501)
+    clock.now = 160.0
+    progress.update(601)
+    assert progress.seconds_left() == pytest.approx(399.0)
+
+
+def test_a_disabled_display_is_silent():
+    console = plain_console()
+    with Progress(10, enabled=False, console=console) as progress:
+        progress.update(10, loss=1.0)
+        progress.message("hello")
+    assert shown(console) == ""
+
+
+def test_the_live_line_fits_80_columns_and_messages_stand_above_it():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    clock = Clock()
+    with Progress(1600, console=console, clock=clock) as progress:
+        progress.update(1, loss=5.5)
+        clock.now = 60.0
+        progress.message("[alarm] at chance")
+        progress.update(801, loss=2.3456, samples_per_s=1130.4, data_wait=0.25, mfu=0.412)
+    last = [line for line in re.split(r"[\r\n]+", shown(console)) if "step" in line][-1]
+    last = re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", last)
+    assert "step  801/1600  loss 2.3456  1,130 samples/s  wait 25 %  MFU 41.2 %  left 1m00s" in last
+    assert len(last.rstrip()) <= 80
+    assert "[alarm] at chance" in shown(console)
+
+
+def test_the_summary_shows_text_as_it_is():
+    console = plain_console()
+    sections = {"rules": [".*/(bias|scale)[ab] -> none", "x"], "mesh": {"data": 8}, "empty": "", "steps": 1600}
+    print_summary("xmodal", sections, console)
+    lines = [line.rstrip() for line in shown(console).splitlines()]
+    assert "rules  .*/(bias|scale)[ab] -> none" in lines and "mesh   data 8" in lines and "steps  1,600" in lines
+    assert not any("empty" in line for line in lines) and "\x1b" not in shown(console)
+
+
+def test_tables_are_not_cut_in_a_log_and_fit_a_terminal():
+    long = "image/trunk/layers/" + "x" * 90
+    console = plain_console()
+    print_table("rules", ["path", "lr"], [[long, 0.5], ["[b]", 1]], console)
+    assert long in shown(console) and "[b]" in shown(console)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    print_table("rules", ["path", "lr"], [[long, 0.5]], console)
+    assert max(map(len, shown(console).splitlines())) <= 80
+
+
+def test_nested_results_come_back_from_disk(tmp_path):
+    written = write_results(tmp_path, 100, 25600, RESULTS)
+    assert read_results(tmp_path) == written
+    assert written["retrieval"]["unseen_vendor"]["image_to_text"]["R@10"] == 0.53
+    assert (written["step"], written["samples"]) == (100, 25600)
+
+
+@pytest.mark.parametrize("names", [("a/b", "a/b/c"), ("a/b/c", "a/b")])
+def test_a_name_cannot_be_value_and_group(names):
+    with pytest.raises(ValueError, match="rename"):
+        nest(dict.fromkeys(names, 1.0))
+
+
+def test_evaluation_tables_have_a_row_per_direction_and_chance_beside_each_figure():
+    retrieval, zero_shot = evaluation_tables({"step": 1, **nest(RESULTS)})
+    assert retrieval.columns == ["set", "R@1", "R@10", "median rank", "images"]
+    assert retrieval.rows[0][:3] == [
+        "unseen vendor · image → text",
+        Figure("R@1", 0.17, 1 / 1811),
+        Figure("R@10", 0.53, 10 / 1811),
+    ]
+    assert list(map(str, retrieval.rows[1])) == ["unseen vendor · text → image", "16.0 %", "", "8", "1,811"]
+    assert list(map(str, zero_shot.rows[0])) == ["groups", "70.0 % (10.0 %)", "1,811"]
+    console = plain_console()
+    print_evaluation(nest(RESULTS), console)
+    assert "retrieval (in brackets: chance)" in shown(console) and "53.0 % (0.55 %)" in shown(console)

@@ -1,0 +1,3 @@
+"""xmodal: large-scale cross-modal pretraining in JAX and Flax."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""One module per command of `python -m xmodal`: `add_arguments(parser)` and `run(args)`."""

@@ -1,0 +1,36 @@
+"""Measure: `bench loss` (memory of the contrastive losses), `bench step` (speed of a recipe's training step).
+
+python -m xmodal bench loss
+python -m xmodal bench step --config configs/demo.py
+"""
+
+import argparse
+import importlib
+import pathlib
+
+BENCHES = {
+    "loss": "memory per device of the contrastive losses, plain and as rings",
+    "step": "speed of a recipe's training step, with its data",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    benches = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
+    for name, summary in BENCHES.items():
+        own = benches.add_parser(name, help=summary, description=summary)
+        own.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the table to this file")
+        importlib.import_module(f"xmodal.commands.bench_{name}").add_arguments(own)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the chosen benchmark, prints its table and writes it where --json says."""
+    title, columns, rows = importlib.import_module(f"xmodal.commands.bench_{args.bench}").measure(args)
+    from xmodal.reporting.environment import collect_environment
+    from xmodal.reporting.files import write_json
+    from xmodal.reporting.summary import print_table
+
+    print_table(title, columns, rows)
+    if args.json:
+        table = [dict(zip(columns, row)) for row in rows]
+        write_json(args.json, {"title": title, "table": table, "environment": collect_environment()})

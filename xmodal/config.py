@@ -1,0 +1,375 @@
+"""Settings: a recipe and the command line become one checked ConfigDict, and its entries become frozen specs.
+
+A recipe starts from `configs/base.py`, which holds every option once. Sections that are empty there (`model`,
+`objectives`, `evals`, `data.sources`) are open: they hold named entries, which `make_spec` checks when they
+are built. All other sections are closed: a key or a type that is not in the base is an error. Recipes may
+write sections whole or in part; all is checked once, here, so that each error names the full path of its key.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+import traceback
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+T = TypeVar("T")
+_SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "None"}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the key, what was given and what was expected."""
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Runs a recipe, applies command-line overrides and checks the result against the recipe's base.
+
+    Args:
+      spec: path of the recipe, with its variant after a colon: "configs/clip.py" or "configs/clip.py:B16".
+      overrides: such as "--config.optimizer.lr=3e-4"; the prefix "--config." is optional. A value is a Python
+        literal, true or false; anything else is a string, and so is any value of a closed option that is one.
+
+    Returns:
+      The complete config: sections written in part have the base's defaults for the rest, lists are tuples.
+
+    Raises:
+      ConfigError: no such recipe or variant, an unknown key, or a value of the wrong type.
+    """
+    name, colon, variant = spec.partition(".py:")
+    path = pathlib.Path(name + ".py" if colon else name)
+    recipe = _import(path)
+    base = _base(recipe, path)
+    config = validate(_call(recipe, path, variant, base), base, source=str(path))
+    for override in overrides:
+        _override(config, base, override)
+    return validate(config, base, source="command line")
+
+
+def validate(config: Mapping | ConfigDict, base: Mapping | ConfigDict, source: str = "config") -> ConfigDict:
+    """Returns `config` completed by `base`, with values cast to the base's types.
+
+    Args:
+      config: settings to check.
+      base: every option with its default; an empty section is open and takes any entries.
+      source: where the settings come from, for messages.
+
+    Raises:
+      ConfigError: a key that the base does not have, or a value of the wrong type.
+    """
+    base = _plain(base, "")
+    try:
+        return _config(_complete(_plain(config, ""), base, "", _keys(base)))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _complete(given: dict, base: dict, prefix: str, known: list[str]) -> dict:
+    unknown = next((key for key in given if key not in base), None)
+    if unknown is not None:
+        raise ConfigError(_unknown_key(prefix + unknown, known))
+    complete = {}
+    for key, default in base.items():
+        path, value = prefix + key, given.get(key, default)
+        if not isinstance(default, dict):
+            complete[key] = _convert(value, _hint(default), path)
+        elif not isinstance(value, dict):
+            raise ConfigError(f"{path}: expected a section ({{key: value}}), got {_show(value)}")
+        else:
+            complete[key] = _complete(value, default, path + ".", known) if default else value
+    return complete
+
+
+def _hint(default: Any) -> Any:
+    """The type that a closed option must have: its default's; tuples of numbers also keep their length."""
+    if isinstance(default, tuple) and default and all(type(v) in (int, float) for v in default):
+        return tuple[tuple(type(v) for v in default)]
+    return Any if default is None else type(default)
+
+
+def _import(path: pathlib.Path) -> types.ModuleType:
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else pathlib.Path("configs")
+        recipes = sorted(str(p) for p in folder.glob("*.py") if p.stem not in ("base", "__init__"))
+        close = did_you_mean(str(path), recipes)
+        raise ConfigError(f"there is no recipe {path}.{close} Recipes: {', '.join(recipes) or 'none'}")
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _base(recipe: types.ModuleType, path: pathlib.Path) -> dict:
+    base = getattr(recipe, "base", None)
+    if base is None and path.with_name("base.py").is_file():
+        base = _import(path.with_name("base.py"))
+    if not hasattr(base, "get_config") or not hasattr(recipe, "get_config"):
+        raise ConfigError(f"{path}: a recipe holds `from configs import base` and a function `get_config()`")
+    return _plain(base.get_config(), "")
+
+
+def _call(recipe: types.ModuleType, path: pathlib.Path, variant: str, base: dict) -> ConfigDict:
+    """Calls `get_config`, turning the two typos that stop it half-way into errors without a traceback."""
+    if variant and not inspect.signature(recipe.get_config).parameters:
+        raise ConfigError(f"{path} has no variants, got {variant!r}: leave out ':{variant}'")
+    try:
+        return recipe.get_config(variant) if variant else recipe.get_config()
+    except (AttributeError, KeyError) as error:
+        if variant and error.args == (variant,):
+            raise ConfigError(f"{path} has no variant {variant!r}") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        *_, caller = (f for f in frames if "ml_collections" not in f.filename)
+        if caller is frames[-1] or caller.filename != recipe.__file__:
+            raise  # not a key that the recipe reads from its config: a bug, and its traceback says where
+        cause = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
+        key = cause.splitlines()[0].strip("'")
+        where = f"{path}, line {caller.lineno}, `{caller.line}`"
+        raise ConfigError(f"{where}: {_unknown_key(key, _keys(base))}") from error
+
+
+def _override(config: ConfigDict, base: dict, text: str) -> None:
+    key, equals, value = text.removeprefix("--").removeprefix("config.").partition("=")
+    if not equals or not key:
+        raise ConfigError(f"command line: expected --config.KEY=VALUE, got {text!r}")
+    *parents, last = key.split(".")
+    section, default = config, base
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, ConfigDict) else None
+        default = default.get(parent) if default else None  # None or empty: within an open section
+    if not isinstance(section, ConfigDict) or (default and last not in default):
+        raise ConfigError(f"command line: {_unknown_key(key, _keys(_plain(config, '')))}")
+    section[last] = value if default and isinstance(default[last], str) else _literal(value)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, TypeError, SyntaxError):
+        return text
+
+
+# ---------------------------------------------------------------------------------------------- messages
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" with the choices most like `name`, or "" when none is close."""
+    return _question(difflib.get_close_matches(name, list(choices), n=3, cutoff=0.6))
+
+
+def _question(names: Sequence[str]) -> str:
+    return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    """Names the closest keys of all sections; the last part counts most: `lr` finds `optimizer.lr`."""
+    likeness = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()
+    section, _, name = key.rpartition(".")
+    scores, siblings = {}, []
+    for candidate in known:
+        home, _, last = candidate.rpartition(".")
+        if likeness(name, last) >= 0.7:
+            scores[candidate] = likeness(name, last) + likeness(key, candidate)
+        if home == section:
+            siblings.append(last)
+    close = [k for k in scores if scores[k] >= max(scores.values()) - 0.3]
+    valid = f" Keys of {section or 'a config'}: {', '.join(siblings)}." if siblings else ""
+    return f"unknown key {key!r}.{_question(sorted(close, key=scores.get, reverse=True)[:3]) or valid}"
+
+
+def _show(value: Any) -> str:
+    value = value.to_dict() if isinstance(value, ConfigDict) else value
+    return "None" if value is None else f"{value!r} ({type(value).__name__})"
+
+
+# ---------------------------------------------------------------------------------------------- specs
+
+
+def make_spec(cls: type[T], values: Mapping | ConfigDict, where: str) -> T:
+    """Builds a frozen dataclass from config values, checking every key and type.
+
+    Understands nested dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, `Literal`, `Any` and unions,
+    also of dataclasses that a field `type: Literal[...]` tells apart. An integer is accepted for a float and for
+    a string (a duration in steps), a list for a tuple.
+
+    Args:
+      cls: the dataclass.
+      values: its fields by name; fields with a default may be left out.
+      where: path of `values` in the config, for messages.
+
+    Raises:
+      ConfigError: an unknown or missing key, or a value of the wrong type.
+    """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise ConfigError(f"{where}: expected the keys of {cls.__name__}, got {_show(values)}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in values:
+        if key not in fields:
+            hint = f"{did_you_mean(str(key), fields)} Keys of {cls.__name__}: {', '.join(fields)}"
+            raise ConfigError(f"{where}: unknown key {key!r}.{hint}")
+    unset = dataclasses.MISSING
+    missing = [n for n, f in fields.items() if n not in values and f.default is f.default_factory is unset]
+    if missing:
+        raise ConfigError(f"{where}: {cls.__name__} needs {', '.join(map(repr, missing))}")
+    hints = typing.get_type_hints(cls)
+    converted = {key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ValueError as error:  # from the class's own checks
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Returns `value` as the type `hint` or raises a ConfigError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _plain(value, where)
+    if origin is typing.Literal:
+        if value in args:
+            return value
+        close = did_you_mean(str(value), [str(a) for a in args])
+        raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}.{close}")
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, args, where)
+    if hint is tuple or origin is tuple:
+        return _convert_tuple(value, args, where)
+    if hint is dict or origin in (dict, Mapping):
+        if not isinstance(value, Mapping | ConfigDict):
+            raise ConfigError(f"{where}: expected named entries ({{name: value}}), got {_show(value)}")
+        return {k: _convert(v, args[1] if args else Any, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else make_spec(hint, value, where)
+    if type(value) is hint:
+        return value
+    if hint in (float, str) and type(value) is int:
+        return hint(value)
+    raise ConfigError(f"{where}: expected {_SCALARS.get(hint, hint)}, got {_show(value)}")
+
+
+def _convert_union(value: Any, options: tuple, where: str) -> Any:
+    if type(value) in options:
+        return value
+    if isinstance(value, Mapping | ConfigDict) and "type" in value:
+        tags = {tag: o for o in options if dataclasses.is_dataclass(o) for tag in _tags(o)}
+        if tags:  # dataclasses told apart by a `type: Literal[...]`
+            kind = _convert(value["type"], typing.Literal[tuple(tags)], f"{where}.type")
+            return make_spec(tags[kind], value, where)
+    errors = []
+    for option in options:
+        if option is not type(None):
+            try:
+                return _convert(value, option, where)
+            except ConfigError as error:
+                errors.append(error)
+    if len(errors) == 1:  # `X | None`: what is wrong with the X says more
+        raise errors[0]
+    wanted = " or ".join(_SCALARS.get(o, getattr(o, "__name__", str(o))) for o in options)
+    raise ConfigError(f"{where}: expected {wanted}, got {_show(value)}")
+
+
+def _tags(cls: type) -> tuple:
+    hint = typing.get_type_hints(cls).get("type")
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+
+
+def _convert_tuple(value: Any, args: tuple, where: str) -> tuple:
+    if not isinstance(value, tuple | list):
+        raise ConfigError(f"{where}: expected a tuple, got {_show(value)}")
+    if not args:
+        return _plain(value, where)
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise ConfigError(f"{where}: expected a tuple of {len(args)}, got {len(value)} in {value!r}")
+    return tuple(_convert(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, args)))
+
+
+# ---------------------------------------------------------------------------------------------- saving
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as indented JSON; `load_saved` reads it back equal."""
+    return json.dumps(_plain(config, ""), indent=2, ensure_ascii=False) + "\n"
+
+
+def save_config(config: ConfigDict, path: str | os.PathLike) -> None:
+    """Writes `to_json(config)`; the file is complete or absent, also when the process dies."""
+    path = pathlib.Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(to_json(config), encoding="utf-8")
+    part.replace(path)
+
+
+def load_saved(path: str | os.PathLike) -> ConfigDict:
+    """Reads what `save_config` wrote. Raises ConfigError when the file is missing or damaged."""
+    try:
+        return from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no saved config at {path}") from None
+    except ValueError as error:  # not UTF-8 or not JSON
+        raise ConfigError(f"{path} is not a saved config: {error}") from error
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` returned. Raises ValueError when it is something else."""
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ConfigError(f"it holds a {type(values).__name__}, not sections")
+    return _config(_plain(values, ""))
+
+
+def diff(a: ConfigDict, b: ConfigDict) -> list[str]:
+    """Returns one line for each option that differs, such as "optimizer.lr: 0.001 -> 0.0003"."""
+    left, right = (_flatten(_plain(c, "")) for c in (a, b))
+    show = lambda values, key: repr(values[key]) if key in values else "(not set)"
+    changed = [k for k in {**left, **right} if k not in left or k not in right or left[k] != right[k]]
+    return [f"{key}: {show(left, key)} -> {show(right, key)}" for key in changed]
+
+
+# ---------------------------------------------------------------------------------------------- plain data
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Returns dicts, tuples and scalars only: what a config may hold, whatever it was written as."""
+    if isinstance(value, Mapping | ConfigDict):
+        items = value.items()
+        bad = next((k for k, _ in items if not isinstance(k, str)), None)
+        if bad is not None:
+            raise ConfigError(f"{where or 'config'}: keys are strings, got {_show(bad)}")
+        return {k: _plain(v, f"{where}.{k}".lstrip(".")) for k, v in items}
+    if isinstance(value, tuple | list):
+        return tuple(_plain(v, f"{where}[{i}]") for i, v in enumerate(value))
+    if type(value) in _SCALARS:
+        return value
+    allowed = "numbers, strings, booleans, None, tuples and sections"
+    raise ConfigError(f"{where}: a config holds {allowed}; got {_show(value)}")
+
+
+def _config(plain: dict) -> ConfigDict:
+    """ConfigDict's own type check is off: it knows neither the key's path nor durations given as integers."""
+    return ConfigDict(plain, type_safe=False)
+
+
+def _flatten(plain: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in plain.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _keys(plain: dict, prefix: str = "") -> list[str]:
+    """Dotted names of all sections and options."""
+    keys = []
+    for key, value in plain.items():
+        keys += [prefix + key, *(_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else ())]
+    return keys

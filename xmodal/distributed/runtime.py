@@ -1,0 +1,214 @@
+"""The process: how it joins the others, hears that it should stop, and ends when one of them fails."""
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+
+import jax
+from jax._src import distributed  # the coordination service has no public barrier
+from jax.experimental import multihost_utils
+
+from xmodal.config import ConfigError
+from xmodal.distributed.watchdog import Watchdog
+
+HEARTBEAT_SECONDS = 60  # a process that is silent for longer is dead; the others then end as well
+SHUTDOWN_SECONDS = 60  # how long a process that is done waits for the others
+FOREVER_SECONDS = 10**7  # heartbeat of a single process, which may be suspended for a night and go on
+
+_barriers = itertools.count()
+
+
+class Runtime:
+    """A process that has joined the run; use it as a context around everything that touches JAX.
+
+    Inside the context SIGTERM and Ctrl-C no longer end the process: they make `preempted` true, at the same
+    step on all processes. A second Ctrl-C ends it at once. An exception on one of several processes ends that
+    process without waiting for the others, who would wait for it in a collective.
+    """
+
+    def __init__(self):
+        self._preempted = False
+        self._interrupts = 0
+        self._undo = contextlib.ExitStack()
+
+    @classmethod
+    def start(cls, compile_cache: str = "") -> "Runtime":
+        """Joins the other processes, if there are any, and sets up the compile cache."""
+        initialize()
+        set_compile_cache(compile_cache)
+        return cls()
+
+    @property
+    def process_index(self) -> int:
+        """Number of this process, from 0."""
+        return jax.process_index()
+
+    @property
+    def process_count(self) -> int:
+        """Number of processes of the run."""
+        return jax.process_count()
+
+    def preempted(self, step: int) -> bool:
+        """Whether to save and stop before step `step`.
+
+        Every process must ask before every step: they agree on a step that all of them have yet to begin.
+        """
+        if not self._preempted and self.process_count > 1:
+            self._preempted = multihost_utils.reached_preemption_sync_point(step)
+        return self._preempted
+
+    def watchdog(self, step_seconds: float, slow_seconds: float) -> Watchdog:
+        """Returns a watchdog for this process; use it as a context around the loop."""
+        several = self.process_count > 1
+        who = f" (process {self.process_index} of {self.process_count})" if several else ""
+        return Watchdog(step_seconds, slow_seconds, who=who)
+
+    def __enter__(self) -> "Runtime":
+        if self.process_count > 1:
+            sys.excepthook = _exit_at_once  # stays when the context ends: that is when the exception arrives
+        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+            self._listen()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._undo.close()
+
+    def _listen(self) -> None:
+        """Hears signals in a thread: the main thread may be inside a long computation, or stuck in one."""
+        # With several processes SIGTERM belongs to JAX's preemption service, which tells all of them.
+        signals = (signal.SIGINT,) if self.process_count > 1 else (signal.SIGINT, signal.SIGTERM)
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._hear, args=(reader,), name="signals", daemon=True)
+        thread.start()
+        self._undo.callback(reader.close)
+        self._undo.callback(thread.join)
+        self._undo.callback(writer.close)  # ends the thread
+        self._undo.callback(signal.set_wakeup_fd, before)
+        for number in signals:
+            self._undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+
+    def _hear(self, reader: socket.socket) -> None:
+        while received := reader.recv(1):
+            self._on_signal(received[0])
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                os.write(2, b"\nCtrl-C again: quitting without saving\n")
+                os._exit(128 + signal.SIGINT)
+            os.write(2, b"\nCtrl-C: saving after this step and stopping; press it again to quit at once\n")
+            if self.process_count > 1:
+                os.kill(os.getpid(), signal.SIGTERM)  # all processes must stop at the same step
+        if number in (signal.SIGINT, signal.SIGTERM) and self.process_count == 1:
+            self._preempted = True
+
+
+def initialize() -> None:
+    """Joins the distributed run, before any device is used; with one process it is a run of one.
+
+    Several processes are found by JAX itself (TPU pods, SLURM, Open MPI, Kubernetes) or named by the
+    environment variables JAX_COORDINATOR_ADDRESS ("host:port" of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. Does nothing when JAX has joined already, or when its devices are already in use.
+
+    Raises:
+      ConfigError: only some of the variables are set, or they are not numbers.
+    """
+    if jax.distributed.is_initialized():
+        return
+    named = _from_environment()
+    try:
+        jax.distributed.initialize(
+            **named, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS
+        )
+    except ValueError as error:
+        if named or "coordinator_address" not in str(error):  # that is JAX's word for: no cluster found
+            raise
+        _initialize_alone()
+    except RuntimeError as error:
+        if named or "before any JAX calls" not in str(error):
+            raise
+
+
+def _from_environment() -> dict:
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    values = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if not values:
+        return {}
+    if missing := [name for name in names if name not in values]:
+        raise ConfigError(f"the environment sets {', '.join(values)} but not {', '.join(missing)}; "
+                          "a run of several processes needs all three, a run of one needs none")  # fmt: skip
+    address, count, index = values.values()
+    if ":" not in address or not count.isdigit() or not index.isdigit() or int(index) >= int(count):
+        raise ConfigError(
+            "expected JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES=n and JAX_PROCESS_ID in 0..n-1, "
+            f"got {address!r}, {count!r} and {index!r}"
+        )
+    return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+
+
+def _initialize_alone() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    jax.distributed.initialize(
+        address, 1, 0, coordinator_bind_address=address,  # JAX's default listens to the whole network
+        cluster_detection_method="deactivate", heartbeat_timeout_seconds=FOREVER_SECONDS,
+    )  # fmt: skip
+
+
+def barrier(name: str, seconds: float = 600.0) -> None:
+    """Waits until all processes are here; unlike a collective it ends, and says who is missing.
+
+    Args:
+      name: of the place, for the message.
+      seconds: how long to wait.
+
+    Raises:
+      RuntimeError: not all processes came in time.
+    """
+    if jax.process_count() == 1:
+        return
+    try:
+        distributed.global_state.client.wait_at_barrier(
+            f"xmodal/{name}/{next(_barriers)}", timeout_in_ms=int(seconds * 1000)
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise RuntimeError(
+            f"process {jax.process_index()} waited {seconds:g} s at {name!r} for the other "
+            f"{jax.process_count() - 1} processes: {error}"
+        ) from error
+
+
+def set_compile_cache(directory: str) -> None:
+    """Keeps compiled programs in `directory` for later runs; "" keeps none.
+
+    JAX runs what it finds there, so it is made for this user only. The environment's
+    JAX_COMPILATION_CACHE_DIR takes precedence.
+    """
+    if not directory or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    directory = os.path.expanduser(directory)
+    if "://" not in directory:
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            warnings.warn(f"log.compile_cache: nothing is kept, {error}", stacklevel=2)
+            return
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _exit_at_once(kind, value, trace) -> None:
+    """Ends the process without JAX's farewell, in which it would wait for the others, who wait for it."""
+    sys.__excepthook__(kind, value, trace)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -1,0 +1,74 @@
+"""What an evaluator is, and what it gets to work with."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from data_pipelines.evalset import EvalSet
+from data_pipelines.tokenizers import Tokenizer
+
+from xmodal.models.model import Functional
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalContext:
+    """The parts of a run that evaluators share; the same in training and offline.
+
+    Attributes:
+      model: the towers as pure functions.
+      mesh: batches are split over all its devices.
+      preprocess: (batch, None) -> batch with float images, on the device.
+      tokenizer: that the run trains with.
+      data: `config.data`.
+    """
+
+    model: Functional
+    mesh: jax.sharding.Mesh
+    preprocess: Callable
+    tokenizer: Tokenizer
+    data: Any
+
+    def open(self, urls: str | tuple[str, ...], templates: tuple[str, ...], limit: int) -> EvalSet:
+        """Opens held-out samples whose captions come from `templates` (() is the .txt member)."""
+        data = self.data.copy_and_resolve_references()
+        with data.unlocked():
+            data.text.templates = tuple((1.0, template) for template in templates)
+        return EvalSet(urls, data, limit=limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """Figures by flat name (shares are 0..1) and pictures for the report's gallery."""
+
+    metrics: dict[str, float]
+    gallery: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator(abc.ABC):
+    """One evaluation. Subclasses are frozen dataclasses whose fields are the keys of the config entry.
+
+    Attributes:
+      urls: held-out tar shards.
+      captions: templates over the json fields; () is the .txt member.
+      every: how often during training; the end of the run always evaluates.
+      batch_size: samples embedded at once, over all devices.
+      limit: samples to use; 0 uses all.
+    """
+
+    urls: str | tuple[str, ...]
+    captions: tuple[str, ...] = ()
+    every: str | int = "25%"
+    batch_size: int = 256
+    limit: int = 0
+
+    @abc.abstractmethod
+    def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
+        """Reads the data and compiles nothing yet; returns the function from parameters to results.
+
+        Args:
+          name: of the config entry; metrics start with `<type>/<name>/`.
+          context: what the run provides.
+        """

@@ -1,0 +1,94 @@
+"""Captioning of held-out images: greedy decoding, compared with the true caption and with constant answers."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from xmodal.distributed.mesh import num_batch_shards
+from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
+from xmodal.evaluation.embedding import gather, image_batches, scatter
+from xmodal.evaluation.gallery import choose, thumbnail
+from xmodal.generation.autoregressive import generate
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioning(Evaluator):
+    """Exact match with the true caption, and token accuracy: the share of true tokens found at their place.
+
+    The chance levels are the best that an answer which ignores the image can reach: the most common caption for the
+    exact match, the most common token at each place for the token accuracy.
+
+    Attributes:
+      tower: the tower that writes.
+      examples: captions shown in the report.
+    """
+
+    tower: str = "caption"
+    examples: int = 24
+
+    def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
+        """See `Evaluator`."""
+        dataset, tokenizer = context.open(self.urls, self.captions, self.limit), context.tokenizer
+        length, prefix = context.data.text.length, f"captioning/{name}"
+        truth = [record["captions"][0] for record in dataset.records]
+        ids, valid = tokenizer.encode(truth, length)
+        shards = num_batch_shards(context.mesh)
+        batch_size = -(-self.batch_size // shards) * shards
+
+        @jax.jit
+        def write(params, batch):
+            return generate(
+                context.model, params, context.preprocess(batch, None), tower=self.tower, length=length,
+                bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
+            )  # fmt: skip
+
+        def run(params: Mapping) -> EvalResult:
+            parts: list = [None] * len(dataset)
+            for batch, index in image_batches(dataset, context, batch_size):
+                scatter(parts, index, gather(write(params, batch)))
+            written = np.stack(parts)
+            texts = [tokenizer.decode(row.tolist()) for row in written]
+            right = np.array([a.strip() == b.strip() for a, b in zip(texts, truth)])
+            metrics = {f"{prefix}/{key}": value for key, value in scores(written, ids, valid, right, truth).items()}
+            shown = [
+                {
+                    "image": thumbnail(dataset, i),
+                    "truth": truth[i],
+                    "generated": texts[i],
+                    "correct": bool(right[i]),
+                }
+                for i in choose(right, self.examples)
+            ]
+            return EvalResult(metrics, {prefix: {"captions": shown}})
+
+        return run
+
+
+def scores(
+    written: np.ndarray, ids: np.ndarray, valid: np.ndarray, right: np.ndarray, truth: list[str]
+) -> dict[str, float]:
+    """Exact match and token accuracy with the levels of the best constant answers.
+
+    Args:
+      written: generated ids [samples, length], begin mark first.
+      ids: true ids [samples, length].
+      valid: bool [samples, length].
+      right: bool [samples], exact matches.
+      truth: true captions.
+    """
+    counts = valid[:, 1:]
+    share = lambda guess: float(np.sum((guess == ids[:, 1:]) & counts) / np.sum(counts))
+    common = [
+        collections.Counter(column[mask].tolist()).most_common(1)[0][0] if mask.any() else 0
+        for column, mask in zip(ids[:, 1:].T, counts.T)
+    ]
+    return {
+        "exact_match": float(np.mean(right)),
+        "chance/exact_match": collections.Counter(truth).most_common(1)[0][1] / len(truth),
+        "token_accuracy": share(written[:, 1:]),
+        "chance/token_accuracy": share(np.array(common)[None]),
+        "images": float(len(truth)),
+    }

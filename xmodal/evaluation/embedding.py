@@ -1,0 +1,74 @@
+"""Embeds a held-out set with a tower, sharded over all devices; padding never reaches the results."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from data_pipelines.evalset import EvalSet
+from jax.experimental import multihost_utils
+
+from xmodal.distributed.mesh import num_batch_shards, process_shard, to_global
+from xmodal.evaluation.base import EvalContext
+from xmodal.objectives.contrastive import normalize
+
+
+class Embedder:
+    """Unit embeddings of images and texts as float32 NumPy arrays [samples, dim], complete on every process."""
+
+    def __init__(self, context: EvalContext, batch_size: int):
+        self._context = context
+        shards = num_batch_shards(context.mesh)
+        self._batch_size = -(-batch_size // shards) * shards
+        self._image = jax.jit(self._tower("image"))
+        self._text = jax.jit(self._tower("text"))
+
+    def images(self, params: Mapping, dataset: EvalSet) -> np.ndarray:
+        """Embeds every image of the set, in its order."""
+        parts = [None] * len(dataset)
+        for batch, index in image_batches(dataset, self._context, self._batch_size):
+            scatter(parts, index, gather(self._image(params, batch)))
+        return np.stack(parts)
+
+    def texts(self, params: Mapping, texts: list[str]) -> np.ndarray:
+        """Embeds texts as the run tokenizes its captions."""
+        text, size = self._context.data.text, self._batch_size
+        shard, count = process_shard(self._context.mesh, size)
+        rows = size // count
+        ids, valid = self._context.tokenizer.encode([t.lower() if text.lower else t for t in texts], text.length)
+        parts = []
+        for start in range(0, len(texts), size):
+            own = np.minimum(np.arange(start + shard * rows, start + (shard + 1) * rows), len(texts) - 1)
+            batch = to_global(dict(text=ids[own], text_valid=valid[own]), self._context.mesh)
+            parts.append(gather(self._text(params, batch)))
+        return np.concatenate(parts)[: len(texts)]
+
+    def _tower(self, name: str) -> Callable:
+        want = frozenset({f"{name}.pooled"})
+
+        def embed(params, batch):
+            batch = self._context.preprocess(batch, None)
+            return normalize(self._context.model(params, batch, want)[f"{name}.pooled"])
+
+        return embed
+
+
+def image_batches(dataset: EvalSet, context: EvalContext, batch_size: int) -> Iterator[tuple[dict, np.ndarray]]:
+    """Yields (global batch of images, row indices of the whole batch: -1 marks padding)."""
+    shard = process_shard(context.mesh, batch_size)
+    for batch in dataset.batches(batch_size, shard=shard):
+        index = to_global({"index": np.where(batch["valid"], batch["index"], -1)}, context.mesh)["index"]
+        yield to_global({"image": batch["image"]}, context.mesh), gather(index)
+
+
+def gather(x: jax.Array) -> np.ndarray:
+    """Brings a sharded array to every host."""
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
+def scatter(parts: list, index: np.ndarray, values: np.ndarray) -> None:
+    """Puts the rows of a batch at their places, leaving padding out."""
+    for place, value in zip(index, values):
+        if place >= 0:
+            parts[place] = value

@@ -1,0 +1,103 @@
+"""Multi-head attention over self or context, with the options that the field's models need and a key-value cache."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xmodal.models.init import Scheme
+from xmodal.models.layers import Linear, Norm, apply_routed, rotary, routed
+
+if TYPE_CHECKING:
+    from xmodal.models.sublayer import Flow, Sublayer
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, softcap: float = 0.0) -> jax.Array:
+    """Scaled dot-product attention with float32 logits.
+
+    Args:
+      q: [batch, queries, heads, head_dim].
+      k: [batch, keys, kv_heads, head_dim]; heads must be a multiple of kv_heads.
+      v: same shape as k.
+      mask: bool, broadcastable to [batch, heads, queries, keys], or None.
+      softcap: bound of the logits (Gemma 2); 0 leaves them.
+
+    Returns:
+      [batch, queries, heads, head_dim].
+    """
+    if not softcap:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    logits = softcap * jnp.tanh(logits / softcap)
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+
+
+class Attention(nnx.Module):
+    """Projects, attends, projects back: [batch, seq, width] -> [batch, seq, width]."""
+
+    def __init__(self, spec: "Sublayer", width: int, source_width: int, scheme: Scheme, rngs: nnx.Rngs):
+        if not spec.heads or (not spec.head_dim and width % spec.heads):
+            raise ValueError(f"{spec.kind} attention needs heads that divide the width {width}, got {spec.heads}")
+        dim = spec.head_dim or width // spec.heads
+        kv_heads = spec.kv_heads or spec.heads
+        linear = lambda inputs, outputs, init, bias: (
+            lambda: Linear(inputs, outputs, rngs=rngs, bias=bias, kernel_init=init)
+        )
+        self.spec, self.dim, self.kv_heads = spec, dim, kv_heads
+        self.query = routed(linear(width, spec.heads * dim, scheme.attn_in, spec.bias), spec.routes)
+        # Context tokens carry no segments of this stream: only the self kind routes keys and values.
+        routes = spec.routes if spec.kind == "self" else ()
+        self.key = routed(linear(source_width, kv_heads * dim, scheme.attn_in, spec.bias and spec.key_bias), routes)
+        self.value = routed(linear(source_width, kv_heads * dim, scheme.attn_in, spec.bias), routes)
+        self.query_norm = Norm(dim, kind=spec.norm, eps=spec.norm_eps) if spec.qk_norm else None
+        self.key_norm = Norm(dim, kind=spec.norm, eps=spec.norm_eps) if spec.qk_norm else None
+        inner = lambda: Norm(spec.heads * dim, kind=spec.norm, eps=spec.norm_eps)
+        self.inner_norm = routed(inner, spec.routes) if spec.inner_norm else None
+        self.out = routed(linear(spec.heads * dim, width, scheme.attn_out, spec.bias), spec.routes)
+
+    def _keys_values(self, source: jax.Array, flow: "Flow"):
+        heads = lambda a: a.reshape(*a.shape[:2], self.kv_heads, self.dim)
+        k = heads(apply_routed(self.key, source, flow.segments))
+        v = heads(apply_routed(self.value, source, flow.segments))
+        return (k if self.key_norm is None else self.key_norm(k)), v
+
+    def __call__(self, x: jax.Array, flow: "Flow", cache: dict | None = None):
+        """Returns (output [batch, seq, width], new cache or None).
+
+        With a cache, self attention writes its new keys at `flow.index` and reads all of them; cross attention
+        computes the context's keys when a context is given and reuses them when it is not.
+        """
+        spec, cross = self.spec, self.spec.kind == "cross"
+        q = apply_routed(self.query, x, flow.segments).reshape(*x.shape[:2], spec.heads, self.dim)
+        q = q if self.query_norm is None else self.query_norm(q)
+        if cross and cache is not None and flow.context is None:
+            k, v = cache["k"], cache["v"]
+        else:
+            k, v = self._keys_values(flow.context if cross else x, flow)
+        if spec.rope and not cross:  # two sequences share no positions
+            if flow.pos is None:
+                raise ValueError(
+                    "rotary positions (`rope`) in a tower whose tokens carry none: it reads several sequences"
+                )
+            q, k = rotary(q, flow.pos, spec.rope), rotary(k, flow.pos, spec.rope)
+        if cache is not None:
+            if not cross:
+                k, v = (
+                    jax.lax.dynamic_update_slice(cache[n], a.astype(cache[n].dtype), (0, flow.index, 0, 0))
+                    for n, a in (("k", k), ("v", v))
+                )
+            cache = {"k": k, "v": v}
+        mask = flow.cross_mask if cross else flow.self_mask
+        y = attend(q, k, v, mask, spec.softcap)
+        y = y.reshape(*x.shape[:2], -1)
+        if self.inner_norm is not None:
+            y = apply_routed(self.inner_norm, y, flow.segments)
+        y = apply_routed(self.out, y, flow.segments)
+        if cross and mask is not None:
+            # A query that sees nothing adds nothing, no bias either (Flamingo, section 3.1.3).
+            y = jnp.where(jnp.any(mask, axis=-1).transpose(0, 2, 1), y, jnp.zeros((), y.dtype))
+        return y, cache

@@ -1,0 +1,221 @@
+"""Embedders: raw modality in, `Tokens` out."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xmodal import keys as key_tools
+from xmodal.distributed.sharding import constrain
+from xmodal.models import init
+from xmodal.models.layers import Norm, sincos_positions
+from xmodal.models.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchSpec:
+    """Images to patch tokens (ViT).
+
+    Attributes:
+      image_size: pixels, a side or (height, width); 0 takes the data's size.
+      patch_size: pixels; with a stem the product of all strides.
+      stem: channels of 3x3 stride-2 convolutions before the patch map (Xiao et al. 2021, "Early convolutions");
+        () is the plain ViT.
+      class_token: prepend a learned token.
+      position: learned (added to all tokens), fixed sine-cosine (patches only) or none.
+      bias: bias of the patch map (CLIP has none).
+      pre_norm: a norm after the positions (CLIP's `ln_pre`).
+      norm_eps: of the pre-norm.
+      patch_dropout: share of patches left out in training (FLIP).
+      input: name of the array in the batch, [batch, height, width, 3].
+    """
+
+    type: Literal["patch"] = "patch"
+    image_size: int | tuple[int, int] = 0
+    patch_size: int = 16
+    stem: tuple[int, ...] = ()
+    class_token: bool = True
+    position: Literal["learned", "sincos", "none"] = "learned"
+    bias: bool = True
+    pre_norm: bool = False
+    norm_eps: float = 1e-6
+    patch_dropout: float = 0.0
+    input: str = "image"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (down, across)."""
+        size = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        if any(s <= 0 or s % self.patch_size for s in size):
+            raise ValueError(f"image size {size} is not a multiple of the patch size {self.patch_size}")
+        return size[0] // self.patch_size, size[1] // self.patch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSpec:
+    """Token ids to tokens.
+
+    Attributes:
+      vocab_size: rows of the table; 0 takes the tokenizer's.
+      length: positions; 0 takes the data's text length.
+      position: learned, or none (rotary trunks).
+      causal: each token starts a group of its own, so it sees only those before it.
+      mask_padding: padding is invisible (SigLIP trains without).
+      norm: a norm after the sum (BERT, GIT).
+      norm_eps: of that norm.
+      scale: multiplies the embedding by sqrt(width) (Gemma).
+      dropout: on the embedded tokens.
+      input: name of the ids in the batch, int32 [batch, seq]; `<input>_valid` marks padding with false.
+    """
+
+    type: Literal["token"] = "token"
+    vocab_size: int = 0
+    length: int = 0
+    position: Literal["learned", "none"] = "learned"
+    causal: bool = True
+    mask_padding: bool = True
+    norm: bool = False
+    norm_eps: float = 1e-6
+    scale: bool = False
+    dropout: float = 0.0
+    input: str = "text"
+
+
+class PatchEmbed(nnx.Module):
+    """Cuts images into patches; [batch, height, width, 3] -> Tokens [batch, patches (+1), width]."""
+
+    def __init__(self, spec: PatchSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
+        self.spec, self.dtype = spec, dtype
+        channels, patch = 3, spec.patch_size
+        self.stem = nnx.Dict()
+        for i, outputs in enumerate(spec.stem):
+            self.stem[str(i)] = Conv(channels, outputs, 3, stride=2, rngs=rngs)
+            channels, patch = outputs, patch // 2
+        if patch * 2 ** len(spec.stem) != spec.patch_size:
+            raise ValueError(f"patch_size {spec.patch_size} cannot hold {len(spec.stem)} stem layers of stride 2")
+        draw = lambda initializer, *shape: nnx.Param(initializer(rngs.params(), shape, jnp.float32))
+        self.kernel = draw(scheme.patch, patch, patch, channels, width)
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if spec.bias else None
+        count = spec.grid[0] * spec.grid[1] + spec.class_token
+        self.class_token = draw(scheme.class_token, width) if spec.class_token else None
+        self.position = draw(scheme.image_position, count, width) if spec.position == "learned" else None
+        self.pre_norm = Norm(width, eps=spec.norm_eps) if spec.pre_norm else None
+
+    def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
+        images, spec = batch[self.spec.input].astype(self.dtype), self.spec
+        for i in range(len(spec.stem)):
+            images = self.stem[str(i)](images)
+        down, across = spec.grid
+        if images.shape[1] != down * self.kernel.shape[0] or images.shape[2] != across * self.kernel.shape[1]:
+            raise ValueError(f"the model expects {spec.image_size} pixels, got images {batch[spec.input].shape}")
+        x = patches_matmul(images, self.kernel[...].astype(self.dtype))
+        if self.bias is not None:
+            x = x + self.bias[...].astype(self.dtype)
+        y, z = jnp.meshgrid(jnp.arange(down), jnp.arange(across), indexing="ij")
+        pos = jnp.stack([y.ravel(), z.ravel()], axis=-1).astype(jnp.int32)
+        if spec.position == "sincos":
+            x = x + sincos_positions(spec.grid, x.shape[-1]).astype(x.dtype)
+        if self.class_token is not None:
+            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+            x, pos = jnp.concatenate([first, x], axis=1), jnp.concatenate([jnp.zeros((1, 2), jnp.int32), pos])
+        if self.position is not None:
+            x = x + self.position[...].astype(x.dtype)
+        pos = jnp.broadcast_to(pos, (x.shape[0], *pos.shape))
+        if keys is not None and spec.patch_dropout:
+            x, pos = drop_patches(x, pos, spec.patch_dropout, int(spec.class_token), keys)
+        x = x if self.pre_norm is None else self.pre_norm(x)
+        return Tokens(x, pos=pos, segments=((spec.input, x.shape[1]),))
+
+
+class Conv(nnx.Module):
+    """A strided convolution, LayerNorm over channels and GELU: one step of a stem."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, rngs: nnx.Rngs):
+        self.stride = stride
+        self.kernel = nnx.Param(init.he(rngs.params(), (size, size, inputs, outputs), jnp.float32))
+        self.norm = Norm(outputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            (self.stride,) * 2,
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return jax.nn.gelu(self.norm(y), approximate=True)
+
+
+class TokenEmbed(nnx.Module):
+    """Looks tokens up; ids [batch, seq] -> Tokens [batch, seq, width]."""
+
+    def __init__(self, spec: TokenSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
+        self.spec, self.dtype = spec, dtype
+        self.embedding = nnx.Param(scheme.token(rngs.params(), (spec.vocab_size, width), jnp.float32))
+        self.position = (
+            nnx.Param(scheme.text_position(rngs.params(), (spec.length, width), jnp.float32))
+            if spec.position == "learned"
+            else None
+        )
+        self.norm = Norm(width, eps=spec.norm_eps) if spec.norm else None
+
+    def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
+        spec, ids = self.spec, batch[self.spec.input]
+        start = batch.get(f"{spec.input}_start", 0)  # position of the first id when decoding
+        # A table sharded along the width would be rematerialised whole by the gather; along the rows it is not.
+        table = constrain(self.embedding[...], jax.P("tensor", None))
+        x = jnp.take(table, ids, axis=0).astype(self.dtype)
+        if spec.scale:
+            x = x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype)
+        if self.position is not None:
+            rows = jax.lax.dynamic_slice_in_dim(self.position[...], start, ids.shape[1])
+            x = x + rows.astype(x.dtype)
+        x = x if self.norm is None else self.norm(x)
+        if spec.dropout:
+            x = key_tools.dropout(x, spec.dropout, key_tools.fold(keys, "embed_dropout"))
+        valid = batch.get(f"{spec.input}_valid") if spec.mask_padding else None
+        pos = jnp.broadcast_to(start + jnp.arange(ids.shape[1], dtype=jnp.int32)[:, None], (*ids.shape, 1))
+        group = jnp.ones(ids.shape, jnp.int32) if spec.causal else None
+        return Tokens(x, valid=valid, group=group, pos=pos, segments=((spec.input, ids.shape[1]),))
+
+
+EMBEDDERS = {"patch": (PatchSpec, PatchEmbed), "token": (TokenSpec, TokenEmbed)}
+
+
+def patches_matmul(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution whose stride is its size, as one matrix product.
+
+    Args:
+      images: [batch, height, width, channels].
+      kernel: [patch, patch, channels, outputs].
+
+    Returns:
+      [batch, patches, outputs], row by row.
+    """
+    (b, h, w, c), (ph, pw, _, d) = images.shape, kernel.shape
+    x = images.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, (h // ph) * (w // pw), ph * pw * c) @ kernel.reshape(ph * pw * c, d)
+
+
+def drop_patches(x: jax.Array, pos: jax.Array, rate: float, prefix: int, keys: jax.Array):
+    """Keeps a random share 1 - rate of the patches of each sample, in order (FLIP, Li et al. 2023).
+
+    Args:
+      x: [batch, prefix + patches, width].
+      pos: [batch, prefix + patches, 2].
+      rate: share to leave out.
+      prefix: leading tokens that always stay.
+      keys: per-sample keys [batch].
+
+    Returns:
+      x and pos with `prefix + max(1, round(patches * (1 - rate)))` tokens.
+    """
+    count = x.shape[1] - prefix
+    keep = max(1, round(count * (1.0 - rate)))
+    scores = key_tools.uniform(key_tools.fold(keys, "patch_dropout"), (count,))
+    chosen = jnp.sort(jnp.argsort(scores, axis=1)[:, :keep], axis=1) + prefix
+    always = jnp.broadcast_to(jnp.arange(prefix), (x.shape[0], prefix))
+    index = jnp.concatenate([always, chosen], axis=1)[..., None]
+    return jnp.take_along_axis(x, index, axis=1), jnp.take_along_axis(pos, index, axis=1)

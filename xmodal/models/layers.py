@@ -1,0 +1,123 @@
+"""The smallest parts: linear maps, norms, activations, rotary positions, and parameter routing by segment."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer, lecun_normal, ones, zeros
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),
+    "silu": jax.nn.silu,
+}
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias over the last axis; parameters in float32, arithmetic in the type of x.
+
+    `dtype` is that of the result when it should be finer than x: a bfloat16 product accumulates in float32 anyway.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        rngs: nnx.Rngs,
+        bias: bool = True,
+        kernel_init: Initializer | None = None,
+        bias_init: Initializer = zeros,
+    ):
+        kernel_init = kernel_init or lecun_normal()
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(bias_init(rngs.params(), (outputs,), jnp.float32)) if bias else None
+
+    def __call__(self, x: jax.Array, dtype=None) -> jax.Array:
+        dtype = dtype or x.dtype
+        y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=dtype)
+        return y if self.bias is None else y + self.bias[...].astype(dtype)
+
+
+class Norm(nnx.Module):
+    """LayerNorm (`ln`), RMSNorm (`rms`) or RMSNorm with weight 1 + w (`rms1p`, Gemma), always in float32."""
+
+    def __init__(self, width: int, *, kind: str = "ln", eps: float = 1e-6, bias: bool = True):
+        self.kind, self.eps = kind, eps
+        start = zeros if kind == "rms1p" else ones
+        self.scale = nnx.Param(start(None, (width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if kind == "ln" and bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        if self.kind == "ln":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        y = y * (self.scale[...] + 1.0 if self.kind == "rms1p" else self.scale[...])
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class Routed(nnx.Module):
+    """Parameter routing: each segment of a sequence goes through its own copy of a module (BEiT-3, MMDiT, Q-Former).
+
+    Routing is static, so it costs slices and no gathers. With one expert the parameters sit directly under the
+    module's name; with several, under `expert<i>`.
+    """
+
+    def __init__(self, make: Callable[[], nnx.Module], routes: tuple[tuple[str, int], ...]):
+        self.routes = routes
+        self.experts = nnx.Dict({f"expert{i}": make() for i in range(1 + max(i for _, i in routes))})
+
+    def __call__(self, x: jax.Array, segments: tuple[tuple[str, int], ...]) -> jax.Array:
+        table, parts, start = dict(self.routes), [], 0
+        for name, length in segments:
+            expert = self.experts[f"expert{table.get(name, 0)}"]
+            parts.append(expert(x[:, start : start + length]))
+            start += length
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def routed(make: Callable[[], nnx.Module], routes: tuple[tuple[str, int], ...]) -> nnx.Module:
+    """Returns one module, or one per expert when `routes` names segments that have their own."""
+    return Routed(make, routes) if routes else make()
+
+
+def apply_routed(module: nnx.Module, x: jax.Array, segments: tuple[tuple[str, int], ...]) -> jax.Array:
+    """Calls a module made by `routed`."""
+    return module(x, segments) if isinstance(module, Routed) else module(x)
+
+
+def rotary(x: jax.Array, pos: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding (Su et al. 2021), half-split layout; several position axes share the head equally.
+
+    Args:
+      x: [batch, seq, heads, head_dim].
+      pos: [batch, seq, axes].
+      theta: base of the geometric frequencies.
+
+    Returns:
+      The rotated x, same shape and type.
+    """
+    axes, dim = pos.shape[-1], x.shape[-1] // pos.shape[-1]
+    frequency = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    parts = []
+    for axis in range(axes):
+        part = x[..., axis * dim : (axis + 1) * dim].astype(jnp.float32)
+        angle = pos[:, :, None, axis, None].astype(jnp.float32) * frequency
+        sin, cos = jnp.sin(angle), jnp.cos(angle)
+        a, b = jnp.split(part, 2, axis=-1)
+        parts.append(jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1))
+    return jnp.concatenate(parts, axis=-1).astype(x.dtype)
+
+
+def sincos_positions(shape: tuple[int, ...], width: int, temperature: float = 10_000.0) -> jax.Array:
+    """Fixed sine-cosine positions of a grid (MoCo v3), float32 [prod(shape), width]; width % (2 * axes) == 0."""
+    dim = width // (2 * len(shape))
+    frequency = temperature ** (-jnp.arange(dim, dtype=jnp.float32) / max(dim - 1, 1))
+    grid = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in shape), indexing="ij")
+    angles = [g.reshape(-1, 1) * frequency for g in reversed(grid)]
+    return jnp.concatenate([f(a) for a in angles for f in (jnp.sin, jnp.cos)], axis=-1)

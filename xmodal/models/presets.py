@@ -1,0 +1,157 @@
+"""Presets: plain ConfigDicts for the field's towers, to be changed key by key in a recipe.
+
+Widths, depths and heads follow the papers: ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021), OpenCLIP's H/14
+(Cherti et al. 2023), SigLIP (Zhai et al. 2023). Vocabulary, text length and image size are 0 here: they are taken
+from the tokenizer and the data section.
+"""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+# width, depth, heads, patch size
+VIT = {
+    "Ti16": (192, 12, 3, 16),
+    "S32": (384, 12, 6, 32),
+    "S16": (384, 12, 6, 16),
+    "B32": (768, 12, 12, 32),
+    "B16": (768, 12, 12, 16),
+    "L16": (1024, 24, 16, 16),
+    "L14": (1024, 24, 16, 14),
+    "H14": (1280, 32, 16, 14),
+}
+# width, depth, heads of the text tower and width of the shared space that go with an image tower of that size
+CLIP_TEXT = {
+    "Ti": (256, 6, 4, 256),
+    "S": (384, 12, 6, 384),
+    "B": (512, 12, 8, 512),
+    "L": (768, 12, 12, 768),
+    "H": (1024, 24, 16, 1024),
+}
+
+# What the two families of dual towers differ in.
+_STYLES = {
+    "clip": dict(act="quick_gelu", norm_eps=1e-5, init="clip"),
+    "siglip": dict(act="gelu_tanh", norm_eps=1e-6, init="siglip"),
+}
+
+
+def _lookup(table: Mapping, name: str, what: str) -> tuple:
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}: known are {', '.join(table)}")
+    return table[name]
+
+
+def trunk(
+    width: int,
+    depth: int,
+    heads: int,
+    *,
+    kinds: tuple[str, ...] = ("self", "mlp"),
+    style: str = "clip",
+    **changes,
+) -> dict:
+    """A trunk of `depth` equal pre-norm layers.
+
+    Args:
+      width: of the residual stream.
+      depth: layers.
+      heads: attention heads.
+      kinds: the sublayers of a layer, in order.
+      style: "clip" or "siglip": activation, epsilon and initialisation.
+      **changes: fields of `TrunkSpec`, or of every `Sublayer` where the trunk has no such field.
+    """
+    base = _STYLES[style]
+    trunk_fields = ("final_norm", "norm", "norm_eps", "drop_path", "init", "condition_width", "scan", "remat")
+    whole = {k: changes.pop(k) for k in trunk_fields if k in changes}
+    common = dict(norm_eps=whole.get("norm_eps", base["norm_eps"]), norm=whole.get("norm", "ln")) | changes
+    mlp = dict(kind="mlp", act=changes.pop("act", base["act"])) | common
+    attention = {k: v for k, v in common.items() if k not in ("act", "hidden", "glu")}
+    layer = tuple(mlp if kind == "mlp" else dict(kind=kind, heads=heads) | attention for kind in kinds)
+    return dict(
+        width=width, depth=depth, pattern=(layer,), norm_eps=base["norm_eps"], drop_path=0.0, init=base["init"],
+        scan=True, remat="none",
+    ) | whole  # fmt: skip
+
+
+def vit(variant: str = "B16", *, style: str = "clip", embed_dim: int | None = None, **changes) -> dict:
+    """An image tower: `vit("B16")` is CLIP's, `vit("B16", style="siglip")` SigLIP's.
+
+    Args:
+      variant: a key of `VIT`.
+      style: "clip": class token, pre-norm, projection; "siglip": attention pooling, no projection.
+      embed_dim: width of the shared space; None takes the published one of this size.
+      **changes: fields of the trunk or its sublayers, see `trunk`; `embed` updates the patch embedder.
+    """
+    width, depth, heads, patch = _lookup(VIT, variant, "image tower")
+    return image_tower(width, depth, heads, patch_size=patch, style=style, **changes) | dict(
+        embed_dim=(_lookup(CLIP_TEXT, variant.rstrip("0123456789"), "size")[3] if style == "clip" else 0)
+        if embed_dim is None
+        else embed_dim
+    )
+
+
+def image_tower(
+    width: int, depth: int, heads: int, *, patch_size: int, style: str = "clip", embed_dim: int = 0,
+    pool: str = "", embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """An image tower of any size; arguments as in `vit` and `trunk`, `embed` updates the patch embedder."""
+    clip = style == "clip"
+    pool = pool or ("cls" if clip else "map")
+    patches = dict(type="patch", image_size=0, patch_size=patch_size, stem=(), class_token=pool == "cls",
+                   position="learned", bias=not clip, pre_norm=clip, norm_eps=_STYLES[style]["norm_eps"],
+                   patch_dropout=0.0)  # fmt: skip
+    return dict(
+        embed=patches | dict(embed or {}),
+        trunk=trunk(width, depth, heads, style=style, **changes),
+        pool=pool, pool_heads=heads, embed_dim=embed_dim,
+    )  # fmt: skip
+
+
+def clip_text(size: str = "B", **changes) -> dict:
+    """CLIP's text tower of a size of `CLIP_TEXT`: causal, pooled at the end mark, projected without bias."""
+    width, depth, heads, embed_dim = _lookup(CLIP_TEXT, size, "text tower")
+    return text_tower(width, depth, heads, **(dict(embed_dim=embed_dim) | changes))
+
+
+def siglip_text(variant: str = "B16", **changes) -> dict:
+    """SigLIP's text tower: as wide as the image tower, full attention without padding mask, last position, biased."""
+    width, depth, heads, _ = _lookup(VIT, variant, "text tower")
+    return text_tower(width, depth, heads, style="siglip", **(dict(embed_dim=width) | changes))
+
+
+def text_tower(
+    width: int, depth: int, heads: int, *, style: str = "clip", embed_dim: int = 0, pool: str = "",
+    head: str = "none", embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """A text tower of any size; arguments as in `trunk`, `embed` updates the token embedder."""
+    clip = style == "clip"
+    tokens = dict(type="token", vocab_size=0, length=0, position="learned", causal=clip, mask_padding=clip)
+    return dict(
+        embed=tokens | dict(embed or {}),
+        trunk=trunk(width, depth, heads, style=style, **changes),
+        pool=pool or ("eos" if clip else "last"), embed_dim=embed_dim, projection_bias=not clip, head=head,
+        vocab_size=0,
+    )  # fmt: skip
+
+
+def decoder(width: int, depth: int, heads: int, *, reads: str = "text", attends: str = "image", **changes) -> dict:
+    """CoCa's multimodal decoder: reads a causal text tower's tokens, attends to an image tower, predicts text."""
+    kinds = changes.pop("kinds", ("self", "cross", "mlp"))
+    return dict(
+        trunk=trunk(width, depth, heads, kinds=kinds, **changes), reads=(reads,), attends=attends, head="linear",
+        vocab_size=0,
+    )  # fmt: skip
+
+
+def dual_tower(*, dtype: str = "float32", **towers) -> ConfigDict:
+    """Two or more towers without wiring: CLIP, ALIGN, SigLIP."""
+    for name, tower in towers.items():
+        if tower.get("reads") or tower.get("attends"):
+            raise ValueError(f"tower {name!r} is wired to another: use presets.fusion")
+    return fusion(dtype=dtype, **towers)
+
+
+def fusion(*, dtype: str = "float32", **towers) -> ConfigDict:
+    """Towers that read or attend to one another: CoCa, GIT, Flamingo."""
+    return ConfigDict(dict(dtype=dtype, towers=towers), convert_dict=True)

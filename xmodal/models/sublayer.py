@@ -1,0 +1,203 @@
+"""The residual sublayer: the one building block of every transformer here.
+
+A layer is an ordered tuple of sublayers, each `self` attention, `cross` attention or an `mlp`, with its norm placed
+before, after or on both sides, and an optional gate on what it adds. CLIP, BERT, CoCa, Flamingo, BEiT-3 and DiT
+differ only in this description.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import zeros
+
+from xmodal import keys as key_tools
+from xmodal.models.attention import Attention
+from xmodal.models.init import Scheme
+from xmodal.models.layers import ACTIVATIONS, Linear, Norm, apply_routed, routed
+
+Segments = tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sublayer:
+    """Description of one residual sublayer.
+
+    Attributes:
+      kind: self attention, cross attention to the context, or MLP.
+      place: where the norm stands: before the body, after the addition, or around the body (sandwich).
+      norm: LayerNorm, RMSNorm, or RMSNorm with weight 1 + w.
+      norm_eps: added to the variance.
+      heads: attention heads.
+      kv_heads: heads of keys and values (grouped-query attention); 0: as many as `heads`.
+      head_dim: width of a head; 0: width / heads.
+      rope: base of rotary positions over `Tokens.pos`, in self attention; 0: none.
+      softcap: logits become softcap * tanh(logits / softcap); 0: none.
+      qk_norm: normalise queries and keys per head.
+      bias: biases in all linear maps of the body.
+      key_bias: bias of the keys (BEiT has none although the others have one).
+      hidden: hidden width of the MLP; 0: four times the width.
+      act: activation of the MLP.
+      glu: gated MLP, act(gate(x)) * fc1(x).
+      inner_norm: a norm before the output map (BEiT-3's sub-LN).
+      gate: what multiplies the body's output: nothing, tanh of a scalar that starts at 0 (Flamingo), a learned vector
+        (LayerScale), or adaLN-Zero from the trunk's condition (DiT).
+      gate_init: start of the LayerScale vector.
+      dropout: on the body's output.
+      routes: ((segment, expert), ...); segments that are not named use expert 0.
+    """
+
+    kind: Literal["self", "cross", "mlp"]
+    place: Literal["pre", "post", "sandwich"] = "pre"
+    norm: Literal["ln", "rms", "rms1p"] = "ln"
+    norm_eps: float = 1e-6
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    rope: float = 0.0
+    softcap: float = 0.0
+    qk_norm: bool = False
+    bias: bool = True
+    key_bias: bool = True
+    hidden: int = 0
+    act: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "silu"] = "gelu"
+    glu: bool = False
+    inner_norm: bool = False
+    gate: Literal["none", "tanh", "layerscale", "adaln"] = "none"
+    gate_init: float = 0.1
+    dropout: float = 0.0
+    routes: tuple[tuple[str, int], ...] = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """What every sublayer of a trunk may use besides the residual stream.
+
+    Attributes:
+      segments: static segments of the stream, for routing.
+      pos: int32 [batch, seq, axes] or None.
+      self_mask: bool [batch, 1, seq, keys] or None.
+      context: values to attend to, [batch, context_seq, context_width], or None.
+      cross_mask: bool [batch, 1, seq or 1, context_seq] or None.
+      condition: [batch, condition_width] for adaLN, or None.
+      index: where new keys go in the cache (int32 scalar), or None without a cache.
+    """
+
+    segments: Segments = dataclasses.field(metadata={"static": True})
+    pos: jax.Array | None = None
+    self_mask: jax.Array | None = None
+    context: jax.Array | None = None
+    cross_mask: jax.Array | None = None
+    condition: jax.Array | None = None
+    index: jax.Array | None = None
+
+
+class Mlp(nnx.Module):
+    """Two linear maps around an activation, optionally gated; [batch, seq, width] -> the same."""
+
+    def __init__(self, spec: Sublayer, width: int, scheme: Scheme, rngs: nnx.Rngs):
+        hidden = spec.hidden or 4 * width
+        into = lambda: Linear(width, hidden, rngs=rngs, bias=spec.bias, kernel_init=scheme.fc_in,
+                              bias_init=scheme.fc_bias)  # fmt: skip
+        out = lambda: Linear(hidden, width, rngs=rngs, bias=spec.bias, kernel_init=scheme.fc_out,
+                             bias_init=scheme.fc_bias)  # fmt: skip
+        self.spec = spec
+        self.fc1 = routed(into, spec.routes)
+        self.gate = routed(into, spec.routes) if spec.glu else None
+        self.inner_norm = (
+            routed(lambda: Norm(hidden, kind=spec.norm, eps=spec.norm_eps), spec.routes) if spec.inner_norm else None
+        )
+        self.fc2 = routed(out, spec.routes)
+
+    def __call__(self, x: jax.Array, segments: Segments = ()) -> jax.Array:
+        act = ACTIVATIONS[self.spec.act]
+        h = apply_routed(self.fc1, x, segments)
+        h = act(h) if self.gate is None else act(apply_routed(self.gate, x, segments)) * h
+        if self.inner_norm is not None:
+            h = apply_routed(self.inner_norm, h, segments)
+        return apply_routed(self.fc2, h, segments)
+
+
+class Residual(nnx.Module):
+    """A sublayer with its norms, gate, dropout and residual connection."""
+
+    def __init__(
+        self,
+        spec: Sublayer,
+        width: int,
+        *,
+        context_width: int,
+        condition_width: int,
+        scheme: Scheme,
+        rngs: nnx.Rngs,
+    ):
+        norm = lambda: routed(lambda: Norm(width, kind=spec.norm, eps=spec.norm_eps), spec.routes)
+        self.spec = spec
+        self.norm = norm()
+        self.after = norm() if spec.place == "sandwich" else None
+        source_width = context_width if spec.kind == "cross" else width
+        is_mlp = spec.kind == "mlp"
+        self.attn = None if is_mlp else Attention(spec, width, source_width, scheme, rngs)
+        self.mlp = Mlp(spec, width, scheme, rngs) if is_mlp else None
+        start = {"tanh": lambda: jnp.zeros((), jnp.float32),
+                 "layerscale": lambda: jnp.full((width,), spec.gate_init, jnp.float32)}  # fmt: skip
+        self.gate = nnx.Param(start[spec.gate]()) if spec.gate in start else None
+        adaln = spec.gate == "adaln"
+        self.modulation = Linear(condition_width, 3 * width, rngs=rngs, kernel_init=zeros) if adaln else None
+
+    def __call__(self, x: jax.Array, flow: Flow, *, keys=None, drop_path=0.0, cache=None):
+        """Returns (x plus what the sublayer adds, the sublayer's new cache or None).
+
+        Args:
+          x: the residual stream [batch, seq, width].
+          flow: masks, positions, context and condition.
+          keys: per-sample keys [batch] for dropout, or None.
+          drop_path: probability of leaving the whole sublayer out for a sample (stochastic depth).
+          cache: {"k", "v"} of this sublayer when decoding.
+        """
+        spec = self.spec
+        h = x if spec.place == "post" else apply_routed(self.norm, x, flow.segments)
+        gate = self.gate[...].astype(x.dtype) if self.gate is not None else None
+        if self.modulation is not None:
+            shift, scale, gate = jnp.split(
+                self.modulation(jax.nn.silu(flow.condition).astype(x.dtype))[:, None], 3, axis=-1
+            )
+            h = h * (1 + scale) + shift
+        if spec.kind == "mlp":
+            h = self.mlp(h, flow.segments)
+        else:
+            h, cache = self.attn(h, flow, cache)
+        if self.after is not None:
+            h = apply_routed(self.after, h, flow.segments)
+        if gate is not None:
+            h = h * (jnp.tanh(gate) if spec.gate == "tanh" else gate)
+        if spec.dropout:
+            h = key_tools.dropout(h, spec.dropout, key_tools.fold(keys, "dropout"))
+        if not isinstance(drop_path, float) or drop_path:
+            h = key_tools.dropout(h, drop_path, key_tools.fold(keys, "drop_path"), shape=(1, 1))
+        x = x + h
+        return (apply_routed(self.norm, x, flow.segments) if spec.place == "post" else x), cache
+
+
+class MapPool(nnx.Module):
+    """Attention pooling by a learned probe: cross-attention, then a residual MLP (SigLIP's MAP head).
+
+    Pools [batch, seq, width] to [batch, 1, width].
+    """
+
+    def __init__(self, width: int, heads: int, *, mlp: Sublayer, norm_eps: float, scheme: Scheme, rngs: nnx.Rngs):
+        self.probe = nnx.Param(scheme.probe(rngs.params(), (1, width), jnp.float32))
+        self.attn = Attention(Sublayer("cross", heads=heads), width, width, scheme, rngs)
+        own = Sublayer("mlp", act=mlp.act, hidden=mlp.hidden, norm_eps=norm_eps)
+        self.mlp = Residual(own, width, context_width=0, condition_width=0,
+                            scheme=scheme, rngs=rngs)  # fmt: skip
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], *self.probe.shape))
+        mask = None if valid is None else valid[:, None, None, :]
+        flow = Flow(segments=(("probe", probe.shape[1]),), context=x, cross_mask=mask)
+        pooled, _ = self.attn(probe, flow)
+        return self.mlp(pooled, flow)[0]

@@ -1,0 +1,152 @@
+"""A tower: embedder, trunk, pooling and projection; what it reads and attends to is decided by the wiring."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xmodal import keys as key_tools
+from xmodal.models.embed import EMBEDDERS, PatchSpec, TokenSpec
+from xmodal.models.init import scheme
+from xmodal.models.layers import Linear, Norm
+from xmodal.models.sublayer import MapPool, Sublayer
+from xmodal.models.tokens import Tokens, concatenate
+from xmodal.models.trunk import Trunk, TrunkSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerSpec:
+    """Description of a tower.
+
+    Attributes:
+      trunk: its stack of layers.
+      embed: how the raw modality becomes tokens; None when the tower only reads other towers.
+      reads: towers whose tokens come first in this tower's sequence (a prefix, or the whole input).
+      attends: the tower that this one's cross sublayers look at.
+      connector: what tokens that are read pass through: nothing (same width), a linear map, or linear and norm (GIT).
+      pool: which token, or mean, or attention pool (`map`) becomes the embedding; `eos` is the last valid token,
+        `last` the last position.
+      pool_heads: heads of the `map` pool.
+      embed_dim: width of the shared space; 0: no projection.
+      projection_bias: bias of the projection.
+      head: next-token logits over the vocabulary: none, own linear map, or tied to the token table.
+      vocab_size: outputs of an untied head; 0 takes the tokenizer's.
+    """
+
+    trunk: TrunkSpec
+    embed: PatchSpec | TokenSpec | None = None
+    reads: tuple[str, ...] = ()
+    attends: str = ""
+    connector: Literal["none", "linear", "linear_norm"] = "none"
+    pool: Literal["none", "cls", "eos", "last", "mean", "map"] = "none"
+    pool_heads: int = 0
+    embed_dim: int = 0
+    projection_bias: bool = False
+    head: Literal["none", "linear", "tied"] = "none"
+    vocab_size: int = 0
+
+    @property
+    def width(self) -> int:
+        """Width of the tower's tokens."""
+        return self.trunk.width
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of what `pooled` returns."""
+        return self.embed_dim or self.width
+
+
+class Connector(nnx.Module):
+    """Carries another tower's tokens into this one's width."""
+
+    def __init__(self, kind: str, source: int, width: int, rngs: nnx.Rngs):
+        if kind == "none" and source != width:
+            raise ValueError(f"tokens of width {source} are read by a tower of width {width}: set its `connector`")
+        self.linear = Linear(source, width, rngs=rngs) if kind != "none" else None
+        self.norm = Norm(width, eps=1e-5) if kind == "linear_norm" else None
+
+    def __call__(self, tokens: Tokens) -> Tokens:
+        x = tokens.x if self.linear is None else self.linear(tokens.x)
+        return tokens.replace(x=x if self.norm is None else self.norm(x))
+
+
+class Tower(nnx.Module):
+    """See `TowerSpec`. The parts are methods, so the wiring computes only what is asked for."""
+
+    def __init__(self, spec: TowerSpec, source_widths: dict[str, int], dtype, rngs: nnx.Rngs):
+        self.spec = spec
+        width, chosen = spec.width, scheme(spec.trunk.init, spec.width, spec.trunk.depth)
+        embedder = spec.embed and EMBEDDERS[spec.embed.type][1]
+        self.embed = embedder(spec.embed, width, chosen, dtype, rngs) if embedder else None
+        self.connectors = nnx.Dict(
+            {name: Connector(spec.connector, source_widths[name], width, rngs) for name in spec.reads}
+        )
+        self.trunk = Trunk(spec.trunk, context_width=source_widths[spec.attends] if spec.attends else 0, rngs=rngs)
+        mlp = next((s for layer in spec.trunk.pattern for s in layer if s.kind == "mlp"), Sublayer("mlp"))
+        self.pool = (
+            MapPool(width, spec.pool_heads, mlp=mlp, norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
+            if spec.pool == "map"
+            else None
+        )
+        linear = lambda outputs, bias, start: (
+            Linear(width, outputs, rngs=rngs, bias=bias, kernel_init=start) if outputs else None
+        )
+        self.projection = linear(spec.embed_dim, spec.projection_bias, chosen.projection)
+        self.head = linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
+
+    def __call__(self, batch: dict, *, read: dict[str, Tokens], context: Tokens | None, keys=None, cache=None):
+        """Returns the trunk's tokens, or (tokens, cache) when decoding.
+
+        Args:
+          batch: raw arrays by name.
+          read: tokens of the towers in `reads` that take part in this call.
+          context: tokens of the tower in `attends`.
+          keys: per-sample keys [batch] or None.
+          cache: the trunk's cache or None.
+        """
+        parts = [self.connectors[name](tokens) for name, tokens in read.items()]
+        if len(self.spec.reads) + (self.embed is not None) > 1:
+            # Rotary positions of another modality mean nothing here.
+            parts = [part.replace(pos=None) for part in parts]
+        if self.embed is not None:
+            with jax.named_scope("embed"):
+                parts.append(self.embed(batch, key_tools.fold(keys, "embed")))
+        with jax.named_scope("trunk"):
+            return self.trunk(concatenate(parts), context=context, keys=key_tools.fold(keys, "trunk"), cache=cache)
+
+    def pooled(self, tokens: Tokens) -> jax.Array:
+        """Pools and projects tokens [batch, seq, width] to float32 [batch, embed_dim]; not normalised."""
+        x, how = tokens.x, self.spec.pool
+        if how == "none":
+            raise ValueError("an objective or evaluator wants `pooled` of a tower whose `pool` is none")
+        if how == "cls":
+            x = x[:, 0]
+        elif how == "last":
+            x = x[:, -1]
+        elif how == "eos":
+            last = x.shape[1] - 1 if tokens.valid is None else _last_valid(tokens.valid)
+            x = jnp.take_along_axis(x, jnp.broadcast_to(last, x.shape[:1])[:, None, None], axis=1)[:, 0]
+        elif how == "mean":
+            weight = jnp.ones(x.shape[:2]) if tokens.valid is None else tokens.valid
+            weight = weight.astype(jnp.float32)[..., None]
+            x = ((x * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)).astype(x.dtype)
+        else:
+            x = self.pool(x, tokens.valid)[:, 0]
+        return x.astype(jnp.float32) if self.projection is None else self.projection(x, jnp.float32)
+
+    def logits(self, tokens: Tokens) -> jax.Array:
+        """Returns float32 [batch, seq, vocab] for the last segment: the tower's own text, without any prefix."""
+        x = tokens.last_segment().x
+        if self.spec.head == "tied":
+            table = self.embed.embedding[...].astype(x.dtype)
+            return jnp.einsum("bsd,vd->bsv", x, table, preferred_element_type=jnp.float32)
+        if self.head is None:
+            raise ValueError("an objective wants `logits` of a tower whose `head` is none")
+        return self.head(x, jnp.float32)
+
+
+def _last_valid(valid: jax.Array) -> jax.Array:
+    """Index of the last true entry of each row of bool [batch, seq]."""
+    return valid.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)

@@ -1,0 +1,206 @@
+"""The trunk: a stack of layers over `Tokens`, scanned or unrolled, rematerialised or not, cached or not."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xmodal import keys as key_tools
+from xmodal.models.init import scheme
+from xmodal.models.layers import Norm
+from xmodal.models.sublayer import Flow, Residual, Sublayer
+from xmodal.models.tokens import Tokens, attention_mask
+
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrunkSpec:
+    """Description of a trunk.
+
+    Attributes:
+      width: of the residual stream.
+      depth: number of layers; a multiple of the pattern's length.
+      pattern: the layers, each a tuple of sublayers, that repeat along the depth. One layer for most models;
+        Flamingo's has cross-attention in every fourth.
+      final_norm: a norm after the last layer (pre-norm trunks).
+      norm: kind of the final norm.
+      norm_eps: of the final norm.
+      drop_path: stochastic depth of the last layer, rising linearly from 0.
+      init: clip | siglip | bert (xmodal.models.init).
+      condition_width: width of the condition that adaLN gates read; 0: none.
+      scan: run the layers as one `lax.scan` (compile time and memory) or unrolled (fewer, larger fusions).
+      remat: what the backward pass recomputes: nothing, everything, or all but matrix products.
+    """
+
+    width: int
+    depth: int
+    pattern: tuple[tuple[Sublayer, ...], ...]
+    final_norm: bool = True
+    norm: Literal["ln", "rms", "rms1p"] = "ln"
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0
+    init: Literal["clip", "siglip", "bert"] = "clip"
+    condition_width: int = 0
+    scan: bool = True
+    remat: Literal["none", "full", "dots"] = "none"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Decoding state of a trunk: keys and values of every attention, and who may see what has been written.
+
+    Attributes:
+      layers: {"<layer>/<sublayer>": {"k", "v"}}, each [repeats, batch, length, kv_heads, head_dim].
+      index: int32 scalar, positions written so far.
+      group: int32 [batch, length], accumulated groups of the written positions.
+      valid: bool [batch, length]; false where nothing is written yet.
+      context_valid: bool [batch, context_seq] or None.
+      context_media: int32 [batch, context_seq] or None.
+    """
+
+    layers: dict
+    index: jax.Array
+    group: jax.Array
+    valid: jax.Array
+    context_valid: jax.Array | None = None
+    context_media: jax.Array | None = None
+
+
+class LayerGroup(nnx.Module):
+    """One repetition of the pattern: parameters at `<layer>/<sublayer>/...`."""
+
+    def __init__(self, spec: TrunkSpec, context_width: int, rngs: nnx.Rngs):
+        build = lambda s: Residual(
+            s, spec.width, context_width=context_width, condition_width=spec.condition_width,
+            scheme=scheme(spec.init, spec.width, spec.depth), rngs=rngs,
+        )  # fmt: skip
+        self.names = tuple((str(i), str(j)) for i, layer in enumerate(spec.pattern) for j in range(len(layer)))
+        for i, layer in enumerate(spec.pattern):
+            setattr(self, str(i), nnx.Dict({str(j): build(s) for j, s in enumerate(layer)}))
+
+    def __call__(self, x: jax.Array, flow: Flow, keys, drop_path, number, caches: dict):
+        """Runs the layers; `drop_path` [layers] rates or None, `number` tells repetitions apart for random keys."""
+        new = {}
+        for i, j in self.names:
+            sublayer, name = getattr(self, i)[j], f"{i}/{j}"
+            rate = 0.0 if drop_path is None else drop_path[int(i)]
+            own = key_tools.fold(key_tools.fold(keys, name), number)
+            with jax.named_scope(f"{sublayer.spec.kind}_{i}_{j}"):
+                x, cache = sublayer(x, flow, keys=own, drop_path=rate, cache=caches.get(name))
+            if cache is not None:
+                new[name] = cache
+        return x, new
+
+
+class Trunk(nnx.Module):
+    """A stack of layers: `Tokens` in, `Tokens` of the same shape out."""
+
+    def __init__(self, spec: TrunkSpec, *, context_width: int = 0, rngs: nnx.Rngs):
+        if spec.depth % len(spec.pattern):
+            raise ValueError(f"depth {spec.depth} is not a multiple of the {len(spec.pattern)} layers of the pattern")
+        kinds = {s.kind for layer in spec.pattern for s in layer}
+        if ("cross" in kinds) != bool(context_width):
+            raise ValueError(
+                "a trunk with cross sublayers needs something to attend to and one without must not have it: "
+                f"sublayers {sorted(kinds)}, context width {context_width}. Set the tower's `attends`."
+            )
+        self.spec, self.repeats = spec, spec.depth // len(spec.pattern)
+        split = nnx.Rngs(params=rngs.params()).split(self.repeats)
+        self.layers = nnx.vmap(lambda r: LayerGroup(spec, context_width, r))(split)
+        self.final_norm = Norm(spec.width, kind=spec.norm, eps=spec.norm_eps) if spec.final_norm else None
+
+    def __call__(self, tokens: Tokens, *, context: Tokens | None = None, condition=None, keys=None, cache=None):
+        """Runs the trunk.
+
+        Args:
+          tokens: [batch, seq, width].
+          context: what cross sublayers attend to; with a cache only needed the first time.
+          condition: [batch, condition_width] for adaLN gates.
+          keys: per-sample random keys [batch]; None is deterministic.
+          cache: from `init_cache`; then `tokens` are only the new ones.
+
+        Returns:
+          The tokens with new values, or (tokens, cache) when a cache was given.
+        """
+        flow, cache = self._flow(tokens, context, condition, cache)
+        x, layers = self._run(tokens.x, flow, keys, {} if cache is None else cache.layers)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        out = tokens.replace(x=x)
+        if cache is None:
+            return out
+        index = cache.index + tokens.x.shape[1]
+        return out, dataclasses.replace(cache, layers=layers, index=index)
+
+    def _flow(self, tokens: Tokens, context: Tokens | None, condition, cache: Cache | None) -> tuple[Flow, Cache]:
+        group = None if tokens.group is None else jnp.cumsum(tokens.group, axis=1)
+        seen = (None, None) if context is None else (context.valid, context.media)
+        if cache is None:
+            mask = attention_mask(group, group, tokens.valid)
+        else:
+            zeros = jnp.zeros(tokens.x.shape[:2], jnp.int32)
+            last = jax.lax.dynamic_index_in_dim(cache.group, jnp.maximum(cache.index - 1, 0), axis=1)
+            group = last + (zeros if group is None else group)
+            valid = jnp.ones_like(zeros, bool) if tokens.valid is None else tokens.valid
+            write = lambda buffer, new: jax.lax.dynamic_update_slice(buffer, new, (0, cache.index))
+            if context is None:
+                seen = (cache.context_valid, cache.context_media)
+            cache = dataclasses.replace(
+                cache, group=write(cache.group, group), valid=write(cache.valid, valid),
+                context_valid=seen[0], context_media=seen[1],
+            )  # fmt: skip
+            mask = attention_mask(group, cache.group, cache.valid)
+        cross = attention_mask(None, None, seen[0], tokens.media, seen[1])
+        flow = Flow(
+            segments=tokens.segments, pos=tokens.pos, self_mask=mask, context=None if context is None else context.x,
+            cross_mask=cross, condition=condition, index=None if cache is None else cache.index,
+        )  # fmt: skip
+        return flow, cache
+
+    def _run(self, x: jax.Array, flow: Flow, keys, caches: dict):
+        spec, period = self.spec, len(self.spec.pattern)
+        rates = None
+        if spec.drop_path and keys is not None:
+            rates = jnp.linspace(0.0, spec.drop_path, spec.depth).reshape(self.repeats, period)
+
+        def body(x, repetition):
+            group, caches, rate, number = repetition
+            return group(x, flow, keys, rate, number, caches)
+
+        if spec.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=not spec.scan)
+        repetitions = (self.layers, caches, rates, jnp.arange(self.repeats))
+        if spec.scan:
+            return jax.lax.scan(body, x, repetitions)
+        new = []
+        for i in range(self.repeats):
+            x, cache = body(x, jax.tree.map(lambda a: a[i], repetitions))  # noqa: B023 (used at once)
+            new.append(cache)
+        return x, jax.tree.map(lambda *a: jnp.stack(a), *new)
+
+    def init_cache(self, batch: int, length: int, context_length: int, dtype) -> Cache:
+        """Returns an empty cache for up to `length` positions and a context of `context_length`."""
+        layers = {}
+        for i, layer in enumerate(self.spec.pattern):
+            for j, s in enumerate(layer):
+                if s.kind != "mlp":
+                    size = length if s.kind == "self" else context_length
+                    shape = (
+                        self.repeats,
+                        batch,
+                        size,
+                        s.kv_heads or s.heads,
+                        s.head_dim or self.spec.width // s.heads,
+                    )
+                    layers[f"{i}/{j}"] = {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+        return Cache(
+            layers=layers, index=jnp.zeros((), jnp.int32), group=jnp.zeros((batch, length), jnp.int32),
+            valid=jnp.zeros((batch, length), bool),
+        )  # fmt: skip

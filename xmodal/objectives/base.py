@@ -1,0 +1,71 @@
+"""What an objective is: a loss with its view, its needs and its own parameters."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What objectives see of a batch. Equal views (they are hashable) share one forward pass.
+
+    The base class is the clean view: the batch as it is.
+    """
+
+    def __call__(self, batch: Batch, keys: jax.Array | None) -> Batch:
+        """Returns the view's batch; `keys` are per-sample random keys [batch], None asks for the fixed form."""
+        del keys
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(abc.ABC):
+    """A loss. Subclasses are frozen dataclasses whose fields are the keys of the objective's config entry.
+
+    Attributes:
+      weight: factor of this loss in the sum.
+      global_batch: the loss compares samples with one another, so it must see the whole batch at once; accumulation
+        then goes through GradCache. Otherwise the loss is a sum over samples and may be cut anywhere.
+    """
+
+    weight: float = 1.0
+    global_batch: ClassVar[bool] = False
+
+    @property
+    def view(self) -> View:
+        """The view that the forward pass runs on."""
+        return View()
+
+    @property
+    @abc.abstractmethod
+    def needs(self) -> frozenset[str]:
+        """Names of model outputs, such as `image.pooled`."""
+
+    def init(self) -> dict[str, jax.Array]:
+        """Returns the objective's own parameters; they live at `objectives/<name>` in the parameter tree."""
+        return {}
+
+    def bound(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Keeps the objective's parameters within their range after an update."""
+        return params
+
+    @abc.abstractmethod
+    def chance_loss(self, batch_size: int, model_spec) -> float:
+        """Returns the loss of a model that knows nothing: what a run should start near and must fall below."""
+
+    @abc.abstractmethod
+    def __call__(self, outputs: Mapping, batch: Batch, params: Mapping, mesh: jax.sharding.Mesh):
+        """Returns (loss_sum, weight, metrics): scalars whose quotient over the global batch is the loss.
+
+        Args:
+          outputs: the model outputs that `needs` names.
+          batch: the view's batch.
+          params: what `init` returned, as trained so far.
+          mesh: the device mesh, for objectives that talk across the batch.
+        """

@@ -1,0 +1,46 @@
+"""Captioning: next-token prediction from an image prefix or by cross-attention to the image."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xmodal.objectives.base import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioning(Objective):
+    """Next-token cross-entropy, mean over the valid target tokens of the global batch (CoCa, section 3.2; GIT, 3.1).
+
+    Attributes:
+      tower: the tower whose `logits` [batch, seq, vocab] predict the text shifted by one.
+      target: name of the ids in the batch; `<target>_valid` marks what counts.
+      label_smoothing: share of the target spread over the vocabulary (GIT uses 0.1).
+    """
+
+    tower: str = "caption"
+    target: str = "text"
+    label_smoothing: float = 0.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The logits of the captioning tower."""
+        return frozenset({f"{self.tower}.logits"})
+
+    def chance_loss(self, batch_size: int, model_spec) -> float:
+        """Log of the vocabulary."""
+        tower = model_spec.towers[self.tower]
+        return math.log(tower.vocab_size if tower.head == "linear" else tower.embed.vocab_size)
+
+    def __call__(self, outputs, batch, params, mesh):
+        logits, targets = outputs[f"{self.tower}.logits"][:, :-1], batch[self.target][:, 1:]
+        weight = batch[f"{self.target}_valid"][:, 1:].astype(jnp.float32)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        if self.label_smoothing:
+            uniform = -jnp.mean(jax.nn.log_softmax(logits, axis=-1), axis=-1)
+            nll = (1.0 - self.label_smoothing) * nll + self.label_smoothing * uniform
+        right = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weight)
+        count = jnp.sum(weight)
+        return jnp.sum(nll * weight), count, {"accuracy": right / jnp.maximum(count, 1.0)}

@@ -1,0 +1,97 @@
+"""Similarities of all pairs of a global batch, one block at a time around a ring of devices.
+
+Each device keeps its rows (one modality) while the columns (the other) travel. A block of logits lives only while it
+is being reduced: it is computed under `jax.checkpoint`, in column chunks of fixed size, so memory per device grows
+linearly with the batch.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from xmodal.distributed.mesh import BATCH_AXES
+
+CHUNK = 512  # columns of a block of logits held at once
+
+
+def positives(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Which pairs belong together: those that share any of their identities.
+
+    Args:
+      rows: uint32 [rows, kinds, 2], 64-bit identities (such as key and caption).
+      columns: uint32 [columns, kinds, 2].
+
+    Returns:
+      bool [rows, columns].
+    """
+    return jnp.any(jnp.all(rows[:, None] == columns[None], axis=-1), axis=-1)
+
+
+def identities(batch: dict, multi_positive: bool) -> jax.Array:
+    """Returns uint32 [batch, kinds, 2]: key and caption, or the row number alone when duplicates do not count."""
+    if multi_positive:
+        return jnp.stack([batch["key_id"], batch["caption_id"]], axis=1)
+    number = jnp.arange(batch["key_id"].shape[0], dtype=jnp.uint32)
+    return jnp.stack([number, jnp.zeros_like(number)], axis=-1)[:, None]
+
+
+def chunk_size(columns: int) -> int:
+    """Returns the largest divisor of `columns` that is at most CHUNK."""
+    return next(c for c in range(min(columns, CHUNK), 0, -1) if columns % c == 0)
+
+
+def ring(
+    mesh: jax.sharding.Mesh,
+    block: Callable,
+    finish: Callable,
+    start: Callable,
+    rows: tuple[jax.Array, ...],
+    columns: tuple[jax.Array, ...],
+    params: tuple[jax.Array, ...],
+) -> tuple[jax.Array, ...]:
+    """Reduces all (row, column) blocks of a global batch.
+
+    Args:
+      mesh: rows and columns are split over its batch axes; other axes stay automatic.
+      block: (rows, columns, row_state, column_state, params) -> (row_state, column_state).
+      finish: (row_state, column_state) of a device's own rows and columns -> tuple of sums over them.
+      start: (row or column embeddings [n, d]) -> their initial state.
+      rows: arrays [batch, ...], the embeddings first.
+      columns: arrays [batch, ...], the embeddings first.
+      params: scalars.
+
+    Returns:
+      The sums of `finish` over the whole batch.
+    """
+
+    def local(rows, columns, params):
+        devices = jax.lax.axis_size(BATCH_AXES)
+        shift = [(i, (i + 1) % devices) for i in range(devices)]
+        size = chunk_size(columns[0].shape[0])
+        cut = lambda a: a.reshape(-1, size, *a.shape[1:])
+        join = lambda a: a.reshape(-1, *a.shape[2:])
+
+        @jax.checkpoint
+        def chunk(row_state, travelling):
+            part, state = travelling
+            return block(rows, part, row_state, state, params)
+
+        @jax.checkpoint
+        def hop(carry, _):
+            row_state, columns, column_state = carry
+            row_state, column_state = jax.lax.scan(chunk, row_state, jax.tree.map(cut, (columns, column_state)))
+            column_state = jax.tree.map(join, column_state)
+            columns, column_state = jax.tree.map(
+                lambda a: jax.lax.ppermute(a, BATCH_AXES, shift), (columns, column_state)
+            )
+            return (row_state, columns, column_state), None
+
+        carry = (start(rows[0]), columns, start(columns[0]))
+        (row_state, _, column_state), _ = jax.lax.scan(hop, carry, length=devices)
+        return jax.tree.map(lambda a: jax.lax.psum(a, BATCH_AXES), finish(row_state, column_state))
+
+    split = jax.P(BATCH_AXES)
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(split, split, jax.P()), out_specs=jax.P(), axis_names=set(BATCH_AXES)
+    )(rows, columns, params)

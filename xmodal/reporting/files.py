@@ -1,0 +1,98 @@
+"""Small files of the run folder: written whole or not at all, read back with clear errors."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def clear_disk_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turns the bare "No space left on device" of writing `path` into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno)} while writing {path}. Free space on that disk (old runs, "
+            "checkpoints/) or choose another --workdir, then run the same command again: it resumes "
+            "from the last checkpoint",
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON: NaN and infinities become null, arrays lists, unknown objects text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and JAX scalars and arrays
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Replaces `path` by `text` atomically: a reader, or a kill in between, sees the old or the new file.
+
+    Raises:
+      OSError: the disk is full (the message names the path and the remedy) or `path` is not writable.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with clear_disk_errors(path):
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | os.PathLike, value: Any) -> Path:
+    """Writes `value` as indented JSON, atomically; NaN and infinities become null."""
+    return write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, default: Any = None) -> Any:
+    """Reads a JSON file; `default` when there is none.
+
+    Raises:
+      ValueError: the file is not JSON; the message names it and the place.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return default
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it or restore it from a copy") from error
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads one JSON object a line; a line that a crash or a full disk cut short is left out."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows

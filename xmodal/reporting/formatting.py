@@ -1,0 +1,76 @@
+"""Numbers as a person reads them: the terminal and the HTML report share these."""
+
+import math
+import re
+
+COUNTS = ("K", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12), ("P", 1e15)
+WORDS = {"zero_shot": "zero-shot", "nonfinite": "in a row", "nonfinite_total": "in all"}
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def number(value: float) -> str:
+    """Up to four significant digits, thousands separated: `0.0123`, `5.545`, `12,300`."""
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def compact(value: float) -> str:
+    """A large count in three digits: `12.3M`, `86.2M`, `1.28G`."""
+    for suffix, unit in reversed(COUNTS):
+        if abs(value) >= 0.9995 * unit:
+            return f"{value / unit:.3g}{suffix}"
+    return number(value)
+
+
+def percent(share: float) -> str:
+    """A share 0..1 as percent, with enough digits to tell a small chance level from zero."""
+    value = 100 * share
+    if not math.isfinite(value):
+        return number(value)
+    if value == 0 or abs(value) >= 9.95:
+        return f"{value:.1f} %"
+    return f"{value:.2f} %" if abs(value) >= 0.095 else f"{value:.2g} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `42s`, `3m12s`, `2h05m` or `4d06h`."""
+    if not math.isfinite(seconds):
+        return "?"
+    total = max(0, round(seconds))
+    minutes, hours, days = total // 60, total // 3600, total // 86400
+    if days:
+        return f"{days}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{total % 60:02d}s" if minutes else f"{total}s"
+
+
+def size(count: float) -> str:
+    """Bytes in binary units: `139.8 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def words(name: str) -> str:
+    """A key as words: `image_to_text` -> `image → text`, `unseen_vendor` -> `unseen vendor`, `top5` -> `top-5`."""
+    name = re.sub(r"^top(\d+)$", r"top-\1", name)
+    return WORDS.get(name, name.replace("_to_", " → ").replace("_", " "))
+
+
+def is_share(metric: str, value: float) -> bool:
+    """Whether an evaluation figure is a share 0..1 (recall, accuracy) and is shown as percent."""
+    absolute = ("rank", "loss", "nll", "perplexity", "norm", "gap", "scale", "bleu", "cider", "fid")
+    return 0.0 <= value <= 1.0 and not any(word in metric.lower() for word in absolute)
+
+
+def figure(metric: str, value: float) -> str:
+    """One evaluation figure: shares as percent, ranks, losses and counts as numbers."""
+    return percent(value) if is_share(metric, value) else number(value)

@@ -1,0 +1,137 @@
+"""The recorder: takes what a run produces and keeps files, progress line and alarms up to date."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from xmodal.reporting.files import write_json
+from xmodal.reporting.flops import mfu
+from xmodal.reporting.health import Alarms
+from xmodal.reporting.metrics import MetricsWriter
+from xmodal.reporting.progress import Progress
+from xmodal.reporting.report import build_report
+from xmodal.reporting.results import evaluation_tables, nest, write_results
+from xmodal.reporting.summary import print_table
+
+
+class Recorder:
+    """Collects step metrics into rows (means over the steps between rows) and writes them; process 0 only.
+
+    Args:
+      workdir: the run folder.
+      log: the config's `log` section.
+      batch_size: samples per step.
+      total_steps: length of the run.
+      start_step: step that this process continues from.
+      chance_losses: by objective, for the alarms.
+      flops_per_sample: of a training step, for MFU; None leaves it out.
+    """
+
+    def __init__(
+        self, workdir: Path, log: Any, *, batch_size: int, total_steps: int, start_step: int,
+        chance_losses: Mapping[str, float], flops_per_sample: float | None,
+    ):  # fmt: skip
+        self.workdir, self._every, self._batch_size, self._total = (
+            workdir,
+            max(1, log.every),
+            batch_size,
+            total_steps,
+        )
+        self._main = jax.process_index() == 0
+        self._writer = MetricsWriter(workdir, log.tensorboard, start_step) if self._main else None
+        self._progress = Progress(total_steps, enabled=self._main, start_step=start_step)
+        self._alarms = Alarms(chance_losses, total_steps)
+        self._flops, self._rows = flops_per_sample, []
+        self._mark, self._wait = None, 0.0
+        self._evaluations: dict[str, float] = {}
+        self._galleries: dict[str, Any] = {}
+
+    def __enter__(self) -> "Recorder":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.__exit__(*error)
+        if self._writer is not None:
+            self._writer.close()
+
+    def message(self, text: str) -> None:
+        """Prints a line above the progress line."""
+        self._progress.message(text)
+
+    def waited(self, seconds: float) -> None:
+        """Adds time in which the devices had nothing to do because data was not there."""
+        self._wait += seconds
+
+    def pause(self) -> None:
+        """Leaves what follows (an evaluation, a checkpoint) out of the throughput of the current row."""
+        self._mark = None
+
+    def push(self, step: int, samples: int, metrics: Mapping[str, Any], counters: Mapping[str, float]) -> None:
+        """Takes the metrics of a finished step.
+
+        Args:
+          step: steps done, this one included.
+          samples: position of the data after it.
+          metrics: scalars.
+          counters: of the data stream.
+        """
+        now = time.perf_counter()
+        if self._mark is None:  # the first step after a pause: compilation or evaluation lie before it
+            self._mark, self._wait, self._timed = now, 0.0, 0
+        else:
+            self._timed += 1
+        self._rows.append({key: float(value) for key, value in metrics.items()})
+        if step % self._every and step != self._total:
+            return
+        row = {key: sum(r[key] for r in self._rows) / len(self._rows) for key in self._rows[-1]}
+        row |= {key: self._rows[-1][key] for key in row if key == "lr" or key.endswith("_total")}
+        row |= {key: float(value) for key, value in counters.items()}
+        if self._timed:
+            row |= self._throughput(now - self._mark)
+        self._rows, self._mark, self._wait, self._timed = [], now, 0.0, 0
+        self._record(step, samples, row)
+
+    def _throughput(self, seconds: float) -> dict[str, float]:
+        rate = self._timed * self._batch_size / seconds
+        figures = {"throughput/samples_per_s": rate, "throughput/data_wait": min(1.0, self._wait / seconds)}
+        utilisation = mfu(self._flops, rate) if self._flops else None
+        return figures if utilisation is None else figures | {"throughput/mfu": utilisation}
+
+    def _record(self, step: int, samples: int, row: dict[str, float]) -> None:
+        self._progress.update(
+            step, loss=row.get("train/loss"), samples_per_s=row.get("throughput/samples_per_s"),
+            data_wait=row.get("throughput/data_wait"), mfu=row.get("throughput/mfu"),
+        )  # fmt: skip
+        alarms = self._alarms.check(step, row)
+        for alarm in alarms:
+            self.message(f"! {alarm}")
+        if self._writer is not None:
+            self._writer.write(step, samples, row, alarms)
+
+    def evaluated(self, step: int, samples: int, metrics: Mapping[str, float], gallery: Mapping[str, Any]) -> None:
+        """Takes the results of evaluators: metric rows, and the material of the results and the report."""
+        self._evaluations |= metrics
+        self._galleries |= gallery
+        if self._writer is not None:
+            self._writer.write(step, samples, {f"eval/{key}": value for key, value in metrics.items()})
+            write_json(self.workdir / "gallery.json", self._galleries)
+
+    def finish(self, step: int, samples: int) -> dict[str, Any]:
+        """Writes results.json and report.html, prints the tables, returns the nested results."""
+        if not self._main:
+            return {"step": step, "samples": samples} | nest(self._evaluations)
+        results = write_results(self.workdir, step, samples, self._evaluations)
+        for table in evaluation_tables(results):
+            print_table(*table)
+        self.report()
+        return results
+
+    def report(self) -> None:
+        """Rebuilds report.html from the files of the run folder."""
+        if self._main:
+            self._writer.flush()
+            build_report(self.workdir)

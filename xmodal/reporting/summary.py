@@ -1,0 +1,95 @@
+"""Start-up summary and tables for the terminal: coloured where colours work, plain and uncut in a log file."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from xmodal.reporting.formatting import number
+from xmodal.reporting.results import Figure, evaluation_tables
+
+LOG_WIDTH = 240  # a log file does not wrap, so its tables may be as wide as this
+
+
+def print_summary(title: str, sections: Mapping[str, object], console: Console | None = None) -> None:
+    """Prints labelled facts in two columns, labels dim and values plain.
+
+    Args:
+      title: headline, such as `xmodal · runs/demo`.
+      sections: label -> value: text, a number, a sequence (one line each) or a mapping (`key value` pairs
+        joined on one line). Empty values are left out.
+      console: where to print; standard output by default.
+    """
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in sections.items():
+        if value is not None and value != "" and value != () and value != {}:
+            grid.add_row(Text(label), _lines(value))
+    console = console or Console(highlight=False)
+    console.print()
+    console.print(Text(title, style="bold"))
+    _print(console, grid)
+    console.print()
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], console: Console | None = None
+) -> None:
+    """Prints a table; columns that hold only numbers or figures are aligned right.
+
+    Args:
+      title: headline above the table.
+      columns: column names.
+      rows: cells; floats are shortened to four digits, `""` and None stay empty.
+      console: where to print; standard output by default.
+    """
+    rows = [list(row) for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    for index, name in enumerate(columns):
+        cells = [row[index] for row in rows if row[index] not in ("", None)]
+        right = bool(cells) and not any(isinstance(cell, str | bool) for cell in cells)
+        table.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    console = console or Console(highlight=False)
+    console.print(Text(title, style="bold"))
+    _print(console, table)
+
+
+def print_evaluation(results: Mapping[str, object], console: Console | None = None) -> None:
+    """Prints one table per evaluator of nested results, the chance level in brackets after each figure."""
+    for title, columns, rows in evaluation_tables(results):
+        known = any(isinstance(cell, Figure) and cell.chance is not None for row in rows for cell in row)
+        print_table(f"{title} (in brackets: chance)" if known else title, columns, rows, console)
+
+
+def _lines(value: object) -> Text:
+    if isinstance(value, Mapping):
+        pairs = [Text.assemble((f"{key} ", "cyan"), _cell(item)) for key, item in value.items()]
+        return Text("   ").join(pairs)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return Text("\n").join(map(_cell, value))
+    return _cell(value)
+
+
+def _cell(value: object) -> Text:
+    """Never parses console markup: path rules and captions are full of square brackets."""
+    if value is None:
+        return Text()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Text(number(value))
+    head, bracket, tail = str(value).partition(" (")
+    return Text.assemble(head, (bracket + tail, "dim"))
+
+
+def _print(console: Console, table: Table) -> None:
+    width = None
+    if not console.is_terminal:
+        options = console.options.update(max_width=LOG_WIDTH)
+        width = max(console.width, Measurement.get(console, options, table).maximum)
+        console = Console(file=console.file, width=width, highlight=False)
+    console.print(table, width=width)

@@ -1,0 +1,186 @@
+"""The training loop: one job per line; everything else lives in its own room."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from data_pipelines.stream import Stream, open_stream
+from data_pipelines.tokenizers import Tokenizer
+from ml_collections import ConfigDict
+
+from xmodal.config import save_config, to_json
+from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
+from xmodal.distributed.runtime import Runtime
+from xmodal.reporting.environment import write_environment
+from xmodal.reporting.files import write_text
+from xmodal.reporting.recorder import Recorder
+from xmodal.training.checkpoints import Checkpoints
+from xmodal.training.startup import checkpoint_options, model_facts, print_startup
+from xmodal.training.task import Task, build_task
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says why and what to do."""
+
+
+def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]:
+    """Runs a recipe to its last step, or continues the run that `workdir` holds.
+
+    Args:
+      config: a checked config (`xmodal.config.load_config`).
+      workdir: the run folder, made if it does not exist.
+      runtime: an initialised process.
+
+    Returns:
+      The final results, nested as in results.json; without evaluations when the run was interrupted.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(config.batch_size, config.accumulation, mesh)
+    tokenizer = Tokenizer.load(config.data.text.tokenizer)
+    with jax.set_mesh(mesh), runtime.watchdog(config.watchdog.step, config.watchdog.slow) as watchdog:
+        with watchdog.slow("opening the data"):
+            stream = _open(config, mesh, workdir)
+            task = build_task(config, mesh, tokenizer, stream.epoch_size)
+            evaluators = task.evaluators()
+        checkpoints = Checkpoints(workdir, **checkpoint_options(task))
+        with watchdog.slow("restoring or creating the state"):
+            abstract = task.abstract_state()
+            state, position = _restore_or_init(task, abstract, checkpoints)
+            stream = stream if not position else _open(config, mesh, workdir, position)
+        start = int(state["step"])
+        _write_start(task, workdir, abstract)
+        facts = model_facts(task, abstract)
+        print_startup(task, workdir, stream, abstract, facts, start)
+        recorder = Recorder(
+            workdir, config.log, batch_size=config.batch_size, total_steps=task.total_steps, start_step=start,
+            chance_losses=task.chance_losses(), flops_per_sample=facts.flops_per_sample,
+        )  # fmt: skip
+        run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog)
+        with stream, checkpoints, recorder:
+            state = run.steps(state, task.compile_step(abstract), start, runtime)
+            return run.finish(state)
+
+
+def _open(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, position: int = 0) -> Stream:
+    return open_stream(
+        config.data, batch_size=config.batch_size, seed=config.seed, position=position,
+        shard=process_shard(mesh, config.batch_size), workdir=workdir,
+    )  # fmt: skip
+
+
+def _restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tuple[dict, int]:
+    restored = checkpoints.restore(abstract)
+    if restored is None:
+        return task.init_sharded(abstract), 0
+    state, meta = restored
+    return state, meta["position"]
+
+
+def _write_start(task: Task, workdir: Path, abstract: dict) -> None:
+    """Puts into the run folder what one needs to understand it later."""
+    if jax.process_index() == 0:
+        save_config(task.config, workdir / "config.json")
+        write_text(workdir / "tokenizer.json", task.tokenizer.json)
+        params = {tower: sum(p.size for p in jax.tree.leaves(tree)) for tower, tree in abstract["params"].items()}
+        run = {"total_steps": task.total_steps, "chance_loss": task.chance_losses(), "parameters": params}
+        write_environment(workdir, run)
+
+
+class Loop:
+    """Steps, checkpoints and evaluations in the order in which they happen."""
+
+    def __init__(
+        self,
+        task: Task,
+        stream: Stream,
+        checkpoints: Checkpoints,
+        evaluators: Mapping,
+        recorder: Recorder,
+        watchdog,
+    ):
+        self.task, self.stream, self.checkpoints = task, stream, checkpoints
+        self.evaluators, self.recorder, self.watchdog = evaluators, recorder, watchdog
+        self._latest: dict[str, float] = {}
+        self._evaluated_at: dict[str, int] = {}
+
+    def steps(self, state: dict, step_fn, start: int, runtime: Runtime) -> dict:
+        """Runs from `start` to the last step or an interruption; returns the last state."""
+        total, pending = self.task.total_steps, None
+        batches = iter(self.stream)
+        step = start
+        while step < total and not runtime.preempted(step):
+            waiting = time.perf_counter()
+            batch = to_global(next(batches), self.task.mesh)
+            self.recorder.waited(time.perf_counter() - waiting)
+            if step == start:
+                with self.watchdog.slow("compiling the step"):
+                    state, metrics = step_fn(state, batch)
+                    jax.block_until_ready(metrics)
+            else:
+                state, metrics = step_fn(state, batch)
+            step += 1
+            self._push(pending)  # the step before: the host never waits for the one it just started
+            pending = (step, self.stream.position, metrics)
+            self.watchdog.beat()
+            due = [n for n, (every, _) in self.evaluators.items() if step == total or (every and step % every == 0)]
+            if due or self.checkpoints.due(step) or step == total:
+                self._push(pending)
+                pending = None
+                self.evaluate(state, step, due)
+                self.save(state, step)
+        self._push(pending)
+        if step < total:
+            self.save(state, step, wait=True)
+            self.recorder.message(f"interrupted: saved step {step}; run the same command to continue")
+        return state
+
+    def _push(self, pending: tuple | None) -> None:
+        if pending is None:
+            return
+        step, samples, metrics = pending
+        metrics = jax.device_get(metrics)
+        self.recorder.push(step, samples, metrics, self.stream.counters())
+        limit = self.task.config.optimizer.max_nonfinite
+        if metrics["health/nonfinite"] >= limit:
+            raise TrainingError(
+                f"step {step}: the loss or gradient was not finite {limit} steps in a row. The weights are those of "
+                f"before; the last checkpoint is intact. Lower optimizer.lr (now {self.task.config.optimizer.lr}), "
+                "lengthen schedule.warmup, set optimizer.clip_norm, or look for broken inputs."
+            )
+
+    def evaluate(self, state: dict, step: int, names: list[str]) -> None:
+        """Runs evaluators with the averaged weights where the run keeps them, else with the trained ones."""
+        params = state.get("ema", state["params"])
+        for name in names:
+            if self._evaluated_at.get(name) == step:
+                continue
+            with self.watchdog.slow(f"evaluating {name}"):
+                result = self.evaluators[name][1](params)
+            self._latest |= result.metrics
+            self._evaluated_at[name] = step
+            self.recorder.evaluated(step, self.stream.position, result.metrics, result.gallery)
+            self.recorder.pause()
+        if names:
+            self.recorder.report()
+
+    def save(self, state: dict, step: int, wait: bool = False) -> None:
+        """Saves a checkpoint where one is due, or at once when `wait` is set."""
+        if not (wait or self.checkpoints.due(step) or step == self.task.total_steps):
+            return
+        with self.watchdog.slow("saving a checkpoint"):
+            extra = {"config": to_json(self.task.config), "tokenizer": self.task.tokenizer.json}
+            self.checkpoints.save(
+                step, state, position=self.stream.position, metrics=self._latest, extra=extra, wait=wait
+            )
+        self.recorder.pause()
+
+    def finish(self, state: dict) -> dict[str, Any]:
+        """Evaluates the final weights and writes results and report; an interrupted run only writes its report."""
+        step = int(state["step"])
+        if step < self.task.total_steps:
+            self.recorder.report()
+            return {"step": step}
+        self.evaluate(state, step, list(self.evaluators))
+        return self.recorder.finish(step, self.stream.position)

@@ -1,0 +1,188 @@
+"""Loss and gradients of one global batch: objectives grouped by view, and exact accumulation over micro-batches."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from xmodal import keys as key_tools
+from xmodal.distributed.mesh import BATCH_AXES, num_batch_shards
+from xmodal.distributed.sharding import constrain
+from xmodal.models.model import Functional
+from xmodal.objectives import Objective, View
+
+Batch = Mapping[str, jax.Array]
+Params = Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """The objectives of a run and how to compute them.
+
+    Attributes:
+      model: the towers as pure functions.
+      objectives: by name.
+      preprocess: (batch, keys) -> batch with float images; runs on the device, per sample.
+      mesh: for the objectives that talk across the batch.
+    """
+
+    model: Functional
+    objectives: Mapping[str, Objective]
+    preprocess: Callable[[Batch, jax.Array | None], Batch]
+    mesh: jax.sharding.Mesh
+
+    @property
+    def views(self) -> dict[View, tuple[str, ...]]:
+        """Objective names by view, in order: one forward pass each."""
+        views: dict[View, tuple[str, ...]] = {}
+        for name, objective in self.objectives.items():
+            views[objective.view] = (*views.get(objective.view, ()), name)
+        return views
+
+    def init_params(self) -> dict:
+        """Returns the objectives' own parameters, by objective."""
+        params = {name: objective.init() for name, objective in self.objectives.items()}
+        return {name: own for name, own in params.items() if own}
+
+    def bound(self, params: Params) -> dict:
+        """Applies each objective's bounds to its parameters after an update."""
+        own = {name: self.objectives[name].bound(value) for name, value in params["objectives"].items()}
+        return {**params, "objectives": own}
+
+    def forward(self, params: Params, batch: Batch, keys: jax.Array | None) -> dict[str, tuple[dict, Batch]]:
+        """Runs the model once per view; returns {objective: (outputs, view batch)}."""
+        batch = self.preprocess(batch, key_tools.fold(keys, "preprocess"))
+        results = {}
+        for view, names in self.views.items():
+            view_batch = view(batch, key_tools.fold(keys, "view"))
+            want = frozenset().union(*(self.objectives[name].needs for name in names))
+            outputs = self.model(params, view_batch, want, key_tools.fold(keys, "model"))
+            results |= dict.fromkeys(names, (outputs, view_batch))
+        return results
+
+    def evaluate(self, name: str, outputs: Mapping, batch: Batch, params: Params):
+        """Runs one objective; returns (loss_sum, weight, metrics)."""
+        with jax.named_scope(name):
+            return self.objectives[name](outputs, batch, params["objectives"].get(name, {}), self.mesh)
+
+    def __call__(self, params: Params, batch: Batch, keys: jax.Array | None) -> tuple[jax.Array, dict]:
+        """Returns (loss, metrics) of the whole batch in one forward pass per view."""
+        total, metrics = jnp.float32(0.0), {}
+        for name, (outputs, view_batch) in self.forward(params, batch, keys).items():
+            loss_sum, weight, extra = self.evaluate(name, outputs, view_batch, params)
+            loss = loss_sum / jnp.maximum(weight, 1.0)
+            total += self.objectives[name].weight * loss
+            metrics |= named(name, {"loss": loss} | extra)
+        return total, metrics
+
+    def value_and_grad(
+        self,
+        params: Params,
+        batch: Batch,
+        keys: jax.Array | None,
+        parts: int = 1,
+        frozen: Params | None = None,
+    ):
+        """Returns ((loss, metrics), gradients), from `parts` micro-batches that together act as one batch.
+
+        `frozen`, a tree of bool like the parameters, marks those whose gradient is zero.
+        """
+        if parts == 1:
+            loss = lambda params: self(hold(params, frozen), batch, keys)
+            return jax.value_and_grad(loss, has_aux=True)(params)
+        return self._accumulated(params, batch, keys, parts, frozen)
+
+    def _accumulated(self, params: Params, batch: Batch, keys: jax.Array, parts: int, frozen: Params | None):
+        """Exact accumulation (GradCache, Gao et al. 2021, for the objectives that need the global batch).
+
+        1. Micro-batch by micro-batch, keep the few outputs that those objectives need, and every other objective's
+           weight. 2. Compute the global losses once, with gradients for these outputs. 3. Replay each micro-batch,
+           with the same random keys, and pull the gradients through.
+        """
+        shards = num_batch_shards(self.mesh)
+        micro = jax.tree.map(lambda a: split_rows(a, parts, shards), (dict(batch), keys))
+        whole = [name for name, o in self.objectives.items() if o.global_batch]
+        local = [name for name in self.objectives if name not in whole]
+        keep = lambda results: {
+            name: {key: results[name][0][key] for key in self.objectives[name].needs} for name in whole
+        }
+
+        def look(_, part):
+            results = self.forward(params, *part)
+            weights = {name: self.evaluate(name, *results[name], params)[1] for name in local}
+            return None, (keep(results), weights)
+
+        _, (outputs, weights) = jax.lax.scan(look, None, micro)
+        outputs = jax.tree.map(lambda a: merge_rows(a, shards), outputs)
+        weights = {name: jnp.maximum(jnp.sum(w), 1.0) for name, w in weights.items()}
+
+        def global_loss(outputs, objective_params):
+            total, metrics = jnp.float32(0.0), {}
+            for name in whole:
+                own = {"objectives": hold(objective_params, frozen and frozen["objectives"])}
+                loss_sum, weight, extra = self.evaluate(name, outputs[name], batch, own)
+                loss = loss_sum / jnp.maximum(weight, 1.0)
+                total += self.objectives[name].weight * loss
+                metrics |= named(name, {"loss": loss} | extra)
+            return total, metrics
+
+        (loss, metrics), (pull, objective_grads) = jax.value_and_grad(global_loss, argnums=(0, 1), has_aux=True)(
+            outputs, params["objectives"]
+        )
+        pull = jax.tree.map(lambda a: split_rows(a, parts, shards), pull)
+
+        def replay(params, part, pull):
+            params = hold(params, frozen)
+            results = self.forward(params, *part)
+            products = jax.tree.map(lambda a, b: jnp.vdot(a, b), keep(results), pull)
+            # The pulled outputs only carry gradients: their value is not part of the loss.
+            carried = sum(jax.tree.leaves(products), jnp.float32(0.0))
+            total, metrics = carried - jax.lax.stop_gradient(carried), {}
+            for name in local:
+                loss_sum, weight, extra = self.evaluate(name, *results[name], params)
+                total += self.objectives[name].weight * loss_sum / weights[name]
+                share = {key: value * weight / weights[name] for key, value in extra.items()}
+                metrics |= named(name, {"loss": loss_sum / weights[name]} | share)
+            return total, metrics
+
+        def step(carry, xs):
+            value, grads = jax.value_and_grad(replay, has_aux=True)(params, *xs)
+            return jax.tree.map(jnp.add, carry, (value, grads)), None
+
+        shapes = jax.eval_shape(lambda: step_zero(replay, params, jax.tree.map(lambda a: a[0], (micro, pull))))
+        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        ((local_loss, local_metrics), grads), _ = jax.lax.scan(step, start, (micro, pull))
+        grads = {**grads, "objectives": jax.tree.map(jnp.add, grads["objectives"], objective_grads)}
+        return (loss + local_loss, metrics | local_metrics), grads
+
+
+def hold(params: Params, frozen: Params | None) -> Params:
+    """Cuts frozen parameters off before they are used, so that no backward pass is built for them."""
+    if not frozen:
+        return params
+    return jax.tree.map(lambda p, stop: jax.lax.stop_gradient(p) if stop else p, params, frozen)
+
+
+def step_zero(replay: Callable, params: Params, xs: tuple):
+    """Value and gradients of one micro-batch, for their shapes."""
+    return jax.value_and_grad(replay, has_aux=True)(params, *xs)
+
+
+def named(objective: str, metrics: Mapping) -> dict:
+    """Puts an objective's metrics under its name; health signals describe the model and keep their own."""
+    return {key if key.startswith("health/") else f"train/{objective}/{key}": v for key, v in metrics.items()}
+
+
+def split_rows(x: jax.Array, parts: int, shards: int) -> jax.Array:
+    """[batch, ...] -> [parts, batch / parts, ...], taking an equal share of every device's rows: no data moves."""
+    rows = x.shape[0] // (parts * shards)
+    x = x.reshape(shards, parts, rows, *x.shape[1:]).swapaxes(0, 1).reshape(parts, shards * rows, *x.shape[1:])
+    return constrain(x, jax.P(None, BATCH_AXES))
+
+
+def merge_rows(x: jax.Array, shards: int) -> jax.Array:
+    """Undoes `split_rows`: [parts, batch / parts, ...] -> [batch, ...] in the original order."""
+    parts, rows = x.shape[0], x.shape[1] // shards
+    x = x.reshape(parts, shards, rows, *x.shape[2:]).swapaxes(0, 1).reshape(parts * shards * rows, *x.shape[2:])
+    return constrain(x, jax.P(BATCH_AXES))

@@ -1,0 +1,242 @@
+"""Optimizers with settings by parameter path: learning rate multiplier, weight decay, freezing.
+
+All parameters share one chain of transformations, in which a tree of constants scales each array. Per-path
+settings therefore cost nothing to compile, and the gradient norm that clipping sees is that of all that is
+trained. Only what has state is masked: frozen arrays have none, and Muon's matrices another than the rest.
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from xmodal.config import ConfigError, did_you_mean, make_spec
+from xmodal.paths import flatten_paths, map_paths
+
+FROZEN = "frozen"
+# Kernels of the trunks, [inputs, outputs] or [layers, inputs, outputs]: what Muon orthogonalises.
+HIDDEN_MATRIX = re.compile(r"(.*/)?trunk/.*/kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a rule may say about the parameters it matches; what it leaves out is the section's default."""
+
+    lr: float = 1.0
+    weight_decay: float | None = None
+    freeze: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How one array is trained; `lr` multiplies the learning rate, `rule` is the deciding pattern or ""."""
+
+    method: str
+    lr: float
+    weight_decay: float
+    rule: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the effective table: arrays of one tower with the same rule and method.
+
+    Attributes:
+      part: first component of the paths, such as "image".
+      rule: pattern that matched, "" for none.
+      example: the first path.
+      arrays: number of arrays.
+      params: number of parameters.
+      method: adamw, lion, adafactor, muon or frozen.
+      lr: multiplier of the learning rate.
+      weight_decay: multiplied by the learning rate and its multiplier when applied.
+    """
+
+    part: str
+    rule: str
+    example: str
+    arrays: int
+    params: int
+    method: str
+    lr: float
+    weight_decay: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerPlan:
+    """An optimizer for one parameter tree.
+
+    Attributes:
+      tx: the transformation; paths in its state end with parameter paths ("2/inner_state/mu/image/...").
+      rows: what is trained how, for printing.
+      frozen: tree of bool like the parameters.
+    """
+
+    tx: optax.GradientTransformation
+    rows: tuple[Row, ...]
+    frozen: Any
+
+
+def make_optimizer(options: ConfigDict, schedule: optax.Schedule, params: Any) -> OptimizerPlan:
+    """Builds the optimizer of the config's `optimizer` section.
+
+    The update of an array is `-schedule(step) * lr * (direction + weight_decay * value)`, as in AdamW
+    (Loshchilov and Hutter 2019); the direction is that of `name`:
+
+      adamw: Adam with `b1`, `b2`, `eps`.
+      lion: sign of the interpolated momentum with `b1`, `b2` (Chen et al. 2023).
+      adafactor: factored second moments whose decay rises to `b2`, with momentum `b1`, without relative step
+        sizes (Shazeer and Stern 2018, as in Zhai et al. 2022).
+      muon: orthogonalised Nesterov `momentum` for the matrices of the trunks, layer by layer of a stack,
+        scaled to the root mean square of Adam's updates so that one learning rate and decay serve both
+        (Liu et al. 2025); AdamW for embeddings, norms, biases, poolings and heads.
+
+    Args:
+      options: the section.
+      schedule: learning rate by step.
+      params: the parameter tree, arrays or `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ConfigError: an unknown optimizer, or a rule that is malformed or matches nothing.
+    """
+    settings = _settings(options, params)
+    is_method = lambda method: jax.tree.map(lambda s: s.method == method, settings)
+    frozen = is_method(FROZEN)
+    steps = [optax.stateless(lambda updates, _: jax.tree.map(_zero_if, frozen, updates))]
+    if options.clip_norm:
+        steps.append(optax.clip_by_global_norm(options.clip_norm))
+    for method, direction in _directions(options).items():
+        if any(jax.tree.leaves(mask := is_method(method))):
+            steps.append(optax.masked(direction, mask))
+    steps += [_decay_and_scale(settings), optax.scale_by_learning_rate(schedule)]
+    return OptimizerPlan(tx=optax.chain(*steps), rows=_rows(settings, params), frozen=frozen)
+
+
+def ema_update(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
+    """Returns the exponential moving average after `step` (0 for the first) has given `params`.
+
+    The decay rises as (1 + step) / (10 + step) up to `decay`, so that the random start is forgotten early.
+    """
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda average, value: average + (1.0 - rate) * (value - average), ema, params)
+
+
+# ---------------------------------------------------------------------------------------------- directions
+
+
+def _directions(options: ConfigDict) -> dict[str, optax.GradientTransformation]:
+    """The transformations with state, by method."""
+    adam = optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps)
+    names = {
+        "adamw": {"adamw": adam},
+        "lion": {"lion": optax.scale_by_lion(b1=options.b1, b2=options.b2)},
+        "adafactor": {"adafactor": _adafactor(options.b1, options.b2)},
+        "muon": {"muon": _muon(options.momentum), "adamw": adam},
+    }
+    if options.name not in names:
+        hint = did_you_mean(options.name, names)
+        raise ConfigError(f"optimizer.name: expected {', '.join(names)}, got {options.name!r}.{hint}")
+    return names[options.name]
+
+
+def _adafactor(momentum: float, b2: float) -> optax.GradientTransformation:
+    decay = lambda step, power: jnp.minimum(b2, 1.0 - (step + 1.0) ** -power)
+    return optax.chain(optax.scale_by_factored_rms(decay_rate_fn=decay), optax.ema(momentum, debias=False))
+
+
+def _muon(momentum: float) -> optax.GradientTransformation:
+    # The axes that are not named are batch axes: the layers of a stack are orthogonalised one by one.
+    matrices = functools.partial(jax.tree.map, lambda _: optax.contrib.MuonDimensionNumbers(-2, -1))
+    orthogonal = optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=matrices)
+    like_adam = lambda u: 0.2 * math.sqrt(max(u.shape[-2:])) * u
+    return optax.chain(orthogonal, optax.stateless(lambda updates, _: jax.tree.map(like_adam, updates)))
+
+
+def _zero_if(frozen: bool, update: jax.Array) -> jax.Array:
+    return jnp.zeros_like(update) if frozen else update
+
+
+def _decay_and_scale(settings: Any) -> optax.GradientTransformation:
+    def apply(setting: Setting, update: jax.Array, value: jax.Array) -> jax.Array:
+        if setting.weight_decay:
+            update = update + setting.weight_decay * value
+        return update if setting.lr == 1.0 else setting.lr * update
+
+    return optax.stateless(lambda updates, params: jax.tree.map(apply, settings, updates, params))
+
+
+# ---------------------------------------------------------------------------------------------- rules
+
+
+def _settings(options: ConfigDict, params: Any) -> Any:
+    """Returns the tree of `Setting`: for each parameter the first rule that matches its whole path."""
+    rules = _read_rules(options.rules, list(flatten_paths(params)))
+
+    def decide(path: str, leaf: Any) -> Setting:
+        pattern, rule = next(((p, r) for p, r in rules.items() if re.fullmatch(p, path)), ("", Rule()))
+        if rule.freeze:
+            return Setting(FROZEN, 0.0, 0.0, pattern)
+        hidden = HIDDEN_MATRIX.fullmatch(path) and leaf.ndim in (2, 3)
+        method = "adamw" if options.name == "muon" and not hidden else options.name
+        decay = options.weight_decay if rule.weight_decay is None else rule.weight_decay
+        return Setting(method, rule.lr, decay, pattern)
+
+    settings = map_paths(decide, params)
+    if all(s.method == FROZEN for s in jax.tree.leaves(settings)):
+        raise ConfigError("optimizer.rules: every parameter is frozen, there is nothing to train")
+    return settings
+
+
+def _read_rules(rules: tuple, paths: list[str]) -> dict[str, Rule]:
+    read = {}
+    for i, entry in enumerate(rules):
+        where = f"optimizer.rules[{i}]"
+        if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[0], str):
+            raise ConfigError(f"{where}: expected (path regex, dict(lr=, weight_decay=, freeze=)), got {entry!r}")
+        pattern, values = entry
+        if pattern in read:
+            raise ConfigError(f"{where}: {pattern!r} is there twice, and only the first would count")
+        try:
+            matched = any(re.fullmatch(pattern, path) for path in paths)
+        except re.error as error:
+            raise ConfigError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
+        if not matched:
+            raise ConfigError(f"{where}: {pattern!r} matches no parameter.{_closest(pattern, paths)}")
+        read[pattern] = make_spec(Rule, values, where=f"{where} ({pattern!r})")
+    return read
+
+
+def _closest(pattern: str, paths: list[str]) -> str:
+    partial = next((path for path in paths if re.search(pattern, path)), None)
+    if partial:
+        return f" A rule matches whole paths, and this one matches a part of {partial!r}: add '.*' around it."
+    plain = re.sub(r"[^\w/]+", "", pattern)
+    close = difflib.get_close_matches(plain, paths, n=3, cutoff=0.0)
+    return f" The closest paths are {', '.join(close)}."
+
+
+def _rows(settings: Any, params: Any) -> tuple[Row, ...]:
+    groups: dict[tuple, list[str]] = {}
+    sizes = {path: math.prod(leaf.shape) for path, leaf in flatten_paths(params).items()}
+    for path, setting in flatten_paths(settings).items():
+        groups.setdefault((path.split("/")[0], setting), []).append(path)
+    return tuple(
+        Row(
+            part=part,
+            rule=setting.rule,
+            example=paths[0],
+            arrays=len(paths),
+            params=sum(sizes[path] for path in paths),
+            method=setting.method,
+            lr=setting.lr,
+            weight_decay=setting.weight_decay,
+        )
+        for (part, setting), paths in groups.items()
+    )

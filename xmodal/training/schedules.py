@@ -1,0 +1,81 @@
+"""The learning rate as a function of the step."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from xmodal.config import ConfigError, did_you_mean
+from xmodal.training.durations import to_steps
+
+DECAYS = ("cosine", "linear", "rsqrt", "constant")
+
+
+def learning_rate(
+    options: ConfigDict, peak: float, total_steps: int, *, batch_size: int, epoch_size: int | None
+) -> optax.Schedule:
+    """Builds the schedule: a linear warm-up from 0, the decay, and a linear cool-down.
+
+    Cosine and linear decays reach `final * peak` at `total_steps` by themselves. `rsqrt`, which is
+    peak * sqrt(warmup / step) (Vaswani et al. 2017), and `constant` know no end, so that a run can be
+    prolonged; a cool-down takes them to `final * peak` (Zhai et al. 2022).
+
+    Args:
+      options: the config's `schedule` section.
+      peak: learning rate at the end of the warm-up.
+      total_steps: length of the run.
+      batch_size: samples of one step.
+      epoch_size: samples of one pass over the training data; None when it is not known.
+
+    Returns:
+      The learning rate at each step, 0 to `total_steps`.
+
+    Raises:
+      ConfigError: an unknown decay, phases longer than the run, or options that would have no effect.
+    """
+    units = {"batch_size": batch_size, "epoch_size": epoch_size, "total_steps": total_steps}
+    warmup, cooldown = (to_steps(options[k], **units, where=f"schedule.{k}") for k in ("warmup", "cooldown"))
+    _check(options, warmup, cooldown, total_steps)
+    phases, ends = [_decay(options, peak, warmup, total_steps - warmup - cooldown)], []
+    if warmup:
+        phases, ends = [optax.linear_schedule(0.0, peak, warmup), *phases], [warmup]
+    if cooldown:
+        start = float(phases[-1](total_steps - warmup - cooldown))
+        phases.append(optax.linear_schedule(start, options.final * peak, cooldown))
+        ends.append(total_steps - cooldown)
+    return optax.join_schedules(phases, ends)
+
+
+def _decay(options: ConfigDict, peak: float, warmup: int, steps: int) -> optax.Schedule:
+    if options.decay == "cosine" and steps:
+        return optax.cosine_decay_schedule(peak, steps, alpha=options.final)
+    if options.decay == "linear" and steps:
+        return optax.linear_schedule(peak, options.final * peak, steps)
+    if options.decay == "rsqrt":
+        return lambda step: peak * jax.lax.rsqrt(1.0 + jnp.maximum(step, 0) / max(warmup, 1))
+    return optax.constant_schedule(peak)  # also a cosine or linear run that is nothing but warm-up
+
+
+def _check(options: ConfigDict, warmup: int, cooldown: int, total_steps: int) -> None:
+    """Refuses phases that do not fit and options that would be ignored."""
+    if total_steps < 1:
+        raise ConfigError(f"schedule.total: a run has at least one step, got {options.total!r}")
+    if options.decay not in DECAYS:
+        hint = did_you_mean(options.decay, DECAYS)
+        raise ConfigError(f"schedule.decay: expected {', '.join(DECAYS)}, got {options.decay!r}.{hint}")
+    if warmup + cooldown > total_steps:
+        raise ConfigError(
+            f"schedule: warmup {options.warmup!r} and cooldown {options.cooldown!r} take {warmup} + "
+            f"{cooldown} steps, but the run has {total_steps}"
+        )
+    ends_itself = options.decay in ("cosine", "linear")
+    if cooldown and ends_itself:
+        raise ConfigError(
+            f"schedule.cooldown: only rsqrt and constant decays have one, a {options.decay} decay ends at "
+            "schedule.final by itself; set it to 0"
+        )
+    if options.final and not cooldown and not ends_itself:
+        raise ConfigError(
+            f"schedule.final: a {options.decay} decay reaches {options.final} of the peak in a cooldown; "
+            "set schedule.cooldown, or schedule.final to 0"
+        )

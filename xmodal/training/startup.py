@@ -1,0 +1,110 @@
+"""What a run says before its first step: devices, mesh, model, data, schedule, and the loss that guessing gives."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from data_pipelines.stream import Stream
+
+from xmodal.distributed.sharding import format_sharding_table, sharding_table
+from xmodal.reporting.flops import count_flops
+from xmodal.reporting.formatting import compact, number, size
+from xmodal.reporting.summary import print_summary, print_table
+from xmodal.training.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """Parameters by tower, bytes of the state on one device, and FLOPs of training on one sample."""
+
+    parameters: dict[str, int]
+    state_bytes_per_device: int
+    flops_per_sample: float
+
+
+def abstract_batch(task: Task) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global host batch, without data."""
+    rows, data = task.batch_size, task.config.data
+    shape = lambda *s, dtype: jax.ShapeDtypeStruct((rows, *s), dtype)
+    return {
+        "image": shape(data.image.size, data.image.size, 3, dtype=np.uint8),
+        "text": shape(data.text.length, dtype=np.int32),
+        "text_valid": shape(data.text.length, dtype=np.bool_),
+        "key_id": shape(2, dtype=np.uint32),
+        "caption_id": shape(2, dtype=np.uint32),
+    }
+
+
+def model_facts(task: Task, abstract: dict) -> ModelFacts:
+    """Counts parameters, state bytes and FLOPs from shapes alone.
+
+    FLOPs are those of one forward and backward pass without recomputation (three forward passes), per sample; they
+    are what MFU is measured against.
+    """
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    on_device = lambda s: math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize
+    forward = count_flops(lambda p, b: task.losses(p, b, None)[0], abstract["params"], abstract_batch(task))
+    return ModelFacts(
+        parameters={tower: count(tree) for tower, tree in abstract["params"].items()},
+        state_bytes_per_device=sum(on_device(leaf) for leaf in jax.tree.leaves(abstract)),
+        flops_per_sample=3.0 * forward / task.batch_size,
+    )
+
+
+def checkpoint_options(task: Task) -> dict[str, Any]:
+    """The config's `checkpoint` section with its durations in steps."""
+    options = dict(task.config.checkpoint)
+    for key in ("every", "keep_every"):
+        options[key] = task.steps(options[key], f"checkpoint.{key}")
+    return options
+
+
+def print_startup(task: Task, workdir: Path, stream: Stream, abstract: dict, facts: ModelFacts, start: int) -> None:
+    """Prints the start-up summary and the tables of what is trained and sharded how."""
+    if jax.process_index():
+        return
+    config, devices = task.config, task.mesh.devices.flat
+    epochs = task.total_steps * task.batch_size / task.epoch_size
+    kinds = f"{task.mesh.devices.size} x {devices[0].device_kind} ({devices[0].platform})"
+    mesh = " x ".join(f"{axis} {size}" for axis, size in task.mesh.shape.items())
+    towers = {name: compact(count) for name, count in facts.parameters.items()}
+    rows = f"{task.batch_size}" + (f" in {config.accumulation} micro-batches" if config.accumulation > 1 else "")
+    print_summary(
+        f"xmodal · {workdir}",
+        {
+            "devices": f"{kinds}, {jax.process_count()} process{'es' if jax.process_count() > 1 else ''}",
+            "mesh": mesh,
+            "model": f"{compact(sum(facts.parameters.values()))} parameters, {config.model.dtype}",
+            "towers": towers,
+            "state": f"{size(facts.state_bytes_per_device)} per device",
+            "data": stream.summary(),
+            "batch": rows,
+            "schedule": f"{task.total_steps} steps = {number(epochs)} epochs = "
+            f"{number(task.total_steps * task.batch_size)} samples, {config.schedule.decay}",
+            "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}",
+            "chance loss": {name: f"{loss:.3f}" for name, loss in task.chance_losses().items()},
+            "start": f"continues from step {start}" if start else "fresh",
+        },
+    )
+    print_table(
+        "what is trained how",
+        ["part", "rule", "arrays", "parameters", "method", "lr x", "weight decay"],
+        [
+            [
+                r.part,
+                r.rule or "(default)",
+                r.arrays,
+                compact(r.params),
+                r.method,
+                f"{r.lr:g}",
+                f"{r.weight_decay:g}",
+            ]
+            for r in task.plan.rows
+        ],
+    )
+    if task.mesh.devices.size > 1:
+        placed = jax.tree.map(lambda s: s.sharding, abstract["params"])
+        print(format_sharding_table(sharding_table(abstract["params"], placed)))

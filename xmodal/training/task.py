@@ -1,0 +1,212 @@
+"""A task: everything that a config decides about a run, built and checked before any device time is spent."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from data_pipelines.device import preprocess_images
+from data_pipelines.tokenizers import Tokenizer
+from ml_collections import ConfigDict
+
+from xmodal.config import ConfigError, did_you_mean, make_spec
+from xmodal.distributed.sharding import shardings
+from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
+from xmodal.models.embed import PatchSpec, TokenSpec
+from xmodal.models.model import Functional, ModelSpec
+from xmodal.objectives import OBJECTIVES
+from xmodal.training.durations import to_steps
+from xmodal.training.losses import Losses
+from xmodal.training.optimizer import OptimizerPlan, make_optimizer
+from xmodal.training.schedules import learning_rate
+from xmodal.training.step import init_params, init_state, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A run's model, objectives, optimizer and evaluators on one mesh.
+
+    Attributes:
+      config: the config with everything that it left to the data or the tokenizer filled in.
+      mesh: devices.
+      tokenizer: of the text.
+      losses: model and objectives.
+      plan: optimizer.
+      schedule: learning rate by step.
+      total_steps: length of the run.
+      epoch_size: training samples of one epoch.
+    """
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    losses: Losses
+    plan: OptimizerPlan
+    schedule: Callable
+    total_steps: int
+    epoch_size: int
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of one optimizer step."""
+        return self.config.batch_size
+
+    def steps(self, duration: str | int, where: str) -> int:
+        """Converts a duration of the config to steps."""
+        return to_steps(
+            duration,
+            batch_size=self.batch_size,
+            epoch_size=self.epoch_size,
+            total_steps=self.total_steps,
+            where=where,
+        )
+
+    def init(self, key: jax.Array) -> dict:
+        """Returns a fresh train state."""
+        return init_state(self.losses, self.plan, key, ema=bool(self.config.optimizer.ema))
+
+    def abstract_state(self) -> dict:
+        """Returns the train state's shapes, types and shardings, without allocating it."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        placed = shardings(shapes, self.mesh, self.config.mesh.rules)
+        return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
+
+    def init_sharded(self, abstract_state: dict) -> dict:
+        """Creates the state of step 0 directly in its shards; it never exists whole on one device."""
+        placed = jax.tree.map(lambda s: s.sharding, abstract_state)
+        return jax.jit(self.init, out_shardings=placed)(jax.random.key(self.config.seed))
+
+    def compile_step(self, abstract_state: dict) -> Callable[[dict, Mapping], tuple[dict, dict]]:
+        """Returns the jitted step; the state given to it is consumed."""
+        step = make_step(
+            self.losses, self.plan, self.schedule, seed=self.config.seed, accumulation=self.config.accumulation,
+            ema=self.config.optimizer.ema,
+        )  # fmt: skip
+        placed = jax.tree.map(lambda s: s.sharding, abstract_state)
+        return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+
+    def chance_losses(self) -> dict[str, float]:
+        """Loss of a model that knows nothing, by objective."""
+        spec = self.losses.model.spec
+        return {name: o.chance_loss(self.batch_size, spec) for name, o in self.losses.objectives.items()}
+
+    def evaluators(self) -> dict[str, tuple[int, Callable[[Mapping], EvalResult]]]:
+        """Opens the held-out data; returns {name: (steps between evaluations, params -> result)}."""
+        return {
+            name: (self.steps(every, f"evals.{name}.every"), run)
+            for name, (every, run) in open_evaluators(
+                self.config, self.losses.model, self.mesh, self.losses.preprocess, self.tokenizer
+            ).items()
+        }
+
+
+def build_task(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, epoch_size: int) -> Task:
+    """Builds a task; every error of a setting is raised here.
+
+    Raises:
+      ConfigError: naming the key and what was expected.
+    """
+    config = resolve(config, tokenizer)
+    losses = build_losses(config, mesh)
+    units = dict(batch_size=config.batch_size, epoch_size=epoch_size)
+    total = to_steps(config.schedule.total, **units, where="schedule.total")
+    schedule = learning_rate(config.schedule, config.optimizer.lr, total, **units)
+    params = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
+    plan = make_optimizer(config.optimizer, schedule, params)
+    return Task(config, mesh, tokenizer, losses, plan, schedule, total, epoch_size)
+
+
+def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
+    """Builds model and objectives of a resolved config."""
+    try:
+        model = Functional.build(make_spec(ModelSpec, config.model, where="model"))
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"model: {error}") from error
+    objectives = {}
+    for name, entry in config.objectives.items():
+        objectives[name] = build_entry(OBJECTIVES, entry, f"objectives.{name}")
+        for need in sorted(objectives[name].needs):
+            _check_need(model.spec, need, f"objectives.{name}")
+    if not objectives:
+        raise ConfigError("objectives: a run needs at least one, such as dict(type='softmax')")
+    return Losses(model, objectives, preprocessor(config.data.image), mesh)
+
+
+def _check_need(spec: ModelSpec, need: str, where: str) -> None:
+    tower, _, what = need.partition(".")
+    if tower not in spec.towers:
+        known = ", ".join(spec.towers)
+        raise ConfigError(f"{where}: there is no tower {tower!r}.{did_you_mean(tower, spec.towers)} Towers: {known}")
+    if (what == "pooled" and spec.towers[tower].pool == "none") or (
+        what == "logits" and spec.towers[tower].head == "none"
+    ):
+        setting = "pool" if what == "pooled" else "head"
+        raise ConfigError(f"{where}: needs {need}, so model.towers.{tower}.{setting} must not be 'none'")
+
+
+def build_entry(registry: Mapping[str, type], entry: ConfigDict, where: str) -> Any:
+    """Builds a named entry of an open section: its `type` chooses the class, the other keys are its fields."""
+    values = dict(entry)
+    kind = values.pop("type", None)
+    if kind not in registry:
+        raise ConfigError(f"{where}.type: expected {', '.join(registry)}, got {kind!r}."
+                          f"{did_you_mean(str(kind), registry)}")  # fmt: skip
+    return make_spec(registry[kind], values, where=where)
+
+
+def preprocessor(image: ConfigDict) -> Callable:
+    """Returns (batch, keys or None) -> batch with normalised, and with keys augmented, float images."""
+
+    def preprocess(batch: Mapping, keys: jax.Array | None) -> dict:
+        if "image" not in batch:
+            return dict(batch)
+        return {**batch, "image": preprocess_images(batch["image"], keys, image)}
+
+    return preprocess
+
+
+def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
+    """Fills in what the config left to the data and the tokenizer, and checks what it did not.
+
+    Raises:
+      ConfigError: the model does not fit the tokenizer or the data.
+    """
+    config = config.copy_and_resolve_references()
+    for name, tower in config.model.towers.items():
+        where, embed = f"model.towers.{name}", tower.get("embed")
+        if tower.get("head", "none") == "linear":
+            _fill(
+                tower,
+                "vocab_size",
+                tokenizer.vocab_size,
+                f"{where}.vocab_size",
+                "the tokenizer's",
+                at_least=True,
+            )
+        if not embed:
+            continue
+        if embed.type == PatchSpec.type:
+            _fill(embed, "image_size", config.data.image.size, f"{where}.embed.image_size", "data.image.size")
+        elif embed.type == TokenSpec.type:
+            vocab, length = tokenizer.vocab_size, config.data.text.length
+            _fill(embed, "vocab_size", vocab, f"{where}.embed.vocab_size", "the tokenizer's", at_least=True)
+            _fill(embed, "length", length, f"{where}.embed.length", "data.text.length", at_least=True)
+    return config
+
+
+def _fill(section: ConfigDict, key: str, value: int, where: str, source: str, at_least: bool = False) -> None:
+    given = section.get(key, 0)
+    if not given:
+        section[key] = value
+    elif given < value or (given != value and not at_least):
+        raise ConfigError(f"{where} is {given}, but {source} is {value}: set it to 0 to take that, or make them agree")
+
+
+def open_evaluators(config: ConfigDict, model: Functional, mesh, preprocess: Callable, tokenizer: Tokenizer) -> dict:
+    """Opens every evaluator of a config; returns {name: (every, params -> EvalResult)}."""
+    context = EvalContext(model, mesh, preprocess, tokenizer, config.data)
+    opened = {}
+    for name, entry in config.evals.items():
+        evaluator = build_entry(EVALUATORS, entry, f"evals.{name}")
+        opened[name] = (evaluator.every, evaluator.prepare(name, context))
+    return opened

@@ -1,0 +1,63 @@
+"""Opens what a run has learned: config, tokenizer and weights, from a checkpoint alone, on any mesh."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from data_pipelines.tokenizers import Tokenizer
+from xmodal.config import from_json
+from xmodal.distributed.sharding import shardings
+from xmodal.training.checkpoints import CheckpointError, checkpoint_folder, latest_valid, read_meta, restore_params
+from xmodal.training.losses import Losses
+from xmodal.training.step import init_params
+from xmodal.training.task import build_losses
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint, ready to use.
+
+    Attributes:
+      config: resolved config of the run.
+      tokenizer: that it trained with.
+      losses: its model and objectives.
+      params: averaged weights where the run kept them, else the trained ones.
+      step: of the checkpoint.
+      samples: seen until then.
+    """
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+    losses: Losses
+    params: dict
+    step: int
+    samples: int
+
+
+def load_run(workdir: Path, mesh: jax.sharding.Mesh, *, step: int | None = None) -> TrainedRun:
+    """Loads a checkpoint of a run.
+
+    Args:
+      workdir: the run folder.
+      mesh: where the parameters go; need not be the mesh that they were trained on.
+      step: of the checkpoint; None takes the newest good one.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    path = latest_valid(workdir) if step is None else checkpoint_folder(workdir) / str(step)
+    try:
+        meta = read_meta(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be used: {error}") from None
+    config = from_json(meta["config"])
+    losses = build_losses(config, mesh)
+    shapes = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
+    placed = shardings(shapes, mesh, config.mesh.rules)
+    abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
+    params = restore_params(path, abstract, "ema" if config.optimizer.ema else "params")
+    return TrainedRun(
+        config, Tokenizer(meta["tokenizer"], str(path)), losses, params, meta["step"], meta["position"]
+    )
