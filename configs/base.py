@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
         compile_cache="~/.cache/xmodal/jax",  # compiled programs shared by runs of this user; "" keeps none
     )
     c.watchdog = dict(
-        step=600.0,  # seconds without a finished step before the run dumps its stacks and ends
+        step=600.0,  # seconds without a finished step before the run dumps its stacks and ends; 0: no limit
         slow=3600.0,  # the same for compiling, restoring and evaluating
     )
     return c

@@ -21,7 +21,7 @@ def get_config():
     c.objectives.captioning = dict(type="captioning", tower="caption", weight=2.0)
     c.data.text.templates = ((1.0, "{label}"),)  # the caption to write is the label; tags would be guesses
     c.evals.captions = dict(
-        type="captioning", urls=f"{demo.SHARDS}/unseen_vendor-0000.tar", captions=("{label}",), tower="caption",
+        type="captioning", urls=f"{demo.SHARDS}/unseen_vendor-0000.tar.gz", captions=("{label}",), tower="caption",
         every="100%",
     )  # fmt: skip
     return c

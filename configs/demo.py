@@ -15,7 +15,7 @@ SHARDS = "data_pipelines/emoji/shards"
 
 def emoji(c):
     """Sets data and evaluations of the emoji set; shared by the recipes that learn from it."""
-    c.data.sources = dict(emoji=dict(urls=f"{SHARDS}/train-{{0000..0003}}.tar", weight=1.0))
+    c.data.sources = dict(emoji=dict(urls=f"{SHARDS}/train-{{0000..0003}}.tar.gz", weight=1.0))
     c.data.image.update(size=64, crop="random_resized", scale=(0.6, 1.0), flip=False, jitter=0.2)
     c.data.image.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     c.data.text.update(tokenizer="data_pipelines/emoji/tokenizer.json", length=16)
@@ -24,13 +24,13 @@ def emoji(c):
     captions = ("{label}",)
     c.evals = dict(
         unseen_vendor=dict(
-            type="retrieval", urls=f"{SHARDS}/unseen_vendor-0000.tar", captions=captions, by="split", every="25%"
+            type="retrieval", urls=f"{SHARDS}/unseen_vendor-0000.tar.gz", captions=captions, by="split", every="25%"
         ),
         unseen_concepts=dict(
-            type="retrieval", urls=f"{SHARDS}/unseen_concepts-0000.tar", captions=captions, every="25%"
+            type="retrieval", urls=f"{SHARDS}/unseen_concepts-0000.tar.gz", captions=captions, every="25%"
         ),
         groups=dict(
-            type="zero_shot", urls=f"{SHARDS}/unseen_vendor-0000.tar", captions=captions, label_field="subgroup",
+            type="zero_shot", urls=f"{SHARDS}/unseen_vendor-0000.tar.gz", captions=captions, label_field="subgroup",
             prompts=("{label}", "a drawing of {label}"), every="100%",
         ),
     )  # fmt: skip
@@ -42,10 +42,10 @@ def get_config():
     c.batch_size = 256
     c.model = presets.dual_tower(
         image=presets.image_tower(
-            192, 4, 3, patch_size=8, style="clip", act="gelu_tanh", embed_dim=192, pool="mean", scan=False,
-            embed=dict(stem=(32, 64, 128), pre_norm=False, bias=True),
+            256, 3, 4, patch_size=16, act="gelu_tanh", embed_dim=256, pool="mean", scan=False,
+            embed=dict(stem=((48, 4, 4), (128, 3, 2)), pre_norm=False, bias=True),
         ),
-        text=presets.text_tower(192, 2, 3, act="gelu_tanh", embed_dim=192, pool="eos", scan=False),
+        text=presets.text_tower(256, 1, 4, act="gelu_tanh", embed_dim=256, scan=False),
     )  # fmt: skip
     c.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
     c.optimizer.update(name="adamw", lr=2e-3, weight_decay=0.1, b2=0.98)

@@ -22,7 +22,7 @@ def get_config():
     c.data.text.templates = ((1.0, "{label}"),)
     c.evals = dict(
         captions=dict(
-            type="captioning", urls=f"{demo.SHARDS}/unseen_vendor-0000.tar", captions=("{label}",), tower="caption",
+            type="captioning", urls=f"{demo.SHARDS}/unseen_vendor-0000.tar.gz", captions=("{label}",), tower="caption",
             every="50%",
         )
     )  # fmt: skip

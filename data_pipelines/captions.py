@@ -115,7 +115,7 @@ class Captions:
             lists = (_entries(lookup(record.fields, name)) for name in template.fields)
             turns = max(map(len, lists), default=1) if self._max_list == 1 else 1
             for turn in range(turns):
-                pick = lambda entries, _, turn=turn: [*entries[turn % len(entries) :], *entries][: self._max_list]
+                pick = lambda entries, _, turn=turn: _rotate(entries, turn)[: self._max_list]
                 captions.append(self._render(template, record, pick))
         return list(dict.fromkeys(captions))
 
@@ -217,6 +217,11 @@ def _entries(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
     texts = (str(v).strip() for v in values if isinstance(v, str | int | float))
     return [text for text in texts if text]
+
+
+def _rotate(entries: list[str], turn: int) -> list[str]:
+    turn %= len(entries)
+    return entries[turn:] + entries[:turn]
 
 
 def _some(entries: list[str], most: int, word: int) -> list[str]:

@@ -24,7 +24,7 @@ from data_pipelines import paths
 from data_pipelines.captions import Captions, field_names
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.samples import image_member, read_record
-from data_pipelines.tar import Group, Read, TarDamage, groups
+from data_pipelines.tar import BLOCK, Group, Read, TarDamage, groups
 
 _VERSION = 1  # of the sidecar; another version is scanned again
 _CELLS = 256  # of a shard, so that small data still make many blocks
@@ -184,6 +184,9 @@ def _scan(entry: ShardIndex, read: Read, captions: Captions) -> None:
             raise DataError(f"{entry.path} is not a tar archive{hint}") from None
         entry.skip(f"from byte {damage.offset}", damage.reason)
         _log.warning("%s: %s; nothing after it can be read", entry.path, damage)
+    else:
+        if any(read(max(0, entry.bytes - BLOCK), BLOCK)):
+            _log.warning("%s has no end mark: it may have been cut off between two members", entry.path)
     if end:
         entry.ends.append(end)
         entry.counts.append(count)

@@ -39,12 +39,14 @@ class Interleave:
 
 
 def _integer_weights(weights: Sequence[float]) -> list[int]:
-    exact = [Fraction(str(weight)) for weight in weights]
-    shares = [(weight / sum(exact)).limit_denominator(_PERIOD) for weight in exact]
-    period = math.lcm(*(share.denominator for share in shares))
-    if period > _PERIOD or sum(shares) != 1:
-        shares, period = [weight / sum(exact) for weight in exact], _PERIOD
-    counts = [max(1, round(share * period)) for share in shares]
+    """Returns whole numbers in the same proportions, or the nearest to them of which the pattern is not too long."""
+    total = sum(Fraction(str(weight)) for weight in weights)
+    shares = [Fraction(str(weight)) / total for weight in weights]
+    simple = [share.limit_denominator(_PERIOD) for share in shares]  # 0.3333333333333333 means a third
+    period = math.lcm(*(share.denominator for share in simple))
+    if period > _PERIOD or any(abs(a - b) > 1e-12 for a, b in zip(simple, shares)):
+        simple, period = shares, _PERIOD
+    counts = [max(1, round(share * period)) for share in simple]
     return [count // math.gcd(*counts) for count in counts]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipelines.errors import DataError
+from data_pipelines.gzipped import is_gzipped, unpacked
 
 # Recipes name the data that ships with the repository by relative paths, and must run from anywhere.
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ def find_file(path: str | os.PathLike) -> Path:
 
 
 def expand(urls: str | Iterable[str]) -> list[Path]:
-    """Returns the shards that the patterns name, in the order of the patterns.
+    """Returns the shards that the patterns name, in the order of the patterns; of compressed ones their plain twins.
 
     Args:
         urls: one pattern or several. `{0000..0009}` counts, `{a,b}` lists, and `*`, `?` and `[...]` match files. A
@@ -47,7 +48,7 @@ def expand(urls: str | Iterable[str]) -> list[Path]:
         if shard in seen:
             raise DataError(f"shard {shard} is named twice by {patterns}; its samples would count twice")
         seen.add(shard)
-    return shards
+    return [unpacked(shard) if is_gzipped(shard) else shard for shard in shards]
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -8,7 +8,7 @@ to copy once more.
 
 import hashlib
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -157,7 +157,7 @@ class Stream:
         try:
             faults = [fault for chunk in pending.chunks for fault in chunk.result()]
             self._accounts.batch(len(pending.batch["text"]), faults)
-        except DataError:
+        except Exception:
             self.close()
             raise
         self._pending.popleft()
@@ -170,14 +170,14 @@ class Stream:
 
     def summary(self) -> dict[str, Any]:
         """Returns what the start of a run shows: sizes, what was left out, and the memory that this process needs."""
-        skipped = {name.removeprefix("data/skipped/"): n for name, n in self.counters().items() if "skipped" in name}
+        skipped = sum((Counter(source.index.skipped) for source in self._sources), Counter())
         return dict(
             samples=sum(source.index.samples for source in self._sources),
             epoch_size=self.epoch_size,
             shards=sum(len(source.index.shards) for source in self._sources),
             bytes=sum(source.index.bytes for source in self._sources),
             blocks=sum(len(source.blocks.count) for source in self._sources),
-            skipped=skipped,
+            skipped=dict(skipped),
             shares={source.name: float(share) for source, share in zip(self._sources, self._order.shares)},
             lanes=self._order.lanes,
             lanes_here=len(self._lanes),

@@ -88,7 +88,7 @@ def members(read: Read, start: int, end: int) -> Iterator[Member]:
             pass
         else:
             if kind in (b"\0", b"0", b"7"):
-                yield Member(_name(header) if name is None else name, first, data, length, after)
+                yield Member(_name(header) if name is None else name, first, data, length, min(after, end))
             first, name, size = after, None, None
         position = after
 

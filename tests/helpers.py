@@ -53,10 +53,10 @@ def coca(image_changes=None, text_changes=None, **both):
 
 def git(image_changes=None, text_changes=None, **both):
     """One text tower that reads the image tokens as a prefix and predicts text."""
-    caption = text(embed_dim=0, pool="none", head="tied", **both, **(text_changes or {}))
-    caption |= dict(reads=("image",), connector="linear_norm")
-    prefix = image(**both, embed_dim=0, pool="none", embed=dict(class_token=True), **(image_changes or {}))
-    return dict(image=prefix, caption=caption)
+    prefix = dict(embed_dim=0, pool="none") | (image_changes or {})
+    prefix["embed"] = dict(class_token=True) | prefix.get("embed", {})
+    caption = text(**(dict(embed_dim=0, pool="none", head="tied") | (text_changes or {})), **both)
+    return dict(image=image(**prefix, **both), caption=caption | dict(reads=("image",), connector="linear_norm"))
 
 
 def build(towers, dtype="float32"):
@@ -86,9 +86,9 @@ def random_params(model, seed=0):
 
 
 def split(make):
-    """Returns (apply, parameter shapes) of the module that `make(rngs)` builds."""
+    """Returns (bind, parameter shapes) of what `make(rngs)` builds; `bind(params)` is the module."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    return lambda params, *args, **kw: nnx.merge(graphdef, params)(*args, **kw), nnx.to_pure_dict(state)
+    return lambda params: nnx.merge(graphdef, params), nnx.to_pure_dict(state)
 
 
 def batch(size=8, seed=0, length=LENGTH):

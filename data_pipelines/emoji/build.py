@@ -25,8 +25,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
 from data_pipelines.emoji.drawings import (
     VENDORS,
     BuildError,
@@ -36,6 +34,7 @@ from data_pipelines.emoji.drawings import (
     read_package,
     render,
 )
+from data_pipelines.tokenizers import train_bpe
 
 LABELS = "emojibase-data@17.0.0"
 LANGUAGES = ("en", "zh", "de", "es", "ja", "fr")
@@ -45,7 +44,6 @@ CONCEPTS = 1811  # that all five vendors draw
 UNSEEN_CONCEPTS = 181
 TRAIN_SHARDS = 4
 VOCAB_SIZE = 4096
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")  # ids 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -185,29 +183,6 @@ def write_shard(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             tar.addfile(info, io.BytesIO(contents))
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE tokenizer that writes `<bos> text <eos>`.
-
-    All 256 bytes are in the vocabulary and nothing is normalised, so any text comes back exactly.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    _, bos, eos = SPECIAL_TOKENS
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A {eos}", special_tokens=[(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
-    )
-    return tokenizer
-
-
 def caption_texts(concepts: Iterable[Concept]) -> Iterator[str]:
     """Yields the lower-cased English names, and the keywords as a caption lists them."""
     for concept in concepts:
@@ -251,9 +226,9 @@ def build(packages: Path, out: Path) -> list[Path]:
         print(f"{path}: {len(pairs):,} samples, {path.stat().st_size:,} bytes", flush=True)
         written.append(path)
     seen = (concept for hexcode, concept in concepts.items() if hexcode not in unseen)
-    tokenizer = train_tokenizer(caption_texts(seen), VOCAB_SIZE)
-    tokenizer.save(str(out / "tokenizer.json"))
-    print(f"{out / 'tokenizer.json'}: {tokenizer.get_vocab_size():,} tokens")
+    tokenizer = train_bpe(caption_texts(seen), VOCAB_SIZE)
+    (out / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    print(f"{out / 'tokenizer.json'}: {tokenizer.vocab_size:,} tokens")
     return [*written, out / "tokenizer.json"]
 
 

@@ -36,9 +36,7 @@ def test_counts_and_reasons(tmp_path):
     path = write_tar(tmp_path / "a.tar", samples)
     found = index.load(str(path), captions())
     assert found.samples == 2
-    assert found.skipped == {
-        reason: 1 for reason in ("no caption", "empty caption", "no image", "empty image", "bad text")
-    }
+    assert found.skipped == dict.fromkeys(("no caption", "empty caption", "no image", "empty image", "bad text"), 1)
     assert found.shards[0].skipped_keys["no image"] == ["no_image"]
 
 
@@ -54,11 +52,29 @@ def test_bad_json_counts_only_where_captions_need_it(tmp_path):
 def test_truncated_tail_keeps_what_is_whole(tmp_path, caplog):
     path = write_tar(tmp_path / "a.tar", {f"{i}": sample(i) for i in range(9)})
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
+    path.write_bytes(content[: len(content) // 2 + 7])
     found = index.load(str(path), captions())
     assert 3 <= found.samples < 9
     assert found.skipped == {"truncated tail": 1}
     assert "truncated tail" in caplog.text and str(path) in caplog.text
+
+
+def test_a_cut_in_the_padding_loses_nothing(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {f"{i}": sample(i) for i in range(4)})
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"}") + 20])
+    blocks = index.load(str(path), captions()).blocks(1)
+    assert blocks.count.sum() == 4 and blocks.end[-1] == path.stat().st_size
+    last = read_range(str(path), int(blocks.start[-1]), int(blocks.end[-1]))
+    assert [s.key for s in parse_block(str(path), last, int(blocks.start[-1]), captions())] == ["3"]
+
+
+def test_a_cut_between_members_is_noticed(tmp_path, caplog):
+    path = write_tar(tmp_path / "a.tar", {f"{i}": sample(i) for i in range(4)})
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"2.png")])
+    assert index.load(str(path), captions()).samples == 2
+    assert "no end mark" in caplog.text and str(path) in caplog.text
 
 
 @pytest.mark.parametrize("target", [1, 3000, 20_000, 10**9])
@@ -140,7 +156,7 @@ def test_unusable_shards_are_errors(tmp_path):
     with pytest.raises(DataError, match="compressed"):
         index.load(str(path), captions())
     write_tar(path, {"0": dict(txt=b"x")})
-    with pytest.raises(DataError, match="no usable sample.*no image: 1"):
+    with pytest.raises(DataError, match=r"no usable sample.*no image: 1"):
         index.load(str(path), captions())
 
 
@@ -158,7 +174,7 @@ def test_patterns(shards, monkeypatch):
     assert names([str(shards / "s-01.tar"), str(shards / "s-*0.tar")]) == ["s-01.tar", "s-00.tar"]
     monkeypatch.chdir(shards)
     assert names("s-0?.tar") == ["s-00.tar", "s-01.tar", "s-02.tar"]
-    assert paths.expand_braces("{a,b}-{8..10}") == ["a-8", "b-8", "a-9", "b-9", "a-10", "b-10"]
+    assert paths.expand_braces("{a,b}-{8..10}") == ["a-8", "a-9", "a-10", "b-8", "b-9", "b-10"]
 
 
 def test_relative_paths_fall_back_to_the_repository(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ def test_bad_extra_rules(rule, message):
 def test_table():
     mesh = mesh_of()
     tree = {"a": tower(), "layers": {str(i): {"fc1": {"kernel": shape(128, 512)}} for i in range(3)}}
-    tree["odd"] = {"kernel": shape(3, 12345)}
+    tree["odd"] = {"kernel": shape(3, 123457)}
     rows = sharding_table(tree, shardings(tree, mesh))
     row = next(row for row in rows if row.pattern == "layers/*/fc1/kernel")
     assert (row.count, row.shape, row.spec) == (3, (128, 512), ("fsdp", "tensor"))
@@ -145,7 +145,7 @@ def test_table():
     assert sum(row.bytes_total for row in rows) == sum(4 * x.size for x in jax.tree.leaves(tree))
     text = format_sharding_table(rows)
     assert "layers/*/fc1/kernel" in text and "fsdp, tensor" in text and "whole (large)" in text
-    assert "0.14 MiB of large arrays fit no rule" in text
+    assert "1.41 MiB of large arrays fit no rule" in text
     alone = shardings(tree, mesh_of(8, 1, 1))
     assert "large" not in format_sharding_table(sharding_table(tree, alone)), "nothing could be split anyway"
 
@@ -170,9 +170,15 @@ def test_constrain():
 
     with jax.set_mesh(mesh):
         jax.jit(lambda x: spy(x, P(("data", "fsdp"), "tensor"), "both"))(x)
+        jax.jit(lambda x: spy(x, P(("data", "fsdp")), "from the front"))(x)
         jax.jit(lambda x: spy(x, P("expert", "tensor"), "unknown axis"))(x)
         jax.jit(lambda x: spy(x[:, :5], P(None, "tensor"), "does not divide"))(x)
-    wanted = {"both": P(("data", "fsdp"), "tensor"), "unknown axis": P(None, "tensor"), "does not divide": P()}
+        with pytest.raises(ValueError, match="more dimensions"):
+            constrain(x, P(None, None, "tensor"))
+    wanted = {
+        "both": P(("data", "fsdp"), "tensor"), "from the front": P(("data", "fsdp")),
+        "unknown axis": P(None, "tensor"), "does not divide": P(),
+    }  # fmt: skip
     for name, spec in wanted.items():
         assert seen[name].is_equivalent_to(jax.NamedSharding(mesh, spec), 2), name
 
@@ -188,27 +194,39 @@ def test_constrain_inside_shard_map():
 
 
 LOOKUP = """
+import sys
 import jax, jax.numpy as jnp
+from jax import P
 from xmodal.distributed.mesh import batch_sharding, make_mesh
 from xmodal.distributed.sharding import constrain, shardings
+
 mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-table = {"embedding": jnp.ones((512, 128))}
-placed = shardings(table, mesh)
-assert placed["embedding"].spec == jax.P("tensor", "fsdp")
-def loss(table, ids):
-    rows = jnp.take(constrain(table["embedding"], jax.P("tensor", None)), ids, axis=0)
-    return (constrain(rows, jax.P(("data", "fsdp"))) ** 2).sum()
+sizes = {"embedding": (512, 128), "position": (256, 128), "fc1/kernel": (128, 512), "fc2/kernel": (512, 128)}
+params = {name: jnp.ones(size) for name, size in sizes.items()}
+placed = shardings(params, mesh)
+
+def loss(params, ids, constrained):
+    table = params["embedding"]
+    x = jnp.take(constrain(table, P("tensor", None)) if constrained else table, ids, axis=0)
+    x = constrain(x + params["position"][:16], P(("data", "fsdp")))
+    x = x + jnp.tanh(x @ params["fc1/kernel"]) @ params["fc2/kernel"]
+    return (x**2).sum()
+
 with jax.set_mesh(mesh):
     ids = jax.device_put(jnp.zeros((8, 16), jnp.int32), batch_sharding(mesh))
-    jax.jit(jax.grad(loss), out_shardings=placed)(jax.device_put(table, placed), ids)
+    step = jax.jit(jax.value_and_grad(loss), static_argnums=2, out_shardings=(None, placed))
+    for constrained in (True, False):
+        step.lower(jax.device_put(params, placed), ids, constrained).compile()
+        print("compiled", file=sys.stderr, flush=True)
 """
 
 
 def test_constrained_lookup_is_not_rematerialised():
     flags = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""}
-    result = subprocess.run(
-        [sys.executable, "-c", LOOKUP], env=environment, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-c", LOOKUP]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert "full rematerialization" not in result.stderr
+    constrained, plain, _ = result.stderr.split("compiled\n")
+    assert "full rematerialization" not in constrained
+    assert "full rematerialization" in plain, "XLA words its warning differently now: this test sees nothing"

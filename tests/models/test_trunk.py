@@ -34,11 +34,11 @@ def stack(scan=True, remat="none"):
     return helpers.split(lambda rngs: Trunk(spec, context_width=8, rngs=rngs))
 
 
-def value_and_grads(apply, params, keys):
+def value_and_grads(bind, params, keys):
     tokens, context = inputs()
 
     def total(params, x):
-        out = apply(params, tokens.replace(x=x), context=context, keys=keys)
+        out = bind(params)(tokens.replace(x=x), context=context, keys=keys)
         return jnp.sum(jnp.sin(out.x)), out.x
 
     (_, out), grads = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, tokens.x)
@@ -47,18 +47,18 @@ def value_and_grads(apply, params, keys):
 
 @pytest.fixture(scope="module")
 def scanned():
-    apply, shapes = stack()
+    bind, shapes = stack()
     params, keys = helpers.random_params(shapes), helpers.sample_keys(6)
-    return params, keys, value_and_grads(apply, params, keys)
+    return params, keys, value_and_grads(bind, params, keys)
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "unrolled"])
 def test_scan_and_rematerialisation_change_nothing(scanned, scan, remat):
     params, keys, expected = scanned
-    apply, shapes = stack(scan, remat)
+    bind, shapes = stack(scan, remat)
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
-    helpers.assert_trees_close(value_and_grads(apply, params, keys), expected)
+    helpers.assert_trees_close(value_and_grads(bind, params, keys), expected)
 
 
 def test_layers_of_a_stack_start_from_different_draws():
@@ -127,10 +127,10 @@ def test_dropout_keeps_the_mean_and_drops_its_share():
 def test_stochastic_depth_rises_linearly_and_rescales():
     """Rates 0, 1/4, 1/2 over three layers: equal samples end in four places, with known shares."""
     spec = TrunkSpec(4, 3, ((Sublayer("mlp", hidden=4),),), drop_path=0.5, final_norm=False)
-    apply, shapes = helpers.split(lambda rngs: Trunk(spec, rngs=rngs))
+    bind, shapes = helpers.split(lambda rngs: Trunk(spec, rngs=rngs))
     rows = 2000
     tokens = Tokens(jnp.ones((rows, 1, 4)) * jnp.arange(4.0), segments=(("x", 1),))
-    run = jax.jit(lambda params, keys: apply(params, tokens, keys=keys).x[:, 0])
+    run = jax.jit(lambda params, keys: bind(params)(tokens, keys=keys).x[:, 0])
     params = helpers.random_params(shapes)
     out, counts = np.unique(np.round(run(params, helpers.sample_keys(rows)), 4), axis=0, return_counts=True)
     assert len(out) == 4
@@ -142,8 +142,8 @@ def test_stochastic_depth_rises_linearly_and_rescales():
                               scheme=scheme("clip", 4, 1), rngs=rngs)
     )  # fmt: skip
     params, x = helpers.random_params(layer_shapes), tokens.x[:64]
-    full, _ = layer(params, x, Flow(tokens.segments))
-    kept, _ = layer(params, x, Flow(tokens.segments), keys=helpers.sample_keys(64), drop_path=0.5)
+    full, _ = layer(params)(x, Flow(tokens.segments))
+    kept, _ = layer(params)(x, Flow(tokens.segments), keys=helpers.sample_keys(64), drop_path=0.5)
     dropped = np.all(np.asarray(kept == x), axis=(1, 2))
     assert 0 < dropped.sum() < 64
     np.testing.assert_allclose((kept - x)[~dropped], 2 * (full - x)[~dropped], rtol=1e-4, atol=1e-5)

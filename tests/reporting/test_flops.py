@@ -63,7 +63,7 @@ def test_a_patch_embedding_is_a_matrix_product():
 
 
 def test_shards_count_together():
-    mesh = jax.make_mesh((4, 2), ("data", "tensor"))
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     for axes in ({"data"}, {"data", "tensor"}):
         names = tuple(sorted(axes))
         sharded = jax.shard_map(

@@ -60,12 +60,12 @@ def test_log_lines_come_now_and_then_without_control_codes():
     console, clock = plain_console(), Clock()
     with Progress(100_000, console=console, clock=clock) as progress:
         for step in range(1, 501):
-            clock.now += 0.1
+            clock.now += 0.125
             progress.update(step, loss=5.0, samples_per_s=2560.0, data_wait=0.02)
     lines = shown(console).splitlines()
-    assert len(lines) == 5  # at the first step and every 10 seconds
+    assert len(lines) == 7  # at the first step and every 10 seconds
     assert "\x1b" not in shown(console) and "\r" not in shown(console)
-    assert re.fullmatch(r"step +401/100000 +loss 5\.0000 +2,560 samples/s +wait 2 % +left 2h46m", lines[-1])
+    assert re.fullmatch(r"step +481/100000  loss 5\.000  2,560 samples/s  wait 2 %  left 3h27m", lines[-1])
 
 
 def test_a_short_run_logs_every_twentieth_and_its_end():
@@ -97,19 +97,25 @@ def test_a_disabled_display_is_silent():
     assert shown(console) == ""
 
 
-def test_the_live_line_fits_80_columns_and_messages_stand_above_it():
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    clock = Clock()
+@pytest.mark.parametrize(
+    "width, line",
+    [
+        (80, "step  801/1600  loss 2.346  1,130 samples/s  wait 25 %  MFU 41 %  left 1m00s"),
+        (100, f"{'━' * 12:23} step  801/1600  loss 2.346  1,130 samples/s  wait 25 %  MFU 41 %  left 1m00s"),
+        (60, "step  801/1600  loss 2.346  1,130 samples/s  left 1m00s"),
+    ],
+)
+def test_the_live_line_fits_the_terminal_and_messages_stand_above_it(width, line):
+    console, clock = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None), Clock()
     with Progress(1600, console=console, clock=clock) as progress:
         progress.update(1, loss=5.5)
         clock.now = 60.0
         progress.message("[alarm] at chance")
         progress.update(801, loss=2.3456, samples_per_s=1130.4, data_wait=0.25, mfu=0.412)
-    last = [line for line in re.split(r"[\r\n]+", shown(console)) if "step" in line][-1]
-    last = re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", last)
-    assert "step  801/1600  loss 2.3456  1,130 samples/s  wait 25 %  MFU 41.2 %  left 1m00s" in last
-    assert len(last.rstrip()) <= 80
-    assert "[alarm] at chance" in shown(console)
+    lines = [re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", part) for part in re.split(r"[\r\n]+", shown(console))]
+    last = [text.rstrip() for text in lines if "step" in text][-1]
+    assert last.replace("╸", "━").replace("╺", "━") == line and len(last) <= width
+    assert "[alarm] at chance" in lines
 
 
 def test_the_summary_shows_text_as_it_is():

@@ -1,7 +1,7 @@
 """Evaluate a run's checkpoint, with the evaluators of its config: the same code as during training.
 
-    python -m xmodal eval --workdir runs/demo
-    python -m xmodal eval --workdir runs/demo --step 500 --only unseen_vendor --json results_500.json
+python -m xmodal eval --workdir runs/demo
+python -m xmodal eval --workdir runs/demo --step 500 --only unseen_vendor --json results_500.json
 """
 
 import argparse
@@ -17,17 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Runs the command; of several processes the first one speaks."""
     from xmodal.distributed.runtime import Runtime
 
-    with Runtime.start("~/.cache/xmodal/jax"):
+    with Runtime.start("~/.cache/xmodal/jax") as runtime:
         results = evaluate(args.workdir, step=args.step, only=args.only)
+        if runtime.process_index:
+            return
     from xmodal.reporting.files import write_json
-    from xmodal.reporting.results import evaluation_tables
-    from xmodal.reporting.summary import print_table
+    from xmodal.reporting.summary import print_evaluation
 
-    for table in evaluation_tables(results):
-        print_table(*table)
+    print_evaluation(results)
     if args.json:
         write_json(args.json, results)
 

@@ -112,9 +112,7 @@ def group_rows(rows: Mapping[int, set[tuple[int, int]]], process: int) -> tuple[
       ConfigError: the processes' rows overlap in part, so no equal split exists.
     """
     groups = sorted({tuple(sorted(held)) for held in rows.values()})
-    if len({len(group) for group in groups}) > 1 or len({r for g in groups for r in g}) != sum(
-        map(len, groups)
-    ):
+    if len({len(group) for group in groups}) > 1 or len({r for g in groups for r in g}) != sum(map(len, groups)):
         raise ConfigError(
             "on this mesh some processes share a part of their rows of the batch, so the data cannot be "
             "split evenly between them. Choose mesh.tensor so that it divides the devices of a process, or "

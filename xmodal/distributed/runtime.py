@@ -10,6 +10,7 @@ import threading
 import warnings
 
 import jax
+import numpy as np
 from jax._src import distributed  # the coordination service has no public barrier
 from jax.experimental import multihost_utils
 
@@ -185,6 +186,22 @@ def barrier(name: str, seconds: float = 600.0) -> None:
             f"process {jax.process_index()} waited {seconds:g} s at {name!r} for the other "
             f"{jax.process_count() - 1} processes: {error}"
         ) from error
+
+
+def from_first(value: int) -> int:
+    """Returns the value that process 0 has (below 2**31); all processes must ask."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def agreed(problem: str) -> str:
+    """Returns this process's problem, or that another process has one, or ""; all processes must ask.
+
+    It lets all of them turn back where only some have failed.
+    """
+    if jax.process_count() == 1:
+        return problem
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(problem))))
+    return problem or (f"it failed on process {failed[0]}" if failed.size else "")
 
 
 def set_compile_cache(directory: str) -> None:

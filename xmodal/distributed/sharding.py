@@ -36,6 +36,7 @@ PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 MIN_SIZE = 2**14  # elements; gathering anything smaller costs more than keeping a copy
+LARGE = 2**18  # elements; a copy of this on every device is worth a word
 
 Rule = tuple[str, Sequence[Any]]
 
@@ -122,7 +123,7 @@ def sharding_table(tree: Any, tree_shardings: Any) -> list[Row]:
         shape, spec = tuple(x.shape), tuple(sharding.spec)
         pattern = "/".join("*" if part.isdigit() else part for part in path.split("/"))
         could_split = any(sharding.mesh.shape[axis] > 1 for axis in ("fsdp", "tensor"))
-        large_copy = could_split and not any(spec) and len(shape) >= 2 and math.prod(shape) >= MIN_SIZE
+        large_copy = could_split and not any(spec) and len(shape) >= 2 and math.prod(shape) >= LARGE
         group = groups.setdefault((pattern, shape, spec, large_copy), [0, 0, 0])
         group[0] += 1
         group[1] += x.dtype.itemsize * math.prod(shape)
@@ -147,9 +148,7 @@ def format_sharding_table(rows: Sequence[Row]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
     text = ["  ".join(map(str.ljust, line[:4], widths)) + "  " + line[4].rjust(widths[4]) for line in lines]
     if copies := sum(row.bytes_per_device for row in rows if row.large_copy):
-        text.append(
-            f"{mib(copies)} MiB of large arrays fit no rule on this mesh: every device holds them whole."
-        )
+        text.append(f"{mib(copies)} MiB of large arrays fit no rule on this mesh: every device holds them whole.")
     return "\n".join(text)
 
 
@@ -167,7 +166,10 @@ def constrain(x: jax.Array, spec: jax.P) -> jax.Array:
     automatic = {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
     if not automatic:
         return x
-    return jax.lax.with_sharding_constraint(x, _fit(x.shape, tuple(spec), automatic))
+    if len(spec) > x.ndim:
+        raise ValueError(f"{spec} has more dimensions than an array of shape {x.shape}")
+    leading = (*spec, *(None,) * (x.ndim - len(spec)))  # a PartitionSpec counts from the front
+    return jax.lax.with_sharding_constraint(x, _fit(x.shape, leading, automatic))
 
 
 def _compile(pattern: str) -> re.Pattern:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from data_pipelines.evalset import EvalSet
 from data_pipelines.tokenizers import Tokenizer
 
 from xmodal.models.model import Functional
+from xmodal.objectives.contrastive import normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,14 @@ class EvalContext:
         with data.unlocked():
             data.text.templates = tuple((1.0, template) for template in templates)
         return EvalSet(urls, data, limit=limit)
+
+    @functools.cached_property
+    def embed(self) -> dict[str, Callable]:
+        """Jitted (params, batch) -> unit embeddings [batch, dim] by tower; compiled once for all evaluators."""
+        return {tower: jax.jit(functools.partial(self._embed, f"{tower}.pooled")) for tower in ("image", "text")}
+
+    def _embed(self, output: str, params: Mapping, batch: Mapping) -> jax.Array:
+        return normalize(self.model(params, self.preprocess(batch, None), frozenset({output}))[output])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +74,11 @@ class Evaluator(abc.ABC):
     batch_size: int = 256
     limit: int = 0
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Model outputs it uses, such as "image.pooled"."""
+        return frozenset({"image.pooled", "text.pooled"})
+
     @abc.abstractmethod
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """Reads the data and compiles nothing yet; returns the function from parameters to results.
@@ -71,4 +86,7 @@ class Evaluator(abc.ABC):
         Args:
           name: of the config entry; metrics start with `<type>/<name>/`.
           context: what the run provides.
+
+        Raises:
+          DataError: the data cannot be used, or do not have what the entry names.
         """

@@ -29,6 +29,11 @@ class Captioning(Evaluator):
     tower: str = "caption"
     examples: int = 24
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The logits of the writing tower."""
+        return frozenset({f"{self.tower}.logits"})
+
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
         dataset, tokenizer = context.open(self.urls, self.captions, self.limit), context.tokenizer

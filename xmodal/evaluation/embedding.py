@@ -1,6 +1,6 @@
 """Embeds a held-out set with a tower, sharded over all devices; padding never reaches the results."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -9,7 +9,6 @@ from jax.experimental import multihost_utils
 
 from xmodal.distributed.mesh import num_batch_shards, process_shard, to_global
 from xmodal.evaluation.base import EvalContext
-from xmodal.objectives.contrastive import normalize
 
 
 class Embedder:
@@ -19,14 +18,12 @@ class Embedder:
         self._context = context
         shards = num_batch_shards(context.mesh)
         self._batch_size = -(-batch_size // shards) * shards
-        self._image = jax.jit(self._tower("image"))
-        self._text = jax.jit(self._tower("text"))
 
     def images(self, params: Mapping, dataset: EvalSet) -> np.ndarray:
         """Embeds every image of the set, in its order."""
         parts = [None] * len(dataset)
         for batch, index in image_batches(dataset, self._context, self._batch_size):
-            scatter(parts, index, gather(self._image(params, batch)))
+            scatter(parts, index, gather(self._context.embed["image"](params, batch)))
         return np.stack(parts)
 
     def texts(self, params: Mapping, texts: list[str]) -> np.ndarray:
@@ -39,17 +36,8 @@ class Embedder:
         for start in range(0, len(texts), size):
             own = np.minimum(np.arange(start + shard * rows, start + (shard + 1) * rows), len(texts) - 1)
             batch = to_global(dict(text=ids[own], text_valid=valid[own]), self._context.mesh)
-            parts.append(gather(self._text(params, batch)))
+            parts.append(gather(self._context.embed["text"](params, batch)))
         return np.concatenate(parts)[: len(texts)]
-
-    def _tower(self, name: str) -> Callable:
-        want = frozenset({f"{name}.pooled"})
-
-        def embed(params, batch):
-            batch = self._context.preprocess(batch, None)
-            return normalize(self._context.model(params, batch, want)[f"{name}.pooled"])
-
-        return embed
 
 
 def image_batches(dataset: EvalSet, context: EvalContext, batch_size: int) -> Iterator[tuple[dict, np.ndarray]]:

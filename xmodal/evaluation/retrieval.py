@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from data_pipelines.errors import DataError
 
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import Embedder
@@ -34,12 +35,14 @@ class Retrieval(Evaluator):
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
         dataset = context.open(self.urls, self.captions, self.limit)
-        own = [self._captions(record) for record in dataset.records]
+        own = [self._captions(record, context.data.text.lower) for record in dataset.records]
         texts = list(dict.fromkeys(text for captions in own for text in captions))
         number = {text: i for i, text in enumerate(texts)}
         pairs = np.array([(i, number[text]) for i, captions in enumerate(own) for text in dict.fromkeys(captions)])
         embedder, prefix = Embedder(context, self.batch_size), f"retrieval/{name}"
         by = np.array([str(record.get(self.by, "")) for record in dataset.records]) if self.by else None
+        if by is not None and not any(by):
+            raise DataError(f"by: no sample of {self.urls} has the field {self.by!r}; {_fields(dataset.records[0])}")
 
         def run(params: Mapping) -> EvalResult:
             images, captions = embedder.images(params, dataset), embedder.texts(params, texts)
@@ -48,7 +51,7 @@ class Retrieval(Evaluator):
             metrics = {f"{prefix}/images": float(len(images)), f"{prefix}/captions": float(len(captions))}
             metrics |= recalls(f"{prefix}/image_to_text", to_text, len(texts), np.bincount(pairs[:, 0]))
             metrics |= recalls(f"{prefix}/text_to_image", to_image, len(images), np.bincount(pairs[:, 1]))
-            for value in [] if by is None else sorted(set(by)):
+            for value in [] if by is None else sorted(set(by) - {""}):
                 rows = by == value
                 metrics |= recalls(
                     f"{prefix}/image_to_text_of_{value}",
@@ -61,8 +64,20 @@ class Retrieval(Evaluator):
 
         return run
 
-    def _captions(self, record: Mapping) -> Sequence[str]:
-        return record[self.caption_list] if self.caption_list else record["captions"]
+    def _captions(self, record: Mapping, lower: bool) -> Sequence[str]:
+        if not self.caption_list:
+            return record["captions"]
+        texts = record.get(self.caption_list)
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+            raise DataError(
+                f"caption_list: sample {record['key']} of {record['shard']} has no list of texts in its field "
+                f"{self.caption_list!r}; {_fields(record)}"
+            )
+        return [" ".join(t.lower().split() if lower else t.split()) for t in texts]
+
+
+def _fields(record: Mapping) -> str:
+    return f"fields there: {', '.join(sorted(record))}"
 
 
 def ranks(queries: np.ndarray, items: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from data_pipelines.errors import DataError
 
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import Embedder
@@ -29,13 +30,15 @@ class ZeroShot(Evaluator):
         values = [str(record.get(self.label_field, "")) for record in dataset.records]
         classes = list(self.classes or sorted(set(values) - {""}))
         if not set(classes) & set(values):
-            raise ValueError(
-                f"evals.{name}: no sample of {self.urls} has a class in its field {self.label_field!r}; "
+            raise DataError(
+                f"no sample of {self.urls} has one of its classes in its field {self.label_field!r}; "
                 f"fields there: {', '.join(sorted(dataset.records[0]))}"
             )
+        if bad := [prompt for prompt in self.prompts if "{label}" not in prompt]:
+            raise DataError(f"prompts: {bad[0]!r} has no place for the class name, {{label}}")
         number = {c: i for i, c in enumerate(classes)}
         labels = np.array([number.get(value, -1) for value in values])
-        texts = [prompt.format(label=c) for c in classes for prompt in self.prompts]
+        texts = [prompt.replace("{label}", c) for c in classes for prompt in self.prompts]
         embedder, prefix = Embedder(context, self.batch_size), f"zero_shot/{name}"
 
         def run(params: Mapping) -> EvalResult:

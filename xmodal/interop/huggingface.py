@@ -205,9 +205,7 @@ def to_huggingface(
 # ---------------------------------------------------------------------------------------------- the table
 
 
-def table(
-    spec: ModelSpec, *, image: str = "image", text: str = "text", objective: str = "contrastive"
-) -> list[Entry]:
+def table(spec: ModelSpec, *, image: str = "image", text: str = "text", objective: str = "contrastive") -> list[Entry]:
     """Returns every array of the reference model that `spec` describes; arguments of `from_huggingface`."""
     missing = [name for name in (image, text) if name not in spec.towers]
     _raise(
@@ -226,12 +224,8 @@ def table(
 
 def _text(path: str, tower: TowerSpec, clip: bool) -> Iterator[Entry]:
     width, embed = tower.width, tower.embed
-    yield Entry(
-        "text_model.embeddings.token_embedding.weight", f"{path}/embed/embedding", (embed.vocab_size, width)
-    )
-    yield Entry(
-        "text_model.embeddings.position_embedding.weight", f"{path}/embed/position", (embed.length, width)
-    )
+    yield Entry("text_model.embeddings.token_embedding.weight", f"{path}/embed/embedding", (embed.vocab_size, width))
+    yield Entry("text_model.embeddings.position_embedding.weight", f"{path}/embed/position", (embed.length, width))
     yield from _trunk("text_model.encoder", f"{path}/trunk", tower.trunk)
     yield from _norm("text_model.final_layer_norm", f"{path}/trunk/final_norm", width)
     name = "text_projection" if clip else "text_model.head"
@@ -282,9 +276,7 @@ def _trunk(name: str, path: str, trunk: TrunkSpec) -> Iterator[Entry]:
             ("v_proj", "value"),
             ("out_proj", "out"),
         ):
-            yield from _linear(
-                f"{layer}.self_attn.{theirs}", f"{attention}/attn/{ours}", width, width, layer=i
-            )
+            yield from _linear(f"{layer}.self_attn.{theirs}", f"{attention}/attn/{ours}", width, width, layer=i)
         yield from _norm(f"{layer}.layer_norm2", f"{mlp}/norm", width, i)
         yield from _linear(f"{layer}.mlp.fc1", f"{mlp}/mlp/fc1", width, hidden, layer=i)
         yield from _linear(f"{layer}.mlp.fc2", f"{mlp}/mlp/fc2", hidden, width, layer=i)

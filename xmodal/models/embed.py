@@ -1,6 +1,7 @@
 """Embedders: raw modality in, `Tokens` out."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -20,9 +21,9 @@ class PatchSpec:
 
     Attributes:
       image_size: pixels, a side or (height, width); 0 takes the data's size.
-      patch_size: pixels; with a stem the product of all strides.
-      stem: channels of 3x3 stride-2 convolutions before the patch map (Xiao et al. 2021, "Early convolutions");
-        () is the plain ViT.
+      patch_size: pixels; with a stem the strides of the stem are part of it.
+      stem: convolutions before the patch map (Xiao et al. 2021, "Early convolutions"), each (channels, kernel size,
+        stride); () is the plain ViT.
       class_token: prepend a learned token.
       position: learned (added to all tokens), fixed sine-cosine (patches only) or none.
       bias: bias of the patch map (CLIP has none).
@@ -35,7 +36,7 @@ class PatchSpec:
     type: Literal["patch"] = "patch"
     image_size: int | tuple[int, int] = 0
     patch_size: int = 16
-    stem: tuple[int, ...] = ()
+    stem: tuple[tuple[int, int, int], ...] = ()
     class_token: bool = True
     position: Literal["learned", "sincos", "none"] = "learned"
     bias: bool = True
@@ -88,13 +89,12 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, spec: PatchSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
         self.spec, self.dtype = spec, dtype
-        channels, patch = 3, spec.patch_size
-        self.stem = nnx.Dict()
-        for i, outputs in enumerate(spec.stem):
-            self.stem[str(i)] = Conv(channels, outputs, 3, stride=2, rngs=rngs)
-            channels, patch = outputs, patch // 2
-        if patch * 2 ** len(spec.stem) != spec.patch_size:
-            raise ValueError(f"patch_size {spec.patch_size} cannot hold {len(spec.stem)} stem layers of stride 2")
+        stride = math.prod(step for _, _, step in spec.stem)
+        if spec.patch_size % stride:
+            raise ValueError(f"patch_size {spec.patch_size} is not a multiple of the strides of the stem, {stride}")
+        sizes = (3, *(channels for channels, _, _ in spec.stem))
+        self.stem = nnx.Dict({str(i): Conv(sizes[i], *stage, rngs=rngs) for i, stage in enumerate(spec.stem)})
+        channels, patch = sizes[-1], spec.patch_size // stride
         draw = lambda initializer, *shape: nnx.Param(initializer(rngs.params(), shape, jnp.float32))
         self.kernel = draw(scheme.patch, patch, patch, channels, width)
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if spec.bias else None
@@ -130,21 +130,20 @@ class PatchEmbed(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """A strided convolution, LayerNorm over channels and GELU: one step of a stem."""
+    """A strided convolution, LayerNorm over channels and GELU: one stage of a stem."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, rngs: nnx.Rngs):
         self.stride = stride
         self.kernel = nnx.Param(init.he(rngs.params(), (size, size, inputs, outputs), jnp.float32))
         self.norm = Norm(outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.kernel[...].astype(x.dtype),
-            (self.stride,) * 2,
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel, (b, h, w, _) = self.kernel[...].astype(x.dtype), x.shape
+        if kernel.shape[0] == self.stride:
+            y = patches_matmul(x, kernel).reshape(b, h // self.stride, w // self.stride, -1)
+        else:
+            layout = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=layout)
         return jax.nn.gelu(self.norm(y), approximate=True)
 
 

@@ -70,12 +70,13 @@ class Routed(nnx.Module):
 
     def __init__(self, make: Callable[[], nnx.Module], routes: tuple[tuple[str, int], ...]):
         self.routes = routes
-        self.experts = nnx.Dict({f"expert{i}": make() for i in range(1 + max(i for _, i in routes))})
+        for i in range(1 + max(i for _, i in routes)):
+            setattr(self, f"expert{i}", make())
 
     def __call__(self, x: jax.Array, segments: tuple[tuple[str, int], ...]) -> jax.Array:
         table, parts, start = dict(self.routes), [], 0
         for name, length in segments:
-            expert = self.experts[f"expert{table.get(name, 0)}"]
+            expert = getattr(self, f"expert{table.get(name, 0)}")
             parts.append(expert(x[:, start : start + length]))
             start += length
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)

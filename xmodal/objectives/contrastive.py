@@ -191,18 +191,18 @@ class SigmoidContrastive(Contrastive):
         x, y, ids = self._inputs(outputs, batch)
         scale, bias = jnp.exp(params["logit_scale"]), params["logit_bias"]
         form = sigmoid_ring if self._use_ring(mesh, x.shape[0]) else sigmoid_plain
-        loss, pairs = form(mesh, x, y, ids, scale, bias)
+        loss, duplicates = form(mesh, x, y, ids, scale, bias)
         count = x.shape[0]
-        metrics = {"logit_bias": bias, "health/duplicate_share": (pairs - count) / count}
+        metrics = {"logit_bias": bias, "health/duplicate_share": duplicates / count}
         return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
 
 
 def sigmoid_plain(mesh, x, y, ids, scale, bias):
-    """Returns (loss sum, positive pairs) from the whole matrix at once."""
+    """Returns (loss sum, rows with several positives) from the whole matrix at once."""
     del mesh
     mask = positives(ids, ids)
     logits = scale * similarity(x, y) + bias
-    return -jnp.sum(jax.nn.log_sigmoid(jnp.where(mask, logits, -logits))), jnp.sum(mask)
+    return -jnp.sum(jax.nn.log_sigmoid(jnp.where(mask, logits, -logits))), jnp.sum(jnp.sum(mask, axis=1) > 1)
 
 
 def sigmoid_ring(mesh, x, y, ids, scale, bias):
@@ -219,6 +219,6 @@ def sigmoid_ring(mesh, x, y, ids, scale, bias):
         return dict(loss=row_state["loss"] + loss, pairs=row_state["pairs"] + jnp.sum(mask, axis=1)), column_state
 
     def finish(row_state, column_state):
-        return jnp.sum(row_state["loss"]), jnp.sum(row_state["pairs"])
+        return jnp.sum(row_state["loss"]), jnp.sum(row_state["pairs"] > 1)
 
     return ring(mesh, block, finish, start, (x, ids), (y, ids), (scale, bias))

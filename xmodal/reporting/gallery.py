@@ -24,7 +24,7 @@ from xmodal.reporting.formatting import words
 from xmodal.reporting.markup import Markup, el
 
 FILE = "gallery.json"
-BUDGET = 3_000_000  # bytes of examples in the report, over all sets; pictures are most of it
+BUDGET = 4_000_000  # bytes of examples in the report, over all sets; pictures are most of it
 OPEN = 9  # examples of a list shown before "more" is opened...
 FEW = 12  # ... unless the list is hardly longer
 DATA_URI = re.compile(r"data:image/(png|webp|jpeg|gif);base64,[A-Za-z0-9+/]+={0,2}")
@@ -41,20 +41,25 @@ def render_gallery(gallery: Mapping[str, Any], kind: str, budget: int = BUDGET) 
     Args:
       gallery: the content of `gallery.json`.
       kind: `image_to_text`, `text_to_image` or `captions`.
-      budget: bytes that all sets and kinds together may take; each gets the same share, and a note tells how
-        many examples were left out.
+      budget: bytes that all sets and kinds together may take; above it every list is cut by the same share, and
+        a note tells how many examples were left out.
 
     Returns:
       None when there is nothing of that kind.
     """
-    share = budget // max(1, sum(len(parts) for parts in gallery.values()))
+    total = sum(_size(item) for parts in gallery.values() for items in parts.values() for item in items)
+    share = min(1.0, budget / max(1, total))
     lists = [_list(name, kind, parts[kind], share) for name, parts in gallery.items() if parts.get(kind)]
     return Markup("".join(lists)) if lists else None
 
 
-def _list(name: str, kind: str, items: Sequence[Mapping[str, Any]], budget: int) -> Markup:
+def _size(item: Mapping[str, Any]) -> int:
+    return len(json.dumps(item))
+
+
+def _list(name: str, kind: str, items: Sequence[Mapping[str, Any]], share: float) -> Markup:
     render, class_, correct = KINDS[kind]
-    kept = _within(items, budget)
+    kept = _within(items, share * sum(map(_size, items)))
     right = sum(map(correct, kept))
     shown = [render(item, "right" if correct(item) else "wrong") for item in kept]
     label = name.partition("/")[2] or name
@@ -79,11 +84,11 @@ def _filter(group: str, choice: str) -> Markup:
     return el("label", box, choice)
 
 
-def _within(items: Sequence[Mapping[str, Any]], budget: int) -> list[Mapping[str, Any]]:
+def _within(items: Sequence[Mapping[str, Any]], budget: float) -> list[Mapping[str, Any]]:
     kept, used = [], 0
     for item in items:
-        used += len(json.dumps(item))
-        if used > budget:
+        used += _size(item)
+        if used > budget + 1:  # + 1: rounding of the share
             break
         kept.append(item)
     return kept

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from xmodal.reporting.formatting import duration, number, percent
+from xmodal.reporting.formatting import duration, number
 
 BUSY = 0.1  # share of data wait above which the figure is coloured
 
@@ -84,7 +84,7 @@ class Progress:
             self._began = (now, step)
         if self._enabled and self._live is None and self._due(now):
             self._last = (now, step)
-            self._print(self._text(" "))
+            self._print(self._text())
 
     def message(self, text: str) -> None:
         """Prints a line of its own, above the live line."""
@@ -112,31 +112,39 @@ class Progress:
     def _parts(self) -> list[tuple[str, str, str]]:
         """(label, value, style) of every figure that is known."""
         values = self._values
-        parts = [("loss", f"{values['loss']:.4f}", "bold")] if "loss" in values else []
+        parts = [("loss", f"{values['loss']:#.4g}", "bold")] if "loss" in values else []
         if (rate := values.get("samples_per_s")) is not None:
             parts.append(("", f"{number(float(f'{rate:.3g}'))} samples/s", ""))
         if (wait := values.get("data_wait")) is not None:
             parts.append(("wait", f"{100 * wait:.0f} %", "yellow" if wait > BUSY else ""))
         if (mfu := values.get("mfu")) is not None:
-            parts.append(("MFU", percent(mfu), ""))
+            parts.append(("MFU", f"{100 * mfu:.0f} %", ""))
         left = self.seconds_left()
         if left is not None:
             parts.append(("left", duration(left), "cyan"))
         return parts
 
-    def _text(self, gap: str) -> Text:
+    def _text(self, without: tuple[str, ...] = ()) -> Text:
         width = len(str(self._total))
         text = Text(f"step {self._step:>{width}}/{self._total}")
         for label, value, style in self._parts():
-            text.append(gap + "  ")
-            text.append(f"{label} " if label else "", style="dim")
-            text.append(value, style=style)
+            if label not in without:
+                text.append("  ")
+                text.append(f"{label} " if label else "", style="dim")
+                text.append(value, style=style)
         return text
 
     def _line(self) -> Table:
-        line = Table.grid(padding=(0, 1), expand=True)
-        line.add_column(ratio=1, min_width=4, max_width=24)
+        """The live line: in a narrow terminal the bar goes first, then MFU and data wait."""
+        room = self._console.width
+        text = next((t for t in map(self._text, ((), ("MFU",))) if t.cell_len <= room), self._text(("MFU", "wait")))
+        line = Table.grid(padding=(0, 1))
+        line.add_column()
         line.add_column(no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=self._total, completed=self._step, complete_style="cyan", finished_style="green")
-        line.add_row(bar, self._text(""))
+        bar = min(24, room - text.cell_len - 1)
+        if bar >= 8:
+            done = {"completed": self._step, "complete_style": "cyan", "finished_style": "green"}
+            line.add_row(ProgressBar(total=self._total, width=bar, **done), text)
+        else:
+            line.add_row(text)
         return line

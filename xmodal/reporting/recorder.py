@@ -13,8 +13,8 @@ from xmodal.reporting.health import Alarms
 from xmodal.reporting.metrics import MetricsWriter
 from xmodal.reporting.progress import Progress
 from xmodal.reporting.report import build_report
-from xmodal.reporting.results import evaluation_tables, nest, write_results
-from xmodal.reporting.summary import print_table
+from xmodal.reporting.results import nest, write_results
+from xmodal.reporting.summary import print_evaluation
 
 
 class Recorder:
@@ -27,12 +27,13 @@ class Recorder:
       total_steps: length of the run.
       start_step: step that this process continues from.
       chance_losses: by objective, for the alarms.
+      max_logit_scales: bounds of the inverse temperatures, by objective, for the alarms.
       flops_per_sample: of a training step, for MFU; None leaves it out.
     """
 
     def __init__(
         self, workdir: Path, log: Any, *, batch_size: int, total_steps: int, start_step: int,
-        chance_losses: Mapping[str, float], flops_per_sample: float | None,
+        chance_losses: Mapping[str, float], max_logit_scales: Mapping[str, float], flops_per_sample: float | None,
     ):  # fmt: skip
         self.workdir, self._every, self._batch_size, self._total = (
             workdir,
@@ -43,7 +44,7 @@ class Recorder:
         self._main = jax.process_index() == 0
         self._writer = MetricsWriter(workdir, log.tensorboard, start_step) if self._main else None
         self._progress = Progress(total_steps, enabled=self._main, start_step=start_step)
-        self._alarms = Alarms(chance_losses, total_steps)
+        self._alarms = Alarms(chance_losses, total_steps, max_logit_scales)
         self._flops, self._rows = flops_per_sample, []
         self._mark, self._wait = None, 0.0
         self._evaluations: dict[str, float] = {}
@@ -125,8 +126,7 @@ class Recorder:
         if not self._main:
             return {"step": step, "samples": samples} | nest(self._evaluations)
         results = write_results(self.workdir, step, samples, self._evaluations)
-        for table in evaluation_tables(results):
-            print_table(*table)
+        print_evaluation(results)
         self.report()
         return results
 

@@ -164,7 +164,8 @@ def _plot(
     for index, line in enumerate(series):
         colour = f"c{index % COLOURS}"
         noisy = smooth and len(line.x) >= SMOOTH_FROM
-        drawing.append(_line(_path(line.x, line.y, across, up), f"{colour} raw" if noisy else colour))
+        lone = " dot" if sum(map(math.isfinite, line.y)) == 1 else ""
+        drawing.append(_line(_path(line.x, line.y, across, up), f"{colour} raw" if noisy else colour + lone))
         if noisy:
             drawing.append(_line(_path(line.x, smoothed(line.y), across, up), colour))
     return el(
@@ -173,7 +174,12 @@ def _plot(
         [el("span", _tick(t, text), class_="y", style=f"bottom:{100 * up(t):.2f}%") for t in marks],
         [el("span", compact(t), class_="x", style=f"left:{100 * across(t):.2f}%") for t in steps],
         [
-            el("span", label, class_="note", style=f"bottom:{100 * up(value):.2f}%")
+            el(
+                "span",
+                label,
+                class_="note under" if up(value) > 0.88 else "note",
+                style=f"bottom:{100 * up(value):.2f}%",
+            )
             for label, value in references
             if value > 0 or not up.log
         ],

@@ -22,12 +22,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from xmodal.config import ConfigError
+from xmodal.distributed.runtime import agreed, from_first
 from xmodal.paths import flatten_paths
 from xmodal.training.manifest import checksums, compare, describe, nest, seal, some_of
 
@@ -114,15 +113,15 @@ class Checkpoints:
                 raise ValueError(f"extra: {', '.join(sorted(clash))} are written by the checkpoint itself")
             arrays = flatten_paths(state)
             metrics = {name: float(x) for name, x in (metrics or {}).items() if math.isfinite(x)}
-            meta = dict(extra or {}) | {
-                "format": FORMAT, "step": step, "position": position, "metrics": metrics,
+            meta = seal({
+                **(extra or {}), "format": FORMAT, "step": step, "position": position, "metrics": metrics,
                 "arrays": describe(arrays, checksums(arrays)),
-            }  # fmt: skip
+            })  # fmt: skip
             self._scores[step] = self._score(metrics)
             target = self.directory / str(step)
             try:
                 with _context():
-                    response = ocp.save_checkpointables_async(target, {"state": nest(arrays), "meta": seal(meta)})
+                    response = ocp.save_checkpointables_async(target, {"state": nest(arrays), "meta": meta})
             except (OSError, ValueError, RuntimeError) as error:
                 raise self._failed(step, error) from error
             self._pending = (step, response)
@@ -156,21 +155,15 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         steps = sorted((int(p.name) for p in _numbered(self.directory)), reverse=True)
         for step in _same_everywhere(steps):
-            path, problem, found = self.directory / str(step), "", None
+            path = self.directory / str(step)
             try:
-                meta = read_meta(path)
+                meta = _read_meta_everywhere(path)
+                state = load(path, abstract_state, meta)
             except DamagedError as error:
-                problem = str(error)
-            if not (problem := _agreed(problem)):
-                try:
-                    found = load(path, abstract_state, meta)
-                except DamagedError as error:
-                    problem = str(error)
-                problem = _agreed(problem)
-            if not problem:
-                self._set_aside(damaged, step)
-                return found, meta
-            damaged[step] = problem
+                damaged[step] = str(error)
+                continue
+            self._set_aside(damaged, step)
+            return state, meta
         if any(any((self.directory / str(step)).iterdir()) for step in damaged):
             reasons = "\n".join(f"  {step}: {reason}" for step, reason in damaged.items())
             raise CheckpointError(
@@ -353,11 +346,14 @@ def load(path: epath.Path, abstract: Any, meta: Mapping, *, partial: bool = Fals
             f"{path} was saved by a different model or optimizer:\n{difference}\n"
             "Use the config that began this run (its config.json), or another --workdir."
         )
+    problem = ""
     try:
-        with _quiet(), _context(partial):
+        with _quiet(), _loading_context(partial):
             loaded = ocp.load_checkpointables(path, {"state": nest(wanted)})["state"]
     except Exception as error:  # Orbax wraps whatever it meets, so no narrower class says "damaged"
-        raise DamagedError(f"its arrays cannot be read: {_first_line(error)}") from None
+        problem = f"its arrays cannot be read: {_first_line(error)}"
+    if problem := agreed(problem):
+        raise DamagedError(problem)
     loaded = flatten_paths(loaded)
     arrays = {name: loaded[name] for name in wanted}
     sums = checksums(arrays)
@@ -370,12 +366,24 @@ def _numbered(folder: epath.Path) -> list[epath.Path]:
     return [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
 
 
-def _context(partial: bool = False) -> ocp.Context:
+def _context() -> ocp.Context:
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
     context = ocp.Context()
     context.checkpointables.registry = registry
+    return context
+
+
+def _loading_context(partial: bool) -> ocp.Context:
+    context = _context()
     context.pytree.loading.partial_load = partial
+    if jax.process_count() > 1:
+        # Each process loads by itself and all compare notes afterwards: in Orbax's own barrier those that can read
+        # a step would wait minutes for one that cannot.
+        me = jax.process_index()
+        context.multiprocessing.active_processes = {me}
+        context.multiprocessing.primary_host = me
+        context.multiprocessing.barrier_sync_key_prefix = f"load_{me}"
     return context
 
 
@@ -387,20 +395,19 @@ def _placed(x: Any) -> jax.ShapeDtypeStruct:
 def _same_everywhere(steps: Iterable[int]) -> Iterator[int]:
     """Yields the steps that process 0 sees: a shared disk may show another process an older listing."""
     steps = iter(steps)
-    while (step := int(_from_first(next(steps, -1)))) >= 0:
+    while (step := from_first(next(steps, -1))) >= 0:
         yield step
 
 
-def _from_first(value: int) -> int:
-    return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(np.int32(value))
-
-
-def _agreed(problem: str) -> str:
-    """Returns the problem that this process has, or that another one has, or ""."""
-    if jax.process_count() == 1:
-        return problem
-    bad = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(problem))))
-    return problem or (f"process {bad[0]} cannot read it" if bad.size else "")
+def _read_meta_everywhere(path: epath.Path) -> dict:
+    meta, problem = {}, ""
+    try:
+        meta = read_meta(path)
+    except DamagedError as error:
+        problem = str(error)
+    if problem := agreed(problem):
+        raise DamagedError(problem)
+    return meta
 
 
 @contextlib.contextmanager
@@ -417,9 +424,10 @@ def _quiet() -> Iterator[None]:
             try:
                 yield
             except Exception as error:
-                traceback, error.__traceback__ = error.__traceback__, None
-                del traceback
-                gc.collect()  # abandoned tasks complain when they are collected: let them do it here
+                link = error
+                while link is not None:  # the frames of the whole chain keep abandoned tasks alive
+                    link.__traceback__, link = None, link.__cause__ or link.__context__
+                gc.collect()  # they complain when they are collected: let them do it here
                 raise
     finally:
         sys.unraisablehook = hook

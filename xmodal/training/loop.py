@@ -1,5 +1,7 @@
 """The training loop: one job per line; everything else lives in its own room."""
 
+import json
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +12,16 @@ from data_pipelines.stream import Stream, open_stream
 from data_pipelines.tokenizers import Tokenizer
 from ml_collections import ConfigDict
 
-from xmodal.config import save_config, to_json
+from xmodal.config import ConfigError, diff, from_json, save_config, to_json
 from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
 from xmodal.distributed.runtime import Runtime
+from xmodal.errors import TrainingError
 from xmodal.reporting.environment import write_environment
 from xmodal.reporting.files import write_text
 from xmodal.reporting.recorder import Recorder
 from xmodal.training.checkpoints import Checkpoints
 from xmodal.training.startup import checkpoint_options, model_facts, print_startup
 from xmodal.training.task import Task, build_task
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says why and what to do."""
 
 
 def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]:
@@ -36,6 +35,7 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
     Returns:
       The final results, nested as in results.json; without evaluations when the run was interrupted.
     """
+    _make_folder(workdir)
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.accumulation, mesh)
     tokenizer = Tokenizer.load(config.data.text.tokenizer)
@@ -47,15 +47,17 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
         checkpoints = Checkpoints(workdir, **checkpoint_options(task))
         with watchdog.slow("restoring or creating the state"):
             abstract = task.abstract_state()
-            state, position = _restore_or_init(task, abstract, checkpoints)
-            stream = stream if not position else _open(config, mesh, workdir, position)
-        start = int(state["step"])
+            state, meta = _restore_or_init(task, abstract, checkpoints)
+            if meta["position"]:
+                stream.close()
+                stream = _open(config, mesh, workdir, meta["position"])
+        start, changes = int(state["step"]), _changes(task, stream, meta)
         _write_start(task, workdir, abstract)
         facts = model_facts(task, abstract)
-        print_startup(task, workdir, stream, abstract, facts, start)
+        print_startup(task, workdir, stream, abstract, facts, start, changes)
         recorder = Recorder(
             workdir, config.log, batch_size=config.batch_size, total_steps=task.total_steps, start_step=start,
-            chance_losses=task.chance_losses(), flops_per_sample=facts.flops_per_sample,
+            chance_losses=task.chance_losses(), max_logit_scales=task.max_logit_scales(), flops_per_sample=facts.flops_per_sample,
         )  # fmt: skip
         run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog)
         with stream, checkpoints, recorder:
@@ -70,12 +72,44 @@ def _open(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, position: 
     )  # fmt: skip
 
 
-def _restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tuple[dict, int]:
+def _make_folder(workdir: Path) -> None:
+    """Makes the run folder and tries whether it can be written, before anything is spent on the run."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir {workdir}: no run folder can be made or written there ({error.strerror}); name another one"
+        ) from error
+
+
+def _restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tuple[dict, dict]:
+    """Returns the state to continue from and the checkpoint's document, or a fresh state."""
     restored = checkpoints.restore(abstract)
-    if restored is None:
-        return task.init_sharded(abstract), 0
-    state, meta = restored
-    return state, meta["position"]
+    return (task.init_sharded(abstract), {"position": 0}) if restored is None else restored
+
+
+def _changes(task: Task, stream: Stream, meta: Mapping) -> list[str]:
+    """Returns what is not as it was when the checkpoint was written.
+
+    Raises:
+      ConfigError: the run cannot go on with it.
+    """
+    if "config" not in meta:
+        return []
+    if json.loads(meta["tokenizer"]) != json.loads(task.tokenizer.json):
+        raise ConfigError(
+            f"data.text.tokenizer: {task.config.data.text.tokenizer} is not the tokenizer that this run has trained "
+            "with, so the learned tokens would mean others. Restore it (the run's tokenizer.json), or name another "
+            "--workdir"
+        )
+    changes = diff(from_json(meta["config"]), task.config)
+    if meta["data"] != stream.fingerprint:
+        changes.append(
+            "the training data or their order: from here on, samples may repeat or be left out until the epoch ends"
+        )
+    return changes
 
 
 def _write_start(task: Task, workdir: Path, abstract: dict) -> None:
@@ -102,8 +136,7 @@ class Loop:
     ):
         self.task, self.stream, self.checkpoints = task, stream, checkpoints
         self.evaluators, self.recorder, self.watchdog = evaluators, recorder, watchdog
-        self._latest: dict[str, float] = {}
-        self._evaluated_at: dict[str, int] = {}
+        self._measured_at, self._measured = -1, {}  # a step, and {evaluator: metrics} of its weights
 
     def steps(self, state: dict, step_fn, start: int, runtime: Runtime) -> dict:
         """Runs from `start` to the last step or an interruption; returns the last state."""
@@ -153,27 +186,33 @@ class Loop:
     def evaluate(self, state: dict, step: int, names: list[str]) -> None:
         """Runs evaluators with the averaged weights where the run keeps them, else with the trained ones."""
         params = state.get("ema", state["params"])
+        if step != self._measured_at:
+            self._measured_at, self._measured = step, {}
         for name in names:
-            if self._evaluated_at.get(name) == step:
+            if name in self._measured:
                 continue
             with self.watchdog.slow(f"evaluating {name}"):
                 result = self.evaluators[name][1](params)
-            self._latest |= result.metrics
-            self._evaluated_at[name] = step
+            self._measured[name] = result.metrics
             self.recorder.evaluated(step, self.stream.position, result.metrics, result.gallery)
             self.recorder.pause()
         if names:
             self.recorder.report()
 
     def save(self, state: dict, step: int, wait: bool = False) -> None:
-        """Saves a checkpoint where one is due, or at once when `wait` is set."""
-        if not (wait or self.checkpoints.due(step) or step == self.task.total_steps):
+        """Saves a checkpoint where one is due or `checkpoint.best` was just measured; at once when `wait` is set."""
+        measured = self._measured.values() if step == self._measured_at else ()  # never those of other weights
+        metrics = {key: value for result in measured for key, value in result.items()}
+        due = self.checkpoints.due(step) or self.task.config.checkpoint.best in metrics
+        if not (wait or due or step == self.task.total_steps):
             return
         with self.watchdog.slow("saving a checkpoint"):
-            extra = {"config": to_json(self.task.config), "tokenizer": self.task.tokenizer.json}
-            self.checkpoints.save(
-                step, state, position=self.stream.position, metrics=self._latest, extra=extra, wait=wait
-            )
+            extra = {
+                "config": to_json(self.task.config),
+                "tokenizer": self.task.tokenizer.json,
+                "data": self.stream.fingerprint,
+            }
+            self.checkpoints.save(step, state, position=self.stream.position, metrics=metrics, extra=extra, wait=wait)
         self.recorder.pause()
 
     def finish(self, state: dict) -> dict[str, Any]:

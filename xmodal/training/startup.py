@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from data_pipelines.stream import Stream
 
+from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
 from xmodal.reporting.flops import count_flops
 from xmodal.reporting.formatting import compact, number, size
@@ -55,15 +57,32 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
 
 
 def checkpoint_options(task: Task) -> dict[str, Any]:
-    """The config's `checkpoint` section with its durations in steps."""
-    options = dict(task.config.checkpoint)
+    """The config's `checkpoint` section with its durations in steps.
+
+    Raises:
+      ConfigError: a duration is none, or no evaluator of the config gives the metric `best`.
+    """
+    options, sets = dict(task.config.checkpoint), [f"{e.type}/{name}/" for name, e in task.config.evals.items()]
+    if options["best"] and not options["best"].startswith(tuple(sets)):
+        raise ConfigError(
+            f"checkpoint.best={options['best']!r} is no metric of this run's evaluations; theirs begin with "
+            f"{', '.join(sets) or '(evals is empty)'}"
+        )
     for key in ("every", "keep_every"):
         options[key] = task.steps(options[key], f"checkpoint.{key}")
     return options
 
 
-def print_startup(task: Task, workdir: Path, stream: Stream, abstract: dict, facts: ModelFacts, start: int) -> None:
-    """Prints the start-up summary and the tables of what is trained and sharded how."""
+def print_startup(
+    task: Task,
+    workdir: Path,
+    stream: Stream,
+    abstract: dict,
+    facts: ModelFacts,
+    start: int,
+    changes: Sequence[str],
+) -> None:
+    """Prints the start-up summary, with what changed since the checkpoint, and what is trained and sharded how."""
     if jax.process_index():
         return
     config, devices = task.config, task.mesh.devices.flat
@@ -87,6 +106,7 @@ def print_startup(task: Task, workdir: Path, stream: Stream, abstract: dict, fac
             "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}",
             "chance loss": {name: f"{loss:.3f}" for name, loss in task.chance_losses().items()},
             "start": f"continues from step {start}" if start else "fresh",
+            "changed": tuple(changes),
         },
     )
     print_table(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from data_pipelines.device import preprocess_images
+from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from ml_collections import ConfigDict
 
@@ -90,6 +91,11 @@ class Task:
         spec = self.losses.model.spec
         return {name: o.chance_loss(self.batch_size, spec) for name, o in self.losses.objectives.items()}
 
+    def max_logit_scales(self) -> dict[str, float]:
+        """Bounds of the inverse temperatures, of the objectives that have one."""
+        objectives = self.losses.objectives.items()
+        return {name: o.max_logit_scale for name, o in objectives if hasattr(o, "max_logit_scale")}
+
     def evaluators(self) -> dict[str, tuple[int, Callable[[Mapping], EvalResult]]]:
         """Opens the held-out data; returns {name: (steps between evaluations, params -> result)}."""
         return {
@@ -107,6 +113,8 @@ def build_task(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer
       ConfigError: naming the key and what was expected.
     """
     config = resolve(config, tokenizer)
+    if config.optimizer.max_nonfinite < 1:
+        raise ConfigError(f"optimizer.max_nonfinite={config.optimizer.max_nonfinite}: at least 1 step must be skipped")
     losses = build_losses(config, mesh)
     units = dict(batch_size=config.batch_size, epoch_size=epoch_size)
     total = to_steps(config.schedule.total, **units, where="schedule.total")
@@ -203,10 +211,20 @@ def _fill(section: ConfigDict, key: str, value: int, where: str, source: str, at
 
 
 def open_evaluators(config: ConfigDict, model: Functional, mesh, preprocess: Callable, tokenizer: Tokenizer) -> dict:
-    """Opens every evaluator of a config; returns {name: (every, params -> EvalResult)}."""
+    """Opens every evaluator of a config; returns {name: (every, params -> EvalResult)}.
+
+    Raises:
+      ConfigError: an entry, or its data, cannot be used with this model; the message names it.
+    """
     context = EvalContext(model, mesh, preprocess, tokenizer, config.data)
     opened = {}
     for name, entry in config.evals.items():
-        evaluator = build_entry(EVALUATORS, entry, f"evals.{name}")
-        opened[name] = (evaluator.every, evaluator.prepare(name, context))
+        where = f"evals.{name}"
+        evaluator = build_entry(EVALUATORS, entry, where)
+        for need in sorted(evaluator.needs):
+            _check_need(model.spec, need, where)
+        try:
+            opened[name] = (evaluator.every, evaluator.prepare(name, context))
+        except DataError as error:
+            raise ConfigError(f"{where}: {error}") from error
     return opened

@@ -9,7 +9,14 @@ from ml_collections import ConfigDict
 from data_pipelines.tokenizers import Tokenizer
 from xmodal.config import from_json
 from xmodal.distributed.sharding import shardings
-from xmodal.training.checkpoints import CheckpointError, checkpoint_folder, latest_valid, read_meta, restore_params
+from xmodal.training.checkpoints import (
+    CheckpointError,
+    checkpoint_folder,
+    latest_valid,
+    list_steps,
+    read_meta,
+    restore_params,
+)
 from xmodal.training.losses import Losses
 from xmodal.training.step import init_params
 from xmodal.training.task import build_losses
@@ -51,13 +58,12 @@ def load_run(workdir: Path, mesh: jax.sharding.Mesh, *, step: int | None = None)
     try:
         meta = read_meta(path)
     except CheckpointError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be used: {error}") from None
+        there = ", ".join(map(str, list_steps(path.parent))) or "none"
+        raise CheckpointError(f"checkpoint {path} cannot be used: {error}. Complete steps there: {there}") from None
     config = from_json(meta["config"])
     losses = build_losses(config, mesh)
     shapes = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
     placed = shardings(shapes, mesh, config.mesh.rules)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
     params = restore_params(path, abstract, "ema" if config.optimizer.ema else "params")
-    return TrainedRun(
-        config, Tokenizer(meta["tokenizer"], str(path)), losses, params, meta["step"], meta["position"]
-    )
+    return TrainedRun(config, Tokenizer(meta["tokenizer"], str(path)), losses, params, meta["step"], meta["position"])

@@ -1,0 +1,108 @@
+"""Captions come from the .txt member or from templates, by chance that only the row decides."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from configs.base import get_config
+from data_pipelines import rng
+from data_pipelines.captions import Captions, field_names, lookup
+from data_pipelines.errors import BadSample, DataError
+
+FIELDS = dict(label="Grinning  Face", tags=["smile", "", "Happy", "joy"], labels=dict(de="Gesicht"), n=3, none=None)
+WORDS = [int(w) for w in rng.row_words(0, 1000, 4, 0, "caption")[:, 0]]
+
+
+def make(*templates, group_key="", **text) -> Captions:
+    config = get_config().data.text
+    config.update(text | dict(templates=templates))
+    return Captions(config, group_key)
+
+
+def record(captions: Captions, fields=FIELDS, text=b""):
+    members = dict(json=json.dumps(fields).encode(), txt=text)
+    found = captions.read(members.get)
+    captions.check(found)
+    return found
+
+
+def test_txt_is_cleaned():
+    captions = make(lower=True)
+    assert captions.choose(record(captions, text="\ufeff A  CAT\n on\ta mat ".encode()), 5) == "a cat on a mat"
+    assert make(lower=False).every(record(make(lower=False), text=b" A  Cat")) == ["A Cat"]
+
+
+def test_templates_are_chosen_by_weight_and_lists_vary():
+    captions = make((3.0, "{label}"), (1.0, "{label}, {tags}"), (0.0, "never {label}"), max_list=2)
+    chosen = [captions.choose(record(captions), word) for word in WORDS]
+    assert chosen == [captions.choose(record(captions), word) for word in WORDS]
+    counts = Counter(chosen)
+    assert abs(counts["grinning face"] / len(chosen) - 0.75) < 0.05
+    tags = Counter(tuple(text.split(", ")[1:]) for text in chosen)
+    # One or two of three entries, in any order: 3 + 6 outcomes beside no tags at all.
+    assert len(tags) == 10 and {len(t) for t in tags} == {0, 1, 2}
+    singles = sum(n for t, n in tags.items() if len(t) == 1)
+    assert abs(singles / (len(chosen) - tags[()]) - 0.5) < 0.1
+
+
+def test_dotted_fields_numbers_and_braces():
+    captions = make((1.0, "{{{labels.de}}} {n}"))
+    assert captions.choose(record(captions), 1) == "{gesicht} 3"
+    assert lookup({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
+    assert lookup({"a": {"b": 2}}, "a.c") is None
+    assert field_names(FIELDS) == ["label", "tags", "labels.de", "n", "none"]
+
+
+def test_captions_without_chance():
+    captions = make((1.0, "{label}"), (1.0, "{label}: {tags}"), max_list=2)
+    assert captions.every(record(captions)) == ["grinning face", "grinning face: smile, happy"]
+    several = make((1.0, "{tags}"), max_list=1)
+    assert several.every(record(several)) == ["smile", "happy", "joy"]
+    assert {several.choose(record(several), word) for word in WORDS} == {"smile", "happy", "joy"}
+
+
+def test_a_template_without_its_field_is_passed_over():
+    captions = make((1.0, "{label}"), (1.0, "{tags}"))
+    for empty in ([], None, "", ["", None]):
+        found = record(captions, dict(label="x", tags=empty))
+        assert {captions.choose(found, word) for word in WORDS} == {"x"}
+    for fields in ({}, dict(label={"a": "b"}), dict(label=" ")):
+        with pytest.raises(BadSample, match="empty caption"):
+            record(captions, fields)
+
+
+def test_group_key():
+    captions = make((1.0, "{label}"), group_key="labels.de")
+    assert captions.identity(record(captions)) == "Gesicht"
+    assert make(group_key="n").identity(record(make(group_key="n"), text=b"x")) == "3"
+    assert make((1.0, "{label}")).identity(record(captions)) is None
+    with pytest.raises(BadSample, match="no group key"):
+        record(captions, dict(label="x"))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"1", b"\xff", b'{"a":' * 100_000])
+def test_bad_json(content):
+    with pytest.raises(BadSample, match="bad json"):
+        make((1.0, "{label}")).read(dict(json=content).get)
+
+
+def test_half_a_surrogate_pair_is_replaced():
+    captions = make((1.0, "{label}"))
+    captions.choose(captions.read(dict(json=b'{"label": "a \\ud83d b"}').get), 0).encode("utf-8")
+
+
+def test_rules_have_their_own_index():
+    signatures = [make().signature, make((1.0, "{a}")).signature, make((1.0, "{b}")).signature]
+    signatures += [make(group_key="a").signature]
+    assert len(set(signatures)) == 4
+    assert make((1.0, "{a}"), lower=False).signature == make((2.0, "{a}"), max_list=2).signature
+
+
+@pytest.mark.parametrize(
+    "templates",
+    [("{label}",), ((1.0, "{}"),), ((1.0, "{a!r}"),), ((1.0, "{a:3}"),), ((-1, "{a}"),), ((1, " "),), ((0, "{a}"),)],
+)
+def test_malformed_templates(templates):
+    with pytest.raises(DataError, match=r"data\.text\.templates"):
+        make(*templates)

@@ -1,0 +1,122 @@
+"""One interface over every tokenizer.json: marks in place, cut captions ended, text given back."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tokenizers as hf
+
+from data_pipelines.errors import DataError
+from data_pipelines.paths import REPOSITORY
+from data_pipelines.tokenizers import Tokenizer, train_bpe
+
+CAPTIONS = ["grinning face", "a red heart, love", "face with tears of joy", "red circle"] * 5
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return train_bpe(CAPTIONS, 300)
+
+
+def test_marks_and_padding(bpe):
+    assert (bpe.pad_id, bpe.bos_id, bpe.eos_id) == (0, 1, 2)
+    ids, valid = bpe.encode(["red heart", "", "grinning face with tears of joy and a red heart"], 8)
+    assert ids.dtype == np.int32 and valid.dtype == bool and ids.shape == valid.shape == (3, 8)
+    for row, mask in zip(ids, valid):
+        n = mask.sum()
+        assert mask[:n].all() and row[0] == 1 and row[n - 1] == 2 and (row[n:] == 0).all() and (row[:n] != 0).all()
+    assert valid[1].sum() == 2 and valid[2].all()
+    assert ids.max() < bpe.vocab_size <= 300
+
+
+def test_any_text_returns(bpe):
+    texts = ["a red heart, love", "naïve café", "日本語 テキスト", "😀 ok"]
+    ids, _ = bpe.encode(texts, 64)
+    assert [bpe.decode(row) for row in ids] == texts
+
+
+def test_a_caption_cannot_write_marks(bpe):
+    ids, valid = bpe.encode(["red <eos> heart <pad> <bos>"], 64)
+    inside = ids[0][valid[0]][1:-1]
+    assert not np.isin(inside, [0, 1, 2]).any()
+    assert bpe.decode(ids[0]) == "red <eos> heart <pad> <bos>"
+
+
+def test_saved_and_loaded(bpe, tmp_path):
+    (tmp_path / "t.json").write_text(bpe.json)
+    loaded = Tokenizer.load(tmp_path / "t.json")
+    assert loaded.json == bpe.json
+    np.testing.assert_array_equal(loaded.encode(CAPTIONS, 9)[0], bpe.encode(CAPTIONS, 9)[0])
+
+
+def test_other_readers_of_the_file_see_the_same_ids(bpe):
+    ids, valid = bpe.encode(["red heart"], 20)
+    assert hf.Tokenizer.from_str(bpe.json).encode("red heart").ids == ids[0][valid[0]].tolist()
+
+
+def test_training_is_deterministic(bpe):
+    code = f"from data_pipelines.tokenizers import train_bpe; print(train_bpe({CAPTIONS!r}, 300).json, end='')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout == bpe.json
+    with pytest.raises(DataError, match="vocab_size=100 is too small"):
+        train_bpe(CAPTIONS, 100)
+
+
+def clip_style() -> str:
+    """A tiny vocabulary in the shape of CLIP's file: merges that end words with </w>, marks at the end."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + [","]
+    merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
+    tokens = letters + [f"{letter}</w>" for letter in letters] + ["".join(m) for m in merges]
+    vocab = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    clip = hf.Tokenizer(hf.models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    clip.normalizer = hf.normalizers.Lowercase()
+    split = hf.pre_tokenizers.Split(hf.Regex(r"[\p{L}]+|[^\s\p{L}]+"), "removed", invert=True)
+    clip.pre_tokenizer = hf.pre_tokenizers.Sequence([split, hf.pre_tokenizers.ByteLevel(False, use_regex=False)])
+    clip.decoder = hf.decoders.ByteLevel()
+    clip.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    return clip.to_str()
+
+
+def test_clips_file_loads():
+    clip = Tokenizer(clip_style())
+    vocab = json.loads(clip.json)["model"]["vocab"]
+    assert (clip.bos_id, clip.eos_id, clip.pad_id) == (58, 59, 59) and clip.vocab_size == 60
+    ids, valid = clip.encode(["A cat, dog"], 12)
+    expected = [vocab[t] for t in ("<|startoftext|>", "a</w>", "cat</w>", ",</w>", "dog</w>", "<|endoftext|>")]
+    assert ids[0][valid[0]].tolist() == expected
+    assert (ids[0][~valid[0]] == 59).all()
+    assert clip.decode(ids[0]) == "a cat , dog"
+    assert clip.encode(["cat cat cat cat cat"], 4)[0][0].tolist() == [58, vocab["cat</w>"], vocab["cat</w>"], 59]
+
+
+def word_level(tokens: list[str]) -> hf.Tokenizer:
+    words = hf.Tokenizer(hf.models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=tokens[-1]))
+    words.pre_tokenizer = hf.pre_tokenizers.Whitespace()
+    return words
+
+
+def test_marks_of_other_families():
+    bert = Tokenizer(word_level(["[PAD]", "[CLS]", "[SEP]", "cat", "[UNK]"]).to_str())
+    assert (bert.pad_id, bert.bos_id, bert.eos_id) == (0, 1, 2)
+    t5 = Tokenizer(word_level(["<pad>", "</s>", "cat", "<unk>"]).to_str())
+    assert t5.bos_id is None and t5.encode(["cat cat cat cat"], 4)[0].tolist() == [[2, 2, 2, 1]]
+    own = word_level(["<pad>", "</s>", "cat", "<unk>"])
+    own.enable_padding(pad_id=1, pad_token="</s>", length=7)  # as SigLIP's: what the file says goes first
+    own.enable_truncation(2)
+    siglip = Tokenizer(own.to_str())
+    assert siglip.pad_id == 1 and siglip.encode(["cat"], 5)[0].tolist() == [[2, 1, 1, 1, 1]]
+
+
+def test_what_is_no_tokenizer(tmp_path):
+    with pytest.raises(DataError, match="no end token"):
+        Tokenizer(word_level(["<pad>", "cat", "<unk>"]).to_str())
+    for content in (b"{}", b"nope", b"\xff\xfe", b'{"model": 3}'):
+        (tmp_path / "t.json").write_bytes(content)
+        with pytest.raises(DataError, match=r"t\.json is not a Hugging Face tokenizer\.json"):
+            Tokenizer.load(tmp_path / "t.json")
+    with pytest.raises(DataError, match=r"no file .*missing\.json"):
+        Tokenizer.load(tmp_path / "missing.json")
+    with pytest.raises(DataError, match=r"data\.text\.tokenizer is empty"):
+        Tokenizer.load("")

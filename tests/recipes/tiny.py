@@ -1,0 +1,50 @@
+"""Recipes for the tests: every part of a real one, at a size that compiles and trains in seconds.
+
+`:clip` (default) is plain; `:noisy` has all that is random or averaged (crops, jitter, dropout, patch dropout,
+stochastic depth, EMA, accumulation); `:coca` writes captions as well. The tests name shards and tokenizer on the
+command line.
+"""
+
+from configs import base
+from xmodal.models import presets
+
+WIDTH, DEPTH, HEADS = 32, 2, 2
+
+
+def get_config(variant: str = "clip"):
+    c = base.get_config()
+    c.batch_size = 16
+    noise = dict(dropout=0.1, drop_path=0.1) if variant == "noisy" else {}
+    image = presets.image_tower(WIDTH, DEPTH, HEADS, patch_size=8, embed_dim=WIDTH, scan=True, **noise)
+    text = presets.text_tower(WIDTH, DEPTH, HEADS, embed_dim=WIDTH, scan=False, **noise)
+    c.model = presets.dual_tower(image=image, text=text)
+    c.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
+    c.data.sources = dict(main=dict(urls=""))
+    c.data.image.update(size=16, crop="squash")
+    c.data.text.update(tokenizer="", length=8)
+    c.data.update(lanes=8, window=4, threads=2, prefetch=2)
+    c.optimizer.update(lr=3e-3, weight_decay=0.01)
+    c.schedule.update(total="8steps", warmup="2steps", decay="cosine")
+    c.evals = dict(held_out=dict(type="retrieval", urls="", every="50%", batch_size=24, examples=4))
+    c.checkpoint.update(every="2steps", keep_last=20)
+    c.log.update(every=1, tensorboard=False)
+    return {"clip": lambda c: c, "noisy": noisy, "coca": coca}[variant](c)
+
+
+def noisy(c):
+    c.model.towers.image.embed.patch_dropout = 0.5
+    c.data.image.update(size=32, crop="random_resized", scale=(0.5, 1.0), flip=True, jitter=0.3)
+    c.accumulation = 2
+    c.optimizer.ema = 0.9
+    return c
+
+
+def coca(c):
+    c.model = presets.fusion(
+        image=c.model.towers.image,
+        text=c.model.towers.text,
+        caption=presets.decoder(WIDTH, 1, HEADS, reads="text", attends="image"),
+    )
+    c.objectives.captioning = dict(type="captioning", tower="caption", weight=2.0)
+    c.evals.written = dict(type="captioning", urls="", every="100%", batch_size=24, tower="caption", examples=4)
+    return c

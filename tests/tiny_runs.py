@@ -1,0 +1,106 @@
+"""Runs of the tiny recipe (recipes/tiny.py), in this process or in one of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import train as train_script
+from data_pipelines.tokenizers import train_bpe
+from tests.data.tiny_shards import sample, write_tar
+from xmodal.config import load_config
+from xmodal.distributed.runtime import Runtime
+from xmodal.training.loop import train
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "tests" / "recipes" / "tiny.py"
+SAMPLES = 48
+
+
+def make_data(folder: Path) -> Path:
+    """Writes two shards of 24 samples in all and a tokenizer, which `flags` names."""
+    for shard in range(2):
+        numbers = range(shard * SAMPLES // 2, (shard + 1) * SAMPLES // 2)
+        write_tar(folder / f"s-{shard:02d}.tar", {f"{i:05d}": sample(i) for i in numbers})
+    (folder / "tokenizer.json").write_text(train_bpe([f"thing {i}" for i in range(SAMPLES)], 320).json)
+    return folder
+
+
+def flags(data: Path, variant: str = "clip", **changes) -> list[str]:
+    """Returns the arguments of train.py that name recipe and data; a key of `changes` has `__` for a dot."""
+    urls = str(data / "s-{00..01}.tar")
+    values = {"data.sources.main.urls": urls, "data.text.tokenizer": data / "tokenizer.json"}
+    values |= {f"evals.{name}.urls": urls for name in ("held_out", *(["written"] if variant == "coca" else []))}
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return ["--config", f"{RECIPE}:{variant}", *(f"--config.{key}={value}" for key, value in values.items())]
+
+
+class StopAt(Runtime):
+    """A process that is told to stop before a step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self._step = step
+
+    def preempted(self, step: int) -> bool:
+        return step >= self._step or super().preempted(step)
+
+
+def run(workdir: Path, arguments: list[str], stop_at: int | None = None) -> dict:
+    """Trains in this process; `stop_at` interrupts as a signal would."""
+    config = load_config(arguments[1], arguments[2:])
+    with Runtime.start() if stop_at is None else StopAt(stop_at) as runtime:
+        return train(config, workdir, runtime)
+
+
+def fail(workdir: Path, arguments: list[str], capsys) -> str:
+    """Runs train.py's main, which must end with exit code 1 and one message, and returns that message."""
+    capsys.readouterr()
+    try:
+        train_script.main([*arguments, "--workdir", str(workdir)])
+    except SystemExit as end:
+        assert end.code == 1
+        error = capsys.readouterr().err
+        assert "error: " in error and "Traceback" not in error
+        return error[error.index("error: ") :]
+    raise AssertionError("the run did not fail")
+
+
+def start(command: list[str], *, devices: int = 1, **environment) -> subprocess.Popen:
+    """Starts a Python process at the root of the repository."""
+    forced = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": forced, "PYTHONUNBUFFERED": "1"} | environment
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes)
+
+
+def start_training(workdir: Path, arguments: list[str], **options) -> subprocess.Popen:
+    """Starts train.py in a process of its own."""
+    return start(["train.py", *arguments, "--workdir", str(workdir)], **options)
+
+
+def finish(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str, str]:
+    """Returns (exit code, output, errors)."""
+    try:
+        out, error = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, out, error
+
+
+def rows(workdir: Path) -> list[dict]:
+    """Metric rows; a line that is not JSON is an error."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(row: dict) -> dict:
+    return {key: value for key, value in row.items() if key != "time" and not key.startswith("throughput/")}
+
+
+def arrays(workdir: Path, step: int) -> dict[str, dict]:
+    """{path: shape, type, checksum} of a checkpoint: equal descriptions are equal bits."""
+    meta = json.loads((workdir / "checkpoints" / str(step) / "meta" / "data.json").read_text())
+    return meta["arrays"]
