@@ -128,7 +128,7 @@ def encode(image: Image.Image) -> bytes:
     for step in _STEPS:
         rounded = np.minimum(np.round(pixels / step) * step, 255).astype(np.uint8)
         buffer = io.BytesIO()
-        Image.fromarray(rounded).save(buffer, format="WEBP", lossless=True, quality=100, method=6)
+        Image.fromarray(rounded).save(buffer, format="WEBP", lossless=True, quality=100, method=4)
         if buffer.tell() <= _BYTES:
             break
     return buffer.getvalue()
