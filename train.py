@@ -8,10 +8,9 @@ import argparse
 import pathlib
 import sys
 
-from xmodal.errors import user_errors
-
 from xmodal.config import load_config
 from xmodal.distributed.runtime import Runtime
+from xmodal.errors import user_errors
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

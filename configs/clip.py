@@ -1,4 +1,4 @@
-"""CLIP with a vision transformer (Radford et al. 2021), by published size: `:B32` (default), `:B16`, `:L14`, `:H14`, `:S16`.
+"""CLIP with a vision transformer (Radford et al. 2021): `:B32` (default), `:B16`, `:L14`, `:H14`, `:S16`.
 
     python train.py --config configs/clip.py:B16 --workdir runs/clip_b16 \
         --config.data.sources.train.urls='gs://bucket/pairs-{00000..09999}.tar' \

@@ -16,10 +16,10 @@ SHARDS = "data_pipelines/emoji/shards"
 def emoji(c):
     """Sets data and evaluations of the emoji set; shared by the recipes that learn from it."""
     c.data.sources = dict(emoji=dict(urls=f"{SHARDS}/train-{{0000..0003}}.tar.gz", weight=1.0))
-    c.data.image.update(size=64, crop="random_resized", scale=(0.6, 1.0), flip=False, jitter=0.2)
+    c.data.image.update(size=64, crop="random_resized", scale=(0.7, 1.0), flip=False, jitter=0.2)
     c.data.image.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     c.data.text.update(tokenizer="data_pipelines/emoji/tokenizer.json", length=16)
-    c.data.text.templates = ((1.0, "{label}"), (1.0, "{label}, {tags}"), (0.5, "{tags}"))
+    c.data.text.templates = ((2.0, "{label}"), (1.0, "{label}, {tags}"))
     c.data.group_key = "hexcode"  # drawings of one concept are positives of one another, whatever their caption
     captions = ("{label}",)
     c.evals = dict(
@@ -39,16 +39,18 @@ def emoji(c):
 
 def get_config():
     c = emoji(base.get_config())
-    c.batch_size = 256
+    c.batch_size = 128
     c.model = presets.dual_tower(
         image=presets.image_tower(
             256, 3, 4, patch_size=16, act="gelu_tanh", embed_dim=256, pool="mean", scan=False,
             embed=dict(stem=((48, 4, 4), (128, 3, 2)), pre_norm=False, bias=True),
         ),
-        text=presets.text_tower(256, 1, 4, act="gelu_tanh", embed_dim=256, scan=False),
+        text=presets.text_tower(
+            256, 1, 4, act="gelu_tanh", embed_dim=256, pool="mean", scan=False, embed=dict(causal=False)
+        ),
     )  # fmt: skip
     c.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
-    c.optimizer.update(name="adamw", lr=2e-3, weight_decay=0.1, b2=0.98)
-    c.schedule.update(total="30epochs", warmup="5%", decay="cosine")
+    c.optimizer.update(name="adamw", lr=1e-3, weight_decay=0.1, b2=0.98)
+    c.schedule.update(total="12epochs", warmup="5%", decay="cosine")
     c.checkpoint.update(every="25%", keep_last=2, best="retrieval/unseen_vendor/image_to_text/R@10")
     return c

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-
 import train as train_script
 from data_pipelines.tokenizers import train_bpe
 from tests.data.tiny_shards import sample, write_tar

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 
 from data_pipelines.errors import DataError
-
 from xmodal.config import ConfigError
 from xmodal.reporting.files import FULL
 

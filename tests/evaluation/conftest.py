@@ -1,47 +1,7 @@
-"""A held-out set with everything that evaluators read, and a tiny model with random weights."""
+"""A held-out set and a tiny model, on all devices and on one."""
 
-import json
-from pathlib import Path
-
-import jax
 import pytest
-
-from data_pipelines.tokenizers import Tokenizer
-from tests import tiny_runs
-from tests.data.tiny_shards import sample, write_tar
-from xmodal.config import load_config
-from xmodal.distributed.mesh import make_mesh
-from xmodal.evaluation import EvalContext
-from xmodal.training.task import build_losses, resolve
-
-SAMPLES = 45  # divides by no batch size of the tests
-KINDS = ("star", "moon", "sun")
-
-
-def held_out(i: int) -> dict[str, bytes]:
-    """Sample i, of a kind, with one to three captions of which some are those of other samples too."""
-    captions = [f"thing {i}", f"Thing {i // 2}  small", KINDS[i % 3]][: 1 + i % 3]
-    fields = dict(kind=KINDS[i % 3], lines=captions, side="left" if i < 20 else "right", number=i)
-    return sample(i) | dict(json=json.dumps(fields).encode())
-
-
-class World:
-    """The set and the model on some of the devices."""
-
-    def __init__(self, folder: Path, devices: int):
-        arguments = tiny_runs.flags(tiny_runs.make_data(folder))
-        config = load_config(arguments[1], arguments[2:])
-        self.urls = str(write_tar(folder / "held_out.tar", {f"{i:03d}": held_out(i) for i in range(SAMPLES)}))
-        self.mesh = make_mesh(config.mesh, jax.devices()[:devices])
-        tokenizer = Tokenizer.load(config.data.text.tokenizer)
-        losses = build_losses(resolve(config, tokenizer), self.mesh)
-        self.context = EvalContext(losses.model, self.mesh, losses.preprocess, tokenizer, config.data)
-        self.params = jax.jit(losses.model.init)(jax.random.key(1))
-
-    def evaluate(self, evaluator, params=None):
-        """The result of an evaluator called "x"."""
-        with jax.set_mesh(self.mesh):
-            return evaluator.prepare("x", self.context)(self.params if params is None else params)
+from tiny_world import World
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import SAMPLES, held_out
 from PIL import Image
+from tiny_world import SAMPLES, held_out
 
 from data_pipelines.errors import DataError
 from xmodal.evaluation.embedding import Embedder
@@ -156,7 +156,10 @@ def test_examples_are_half_right_and_half_wrong_where_there_are_enough():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(caption_list="line"), "caption_list: sample 000 of held_out.tar has no list of texts in its field 'line'"),
+        (
+            dict(caption_list="line"),
+            "caption_list: sample 000 of held_out.tar has no list of texts in its field 'line'",
+        ),
         (dict(caption_list="kind"), "no list of texts in its field 'kind'.*fields there: .*lines"),
         (dict(by="sides"), "by: no sample of .* has the field 'sides'.*fields there: .*side"),
         (dict(captions=("{lable}",)), "uses the field 'lable'"),

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from conftest import KINDS, SAMPLES
+from tiny_world import KINDS, SAMPLES
 
 from data_pipelines.errors import DataError
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.zero_shot import ZeroShot, accuracy
 
-PROMPTS = ("{label}", "a drawing of {label}", "{label}, small")
+PROMPTS = ("{label}", "a {label}", "{label} thing")  # short: longer ones would be cut to the same tokens
 
 
 def reference(world, classes, prompts):

@@ -85,9 +85,7 @@ def record(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str,
     out.loss.backward()
     arrays = {
         "config": np.array(describe(model.config)),
-        "versions": np.array(
-            json.dumps({"torch": torch.__version__, "transformers": transformers.__version__})
-        ),
+        "versions": np.array(json.dumps({"torch": torch.__version__, "transformers": transformers.__version__})),
         "inputs/pixel_values": nhwc(images).astype(np.float16),
         "inputs/input_ids": inputs["input_ids"].numpy().astype(np.int32),
         "outputs/image_embeds": out.image_embeds,
@@ -117,9 +115,7 @@ def clip_vit() -> dict[str, np.ndarray]:
     )
     model = prepare(transformers.CLIPModel(config), generator)
     ids, mask = captions(generator)
-    return record(
-        model, {"pixel_values": pixels(generator, 40, 40), "input_ids": ids, "attention_mask": mask}
-    )
+    return record(model, {"pixel_values": pixels(generator, 40, 40), "input_ids": ids, "attention_mask": mask})
 
 
 def siglip() -> dict[str, np.ndarray]:

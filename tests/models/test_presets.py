@@ -56,6 +56,18 @@ def test_presets_name_what_they_do_not_know():
         helpers.build(narrow)
 
 
+def test_parameters_of_another_model_are_refused_by_name():
+    model = helpers.build(helpers.clip())
+    params = helpers.random_params(model)
+    params["text"]["projector"] = params["text"].pop("projection")
+    message = r"missing \['text/projection/kernel'\], unknown \['text/projector/kernel'\]"
+    with pytest.raises(ValueError, match=message):
+        model.bind(params)
+    del params["text"]
+    with pytest.raises(ValueError, match=r"missing \['text/embed/embedding', .*\], unknown none"):
+        model.bind(params)
+
+
 # ------------------------------------------------------------------------------------------- learning
 
 SYSTEMS = {

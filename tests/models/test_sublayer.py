@@ -298,10 +298,11 @@ def test_decoding_keeps_to_the_medium():
     tokens = stream(media=looks_at)
     media = context(media=np.tile(np.array([1, 1, 2, 2], np.int32), (ROWS, 1)), valid=np.ones((ROWS, CONTEXT), bool))
     whole = trunk(tokens, context=media).x
-    cache, step = trunk.init_cache(ROWS, SEQ, CONTEXT, jnp.float32), jax.jit(lambda *a: trunk(a[0], cache=a[1]))
-    for place in range(SEQ):
-        cut = lambda a, place=place: a[:, place : place + 1]
-        new = Tokens(*(cut(a) for a in (tokens.x, np.ones((ROWS, SEQ), bool), tokens.group, tokens.pos, looks_at)),
-                     segments=(("text", 1),))  # fmt: skip
-        out, cache = trunk(new, context=media, cache=cache) if place == 0 else step(new, cache)
-        np.testing.assert_allclose(out.x[:, 0], whole[:, place], atol=1e-5)
+    cache = trunk.init_cache(ROWS, SEQ, CONTEXT, jnp.float32)
+    run = jax.jit(lambda tokens, cache, context=None: trunk(tokens, cache=cache, context=context))
+    valid = np.ones((ROWS, SEQ), bool)
+    for start, end in ((0, 1), (1, 3), (3, 5)):  # the first call brings the media, later ones bring several tokens
+        fields = (a[:, start:end] for a in (tokens.x, valid, tokens.group, tokens.pos, looks_at))
+        new = Tokens(*fields, segments=(("text", end - start),))
+        out, cache = run(new, cache, media) if start == 0 else run(new, cache)
+        np.testing.assert_allclose(out.x, whole[:, start:end], atol=1e-5)

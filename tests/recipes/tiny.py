@@ -8,15 +8,21 @@ command line.
 from configs import base
 from xmodal.models import presets
 
-WIDTH, DEPTH, HEADS = 32, 2, 2
+WIDTH, HEADS = 32, 2
+SHARDED = (  # the built-in rules keep arrays this small whole
+    (r".*/(query|key|value|fc1)/kernel", ("fsdp", "tensor")),
+    (r".*/(out|fc2)/kernel", ("tensor", "fsdp")),
+    (r".*/embedding", ("tensor", "fsdp")),
+)
 
 
 def get_config(variant: str = "clip"):
     c = base.get_config()
     c.batch_size = 16
+    c.mesh.rules = SHARDED
     noise = dict(dropout=0.1, drop_path=0.1) if variant == "noisy" else {}
-    image = presets.image_tower(WIDTH, DEPTH, HEADS, patch_size=8, embed_dim=WIDTH, scan=True, **noise)
-    text = presets.text_tower(WIDTH, DEPTH, HEADS, embed_dim=WIDTH, scan=False, **noise)
+    image = presets.image_tower(WIDTH, 2, HEADS, patch_size=8, embed_dim=WIDTH, scan=True, **noise)
+    text = presets.text_tower(WIDTH, 1, HEADS, embed_dim=WIDTH, scan=False, **noise)
     c.model = presets.dual_tower(image=image, text=text)
     c.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
     c.data.sources = dict(main=dict(urls=""))

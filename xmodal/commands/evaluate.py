@@ -48,8 +48,8 @@ def evaluate(workdir: pathlib.Path, *, step: int | None = None, only: list[str] 
     from xmodal.config import ConfigError, did_you_mean
     from xmodal.distributed.mesh import make_mesh
     from xmodal.reporting.results import nest
-    from xmodal.training.trained import load_run
     from xmodal.training.task import open_evaluators
+    from xmodal.training.trained import load_run
 
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1))
     with jax.set_mesh(mesh):

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-from data_pipelines.evalset import EvalSet
 from jax.experimental import multihost_utils
 
+from data_pipelines.evalset import EvalSet
 from xmodal.distributed.mesh import num_batch_shards, process_shard, to_global
 from xmodal.evaluation.base import EvalContext
 

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 
 import numpy as np
+
 from data_pipelines.evalset import EvalSet
 
 THUMBNAIL = 64  # pixels

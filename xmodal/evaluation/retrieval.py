@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from data_pipelines.errors import DataError
 
+from data_pipelines.errors import DataError
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.gallery import retrieval_gallery

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from data_pipelines.errors import DataError
 
+from data_pipelines.errors import DataError
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import Embedder
 

@@ -12,6 +12,7 @@ from xmodal import keys as key_tools
 from xmodal.models.tokens import Tokens
 from xmodal.models.tower import Tower, TowerSpec
 from xmodal.models.trunk import Cache
+from xmodal.paths import flatten_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,23 +151,43 @@ def wiring_order(towers: Mapping[str, TowerSpec]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Functional:
-    """A model as pure functions of a plain nested dict of parameters."""
+    """A model as pure functions of a plain nested dict of parameters.
+
+    Attributes:
+      spec: description of the model.
+      graphdef: the modules without their parameters.
+      structure: names of the parameters, as the tree of a nested dict.
+    """
 
     spec: ModelSpec
     graphdef: nnx.GraphDef
+    structure: jax.tree_util.PyTreeDef
 
     @classmethod
     def build(cls, spec: ModelSpec) -> "Functional":
         """Builds the structure without allocating any parameter."""
-        return cls(spec, nnx.graphdef(nnx.eval_shape(lambda: CrossModalModel(spec, nnx.Rngs(0)))))
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: CrossModalModel(spec, nnx.Rngs(0))))
+        return cls(spec, graphdef, jax.tree.structure(nnx.to_pure_dict(state)))
 
     def init(self, key: jax.Array) -> dict:
         """Returns fresh float32 parameters {tower: {...}}; jit it with out_shardings to create them sharded."""
         return nnx.to_pure_dict(nnx.state(CrossModalModel(self.spec, nnx.Rngs(params=key)), nnx.Param))
 
     def bind(self, params: Mapping) -> CrossModalModel:
-        """Returns the module holding these parameters (free: no copies)."""
-        return nnx.merge(self.graphdef, {name: params[name] for name in self.spec.towers})
+        """Returns the module holding these parameters (free: no copies).
+
+        Raises:
+          ValueError: a parameter is missing or unknown.
+        """
+        own = {name: params[name] for name in self.spec.towers if name in params}
+        if jax.tree.structure(own) != self.structure:  # nnx.merge goes by order and would mix arrays up
+            given = flatten_paths(own).keys()
+            known = flatten_paths(jax.tree.unflatten(self.structure, [0] * self.structure.num_leaves)).keys()
+            raise ValueError(
+                "the parameters are not those of this model: "
+                f"missing {sorted(known - given) or 'none'}, unknown {sorted(given - known) or 'none'}"
+            )
+        return nnx.merge(self.graphdef, own)
 
     def __call__(self, params: Mapping, batch: Mapping, want: frozenset[str], keys=None) -> dict:
         """Runs the model; see `CrossModalModel.__call__`."""

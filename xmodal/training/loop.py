@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from data_pipelines.stream import Stream, open_stream
-from data_pipelines.tokenizers import Tokenizer
 from ml_collections import ConfigDict
 
+from data_pipelines.stream import Stream, open_stream
+from data_pipelines.tokenizers import Tokenizer
 from xmodal.config import ConfigError, diff, from_json, save_config, to_json
 from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
 from xmodal.distributed.runtime import Runtime
@@ -57,7 +57,8 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
         print_startup(task, workdir, stream, abstract, facts, start, changes)
         recorder = Recorder(
             workdir, config.log, batch_size=config.batch_size, total_steps=task.total_steps, start_step=start,
-            chance_losses=task.chance_losses(), max_logit_scales=task.max_logit_scales(), flops_per_sample=facts.flops_per_sample,
+            chance_losses=task.chance_losses(), max_logit_scales=task.max_logit_scales(),
+            flops_per_sample=facts.flops_per_sample,
         )  # fmt: skip
         run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog)
         with stream, checkpoints, recorder:

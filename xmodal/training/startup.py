@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from data_pipelines.stream import Stream
 
+from data_pipelines.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
 from xmodal.reporting.flops import count_flops

@@ -58,7 +58,7 @@ def make_step(
         keys = key_tools.sample_keys(seed, state["step"], batch["key_id"].shape[0])
         params = state["params"]
         (loss, metrics), grads = losses.value_and_grad(params, batch, keys, accumulation, plan.frozen)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = plan.tx.update(grads, state["opt_state"], params)
         new = dict(params=losses.bound(optax.apply_updates(params, updates)), opt_state=opt_state)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
+
 from data_pipelines.device import preprocess_images
 from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
-from ml_collections import ConfigDict
-
 from xmodal.config import ConfigError, did_you_mean, make_spec
 from xmodal.distributed.sharding import shardings
 from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
