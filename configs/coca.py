@@ -12,12 +12,10 @@ from xmodal.models import presets
 
 def get_config():
     c = demo.get_config()
-    width = c.model.towers.text.trunk.width
-    c.model = presets.fusion(
-        image=c.model.towers.image,
-        text=c.model.towers.text,
-        caption=presets.decoder(width, 2, 3, reads="text", attends="image", act="gelu_tanh", scan=False),
-    )
+    towers = c.model.towers
+    towers.text.embed.causal = True  # the decoder reads these tokens and must not see what comes next
+    caption = presets.decoder(towers.text.trunk.width, 2, 4, reads="text", attends="image", act="gelu_tanh", scan=False)
+    c.model = presets.fusion(image=towers.image, text=towers.text, caption=caption)
     c.objectives.captioning = dict(type="captioning", tower="caption", weight=2.0)
     c.data.text.templates = ((1.0, "{label}"),)  # the caption to write is the label; tags would be guesses
     c.evals.captions = dict(

@@ -15,7 +15,7 @@ def get_config():
     image, text = c.model.towers.image, c.model.towers.text
     image.update(pool="none", embed_dim=0)
     caption = presets.text_tower(
-        text.trunk.width, 4, 3, act="gelu_tanh", pool="none", head="linear", scan=False
+        text.trunk.width, 2, 4, act="gelu_tanh", pool="none", head="linear", scan=False
     ) | dict(reads=("image",), connector="linear_norm")
     c.model = presets.fusion(image=image, caption=caption)
     c.objectives = dict(captioning=dict(type="captioning", tower="caption", label_smoothing=0.1, weight=1.0))

@@ -1,10 +1,17 @@
 """Captioning is the mean cross-entropy of all target tokens of the batch, against plain NumPy."""
 
+import dataclasses
+
 import helpers
 import jax
 import numpy as np
 import pytest
 
+from xmodal.models.embed import TokenSpec
+from xmodal.models.model import ModelSpec
+from xmodal.models.sublayer import Sublayer
+from xmodal.models.tower import TowerSpec
+from xmodal.models.trunk import TrunkSpec
 from xmodal.objectives.captioning import Captioning
 
 
@@ -73,3 +80,13 @@ def test_chance_is_the_log_of_the_vocabulary():
     tied = helpers.build(helpers.git()).spec
     assert Captioning().chance_loss(8, tied) == pytest.approx(np.log(helpers.VOCAB))
     assert Captioning(tower="text").needs == {"text.logits"}
+
+
+def test_text_that_sees_the_answer_is_refused():
+    embed = TokenSpec(vocab_size=8, length=4, causal=False)
+    trunk = TrunkSpec(width=8, depth=1, pattern=((Sublayer("self", heads=2),),))
+    spec = ModelSpec({"caption": TowerSpec(trunk=trunk, embed=embed, head="linear", vocab_size=8)})
+    with pytest.raises(ValueError, match=r"sees the whole caption.*embed\.causal to True"):
+        Captioning().check(spec)
+    causal = dataclasses.replace(spec.towers["caption"], embed=dataclasses.replace(embed, causal=True))
+    Captioning().check(ModelSpec({"caption": causal}))

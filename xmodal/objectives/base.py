@@ -47,6 +47,9 @@ class Objective(abc.ABC):
     def needs(self) -> frozenset[str]:
         """Names of model outputs, such as `image.pooled`."""
 
+    def check(self, model_spec) -> None:  # noqa: B027 (most objectives fit any model)
+        """Raises ValueError when the objective makes no sense on this model (`ModelSpec`)."""
+
     def init(self) -> dict[str, jax.Array]:
         """Returns the objective's own parameters; they live at `objectives/<name>` in the parameter tree."""
         return {}

@@ -29,6 +29,16 @@ class Captioning(Objective):
         """The logits of the captioning tower."""
         return frozenset({f"{self.tower}.logits"})
 
+    def check(self, model_spec) -> None:
+        """The text that the tower predicts, its own or read from another tower, must be causal."""
+        for name in (self.tower, *model_spec.towers[self.tower].reads):
+            embed = model_spec.towers[name].embed
+            if getattr(embed, "input", "") == self.target and not embed.causal:
+                raise ValueError(
+                    f"tower {name!r} sees the whole caption, so predicting its next token is trivial: "
+                    f"set model.towers.{name}.embed.causal to True"
+                )
+
     def chance_loss(self, batch_size: int, model_spec) -> float:
         """Log of the vocabulary."""
         tower = model_spec.towers[self.tower]

@@ -135,6 +135,10 @@ def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
         objectives[name] = build_entry(OBJECTIVES, entry, f"objectives.{name}")
         for need in sorted(objectives[name].needs):
             _check_need(model.spec, need, f"objectives.{name}")
+        try:
+            objectives[name].check(model.spec)
+        except ValueError as error:
+            raise ConfigError(f"objectives.{name}: {error}") from error
     if not objectives:
         raise ConfigError("objectives: a run needs at least one, such as dict(type='softmax')")
     return Losses(model, objectives, preprocessor(config.data.image), mesh)
