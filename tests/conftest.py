@@ -8,7 +8,15 @@ CACHE = pathlib.Path(os.environ.setdefault("XMODAL_TEST_CACHE", str(ROOT / ".cac
 CACHE.mkdir(parents=True, exist_ok=True)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        # Tiny models spend their time in the compiler: let it do less.
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+    ]
+)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # subprocesses of tests share it
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -26,7 +26,7 @@ def arguments(data):
     return tiny_runs.flags(
         data, "coca", batch_size=BATCH, schedule__total=STEPS, schedule__warmup=10, optimizer__lr=5e-3,
         checkpoint__every="50%", checkpoint__best="retrieval/held_out/image_to_text/R@1", log__every=10,
-        log__tensorboard=True, evals__written__every="50%",
+        log__tensorboard=True, evals__held_out__every="50%", evals__written__every="50%",
     )  # fmt: skip
 
 

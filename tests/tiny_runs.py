@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import train as train_script
@@ -11,6 +12,7 @@ from data_pipelines.tokenizers import train_bpe
 from tests.data.tiny_shards import sample, write_tar
 from xmodal.config import load_config
 from xmodal.distributed.runtime import Runtime
+from xmodal.errors import user_errors
 from xmodal.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +39,7 @@ def flags(data: Path, variant: str = "clip", **changes) -> list[str]:
 
 
 class StopAt(Runtime):
-    """A process that is told to stop before a step."""
+    """A process that is told to stop before a step, as by a signal."""
 
     def __init__(self, step: int):
         super().__init__()
@@ -47,18 +49,35 @@ class StopAt(Runtime):
         return step >= self._step or super().preempted(step)
 
 
-def run(workdir: Path, arguments: list[str], stop_at: int | None = None) -> dict:
-    """Trains in this process; `stop_at` interrupts as a signal would."""
+class ActAt(Runtime):
+    """A process around which something happens before a step."""
+
+    def __init__(self, step: int, action: Callable[[], None]):
+        super().__init__()
+        self._step, self._action = step, action
+
+    def preempted(self, step: int) -> bool:
+        if step == self._step:
+            self._action()
+        return super().preempted(step)
+
+
+def run(workdir: Path, arguments: list[str], runtime: Runtime | None = None) -> dict:
+    """Trains in this process."""
     config = load_config(arguments[1], arguments[2:])
-    with Runtime.start() if stop_at is None else StopAt(stop_at) as runtime:
+    with runtime or Runtime.start() as runtime:
         return train(config, workdir, runtime)
 
 
-def fail(workdir: Path, arguments: list[str], capsys) -> str:
-    """Runs train.py's main, which must end with exit code 1 and one message, and returns that message."""
+def fail(workdir: Path, arguments: list[str], capsys, runtime: Runtime | None = None) -> str:
+    """Runs train.py, which must end with exit code 1 and one message, and returns that message."""
     capsys.readouterr()
     try:
-        train_script.main([*arguments, "--workdir", str(workdir)])
+        if runtime is None:
+            train_script.main([*arguments, "--workdir", str(workdir)])
+        else:
+            with user_errors():
+                run(workdir, arguments, runtime)
     except SystemExit as end:
         assert end.code == 1
         error = capsys.readouterr().err
@@ -67,9 +86,9 @@ def fail(workdir: Path, arguments: list[str], capsys) -> str:
     raise AssertionError("the run did not fail")
 
 
-def start(command: list[str], *, devices: int = 1, **environment) -> subprocess.Popen:
+def start(command: list[str], *, devices: int = 1, xla_flags: str = "", **environment) -> subprocess.Popen:
     """Starts a Python process at the root of the repository."""
-    forced = f"--xla_force_host_platform_device_count={devices}"
+    forced = f"--xla_force_host_platform_device_count={devices} {xla_flags}"
     environment = os.environ | {"XLA_FLAGS": forced, "PYTHONUNBUFFERED": "1"} | environment
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes)
@@ -80,7 +99,7 @@ def start_training(workdir: Path, arguments: list[str], **options) -> subprocess
     return start(["train.py", *arguments, "--workdir", str(workdir)], **options)
 
 
-def finish(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str, str]:
     """Returns (exit code, output, errors)."""
     try:
         out, error = process.communicate(timeout=seconds)

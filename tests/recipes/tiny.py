@@ -31,7 +31,7 @@ def get_config(variant: str = "clip"):
     c.data.update(lanes=8, window=4, threads=2, prefetch=2)
     c.optimizer.update(lr=3e-3, weight_decay=0.01)
     c.schedule.update(total="8steps", warmup="2steps", decay="cosine")
-    c.evals = dict(held_out=dict(type="retrieval", urls="", every="50%", batch_size=24, examples=4))
+    c.evals = dict(held_out=dict(type="retrieval", urls="", every="100%", batch_size=24, examples=4))
     c.checkpoint.update(every="2steps", keep_last=20)
     c.log.update(every=1, tensorboard=False)
     return {"clip": lambda c: c, "noisy": noisy, "coca": coca}[variant](c)

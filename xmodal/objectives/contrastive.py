@@ -48,6 +48,12 @@ class Contrastive(Objective):
         """Pooled embeddings of both towers."""
         return frozenset(f"{tower}.pooled" for tower in self.between)
 
+    def check(self, model_spec) -> None:
+        """Both towers must pool to the same width."""
+        widths = {tower: model_spec.towers[tower].pooled_width for tower in self.between}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"the towers must pool to the same width, not {widths}: set their `embed_dim`")
+
     def _inputs(self, outputs, batch):
         x, y = (outputs[f"{tower}.pooled"] for tower in self.between)
         if x.shape != y.shape:

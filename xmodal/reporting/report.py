@@ -166,10 +166,16 @@ def _header(run: Run, name: str) -> Markup:
 
 
 def _headline(run: Run) -> Iterator[Markup]:
-    """What the model can do: recall at the ends of its range, otherwise the first figure, of each evaluator."""
+    """What the model can do: recall at the ends of its range, otherwise the first figure, of each evaluator.
+
+    The set is the one that `checkpoint.best` names, where it does.
+    """
+    best = str(run.config.get("checkpoint", {}).get("best", "")).split("/")
+    chosen = words(best[1]) if len(best) > 1 else ""
     for table in evaluation_tables(run.results):
-        place = str(table.rows[0][0])
-        judged = [cell for cell in table.rows[0] if isinstance(cell, Figure) and cell.chance is not None]
+        row = next((row for row in table.rows if chosen and str(row[0]).startswith(chosen)), table.rows[0])
+        place = str(row[0])
+        judged = [cell for cell in row if isinstance(cell, Figure) and cell.chance is not None]
         recalls = [cell for cell in judged if cell.metric.startswith("R@")]
         for cell in [recalls[0], recalls[-1]] if len(recalls) > 1 else judged[:1]:
             label = f"{table.title} {words(cell.metric)}"

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.stream import Stream, open_stream
 from data_pipelines.tokenizers import Tokenizer
-from xmodal.config import ConfigError, diff, from_json, save_config, to_json
+from xmodal.config import ConfigError, diff, from_json, load_saved, save_config, to_json
 from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
 from xmodal.distributed.runtime import Runtime
 from xmodal.errors import TrainingError
@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
         checkpoints = Checkpoints(workdir, **checkpoint_options(task))
         with watchdog.slow("restoring or creating the state"):
             abstract = task.abstract_state()
-            state, meta = _restore_or_init(task, abstract, checkpoints)
+            state, meta = _restore_or_init(task, abstract, checkpoints, workdir)
             if meta["position"]:
                 stream.close()
                 stream = _open(config, mesh, workdir, meta["position"])
@@ -85,9 +85,14 @@ def _make_folder(workdir: Path) -> None:
         ) from error
 
 
-def _restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tuple[dict, dict]:
+def _restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints, workdir: Path) -> tuple[dict, dict]:
     """Returns the state to continue from and the checkpoint's document, or a fresh state."""
-    restored = checkpoints.restore(abstract)
+    try:
+        restored = checkpoints.restore(abstract)
+    except ConfigError as error:
+        began = workdir / "config.json"
+        changes = diff(load_saved(began), task.config) if began.exists() else []
+        raise ConfigError("\n  ".join([f"{error}\nThis config differs from that one in:", *changes])) from error
     return (task.init_sharded(abstract), {"position": 0}) if restored is None else restored
 
 
@@ -163,7 +168,9 @@ class Loop:
                 self._push(pending)
                 pending = None
                 self.evaluate(state, step, due)
-                self.save(state, step)
+                self.save(state, step)  # before the report: what costs hours to win goes first
+                if due:
+                    self.recorder.report()
         self._push(pending)
         if step < total:
             self.save(state, step, wait=True)
@@ -197,8 +204,6 @@ class Loop:
             self._measured[name] = result.metrics
             self.recorder.evaluated(step, self.stream.position, result.metrics, result.gallery)
             self.recorder.pause()
-        if names:
-            self.recorder.report()
 
     def save(self, state: dict, step: int, wait: bool = False) -> None:
         """Saves a checkpoint where one is due or `checkpoint.best` was just measured; at once when `wait` is set."""

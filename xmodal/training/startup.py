@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from data_pipelines.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
 from xmodal.reporting.flops import count_flops
-from xmodal.reporting.formatting import compact, number, size
+from xmodal.reporting.formatting import compact, number, percent, size
 from xmodal.reporting.summary import print_summary, print_table
 from xmodal.training.task import Task
 
@@ -73,6 +73,19 @@ def checkpoint_options(task: Task) -> dict[str, Any]:
     return options
 
 
+def _data(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows that say what is read, what of it is left out, and how sources are mixed."""
+    skipped = {reason: count for reason, count in summary["skipped"].items() if count}
+    shares = {name: percent(share) for name, share in summary["shares"].items()}
+    return {
+        "data": f"{summary['samples']:,} samples ({summary['epoch_size']:,} per epoch) in {summary['shards']:,} shards "
+        f"of {size(summary['bytes'])}, {summary['lanes']} lanes",
+        "left out": skipped,
+        "mixture": shares if len(shares) > 1 else {},
+        "readers": f"{summary['threads']} threads, up to {size(summary['memory_bytes'])} of memory",
+    }
+
+
 def print_startup(
     task: Task,
     workdir: Path,
@@ -99,7 +112,7 @@ def print_startup(
             "model": f"{compact(sum(facts.parameters.values()))} parameters, {config.model.dtype}",
             "towers": towers,
             "state": f"{size(facts.state_bytes_per_device)} per device",
-            "data": stream.summary(),
+            **_data(stream.summary()),
             "batch": rows,
             "schedule": f"{task.total_steps} steps = {number(epochs)} epochs = "
             f"{number(task.total_steps * task.batch_size)} samples, {config.schedule.decay}",
