@@ -4,6 +4,9 @@
 
 The text tower feeds a decoder that attends to the image tower's tokens; the loss is contrastive + 2 x captioning
 (section 3.2). The demo's towers, data and evaluations, plus captions of the unseen vendor's drawings.
+
+Run here: half of the run (its loss falls from 20.2 to 4.1, image-to-text R@10 on the unseen vendor is 38 % then).
+Not run here: the rest, so its captions are not measured yet.
 """
 
 from configs import base, demo

@@ -4,6 +4,9 @@
 
 The caption tower reads the image tower's tokens as a prefix (linear map and norm, section 3.1): images see images,
 text sees images and earlier text.
+
+Run here: the first 40 steps (the loss falls from 7.8 to 5.5). Not run here: the rest, so its captions are not measured
+yet.
 """
 
 from configs import base, demo
