@@ -11,7 +11,6 @@ import pytest
 from tests import tiny_runs
 
 STEPS = 20
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compiles in half the time
 MESHES = {2: (8, 1, 1), 4: (2, 2, 2), 6: (1, 4, 2)}  # last step: (data, fsdp, tensor)
 
 
@@ -69,7 +68,7 @@ def start_two(workdir, arguments):
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     of = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
     own = arguments if isinstance(arguments, tuple) else (arguments, arguments)
-    start = lambda i: tiny_runs.start_training(workdir, own[i], xla_flags=QUICK, JAX_PROCESS_ID=str(i), **of)
+    start = lambda i: tiny_runs.start_training(workdir, own[i], JAX_PROCESS_ID=str(i), **of)
     return [start(0), start(1)]
 
 

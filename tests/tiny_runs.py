@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,17 +87,17 @@ def fail(workdir: Path, arguments: list[str], capsys, runtime: Runtime | None = 
     raise AssertionError("the run did not fail")
 
 
-def start(command: list[str], *, devices: int = 1, xla_flags: str = "", **environment) -> subprocess.Popen:
-    """Starts a Python process at the root of the repository."""
-    forced = f"--xla_force_host_platform_device_count={devices} {xla_flags}"
-    environment = os.environ | {"XLA_FLAGS": forced, "PYTHONUNBUFFERED": "1"} | environment
+def start(command: list[str], **environment: str) -> subprocess.Popen:
+    """Starts a Python process with one device at the root of the repository."""
+    alone = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
+    environment = os.environ | {"XLA_FLAGS": alone, "PYTHONUNBUFFERED": "1"} | environment
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes)
 
 
-def start_training(workdir: Path, arguments: list[str], **options) -> subprocess.Popen:
+def start_training(workdir: Path, arguments: list[str], **environment: str) -> subprocess.Popen:
     """Starts train.py in a process of its own."""
-    return start(["train.py", *arguments, "--workdir", str(workdir)], **options)
+    return start(["train.py", *arguments, "--workdir", str(workdir)], **environment)
 
 
 def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str, str]:

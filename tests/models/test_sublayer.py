@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
-from xmodal.models.sublayer import Sublayer
+from xmodal.models.spec import Sublayer
 from xmodal.models.tokens import Tokens
 from xmodal.models.trunk import Trunk, TrunkSpec
 from xmodal.paths import flatten_paths

@@ -10,7 +10,8 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.models.embed import drop_patches
 from xmodal.models.init import scheme
-from xmodal.models.sublayer import Flow, Residual, Sublayer
+from xmodal.models.spec import Flow, Sublayer
+from xmodal.models.sublayer import Residual
 from xmodal.models.tokens import Tokens
 from xmodal.models.trunk import Trunk, TrunkSpec
 

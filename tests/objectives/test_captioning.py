@@ -9,7 +9,7 @@ import pytest
 
 from xmodal.models.embed import TokenSpec
 from xmodal.models.model import ModelSpec
-from xmodal.models.sublayer import Sublayer
+from xmodal.models.spec import Sublayer
 from xmodal.models.tower import TowerSpec
 from xmodal.models.trunk import TrunkSpec
 from xmodal.objectives.captioning import Captioning

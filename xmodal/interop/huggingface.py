@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from xmodal.models import presets
 from xmodal.models.embed import PatchSpec, TokenSpec
 from xmodal.models.model import ModelSpec
-from xmodal.models.sublayer import Sublayer
+from xmodal.models.spec import Sublayer
 from xmodal.models.tower import TowerSpec
 from xmodal.models.trunk import TrunkSpec
 from xmodal.paths import flatten_paths

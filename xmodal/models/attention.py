@@ -1,16 +1,12 @@
 """Multi-head attention over self or context, with the options that the field's models need and a key-value cache."""
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from xmodal.models.init import Scheme
 from xmodal.models.layers import Linear, Norm, apply_routed, rotary, routed
-
-if TYPE_CHECKING:
-    from xmodal.models.sublayer import Flow, Sublayer
+from xmodal.models.spec import Flow, Sublayer
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, softcap: float = 0.0) -> jax.Array:
@@ -39,7 +35,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, sof
 class Attention(nnx.Module):
     """Projects, attends, projects back: [batch, seq, width] -> [batch, seq, width]."""
 
-    def __init__(self, spec: "Sublayer", width: int, source_width: int, scheme: Scheme, rngs: nnx.Rngs):
+    def __init__(self, spec: Sublayer, width: int, source_width: int, scheme: Scheme, rngs: nnx.Rngs):
         if not spec.heads or (not spec.head_dim and width % spec.heads):
             raise ValueError(f"{spec.kind} attention needs heads that divide the width {width}, got {spec.heads}")
         dim = spec.head_dim or width // spec.heads
@@ -59,13 +55,13 @@ class Attention(nnx.Module):
         self.inner_norm = routed(inner, spec.routes) if spec.inner_norm else None
         self.out = routed(linear(spec.heads * dim, width, scheme.attn_out, spec.bias), spec.routes)
 
-    def _keys_values(self, source: jax.Array, flow: "Flow"):
+    def _keys_values(self, source: jax.Array, flow: Flow):
         heads = lambda a: a.reshape(*a.shape[:2], self.kv_heads, self.dim)
         k = heads(apply_routed(self.key, source, flow.segments))
         v = heads(apply_routed(self.value, source, flow.segments))
         return (k if self.key_norm is None else self.key_norm(k)), v
 
-    def __call__(self, x: jax.Array, flow: "Flow", cache: dict | None = None):
+    def __call__(self, x: jax.Array, flow: Flow, cache: dict | None = None):
         """Returns (output [batch, seq, width], new cache or None).
 
         With a cache, self attention writes its new keys at `flow.index` and reads all of them; cross attention

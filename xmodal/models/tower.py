@@ -11,7 +11,8 @@ from xmodal import keys as key_tools
 from xmodal.models.embed import EMBEDDERS, PatchSpec, TokenSpec
 from xmodal.models.init import scheme
 from xmodal.models.layers import Linear, Norm
-from xmodal.models.sublayer import MapPool, Sublayer
+from xmodal.models.spec import Sublayer
+from xmodal.models.sublayer import MapPool
 from xmodal.models.tokens import Tokens, concatenate
 from xmodal.models.trunk import Trunk, TrunkSpec
 

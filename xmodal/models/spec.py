@@ -1,0 +1,82 @@
+"""What a sublayer is told: its description, and what flows past it besides the residual stream."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+Segments = tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sublayer:
+    """Description of one residual sublayer.
+
+    Attributes:
+      kind: self attention, cross attention to the context, or MLP.
+      place: where the norm stands: before the body, after the addition, or around the body (sandwich).
+      norm: LayerNorm, RMSNorm, or RMSNorm with weight 1 + w.
+      norm_eps: added to the variance.
+      heads: attention heads.
+      kv_heads: heads of keys and values (grouped-query attention); 0: as many as `heads`.
+      head_dim: width of a head; 0: width / heads.
+      rope: base of rotary positions over `Tokens.pos`, in self attention; 0: none.
+      softcap: logits become softcap * tanh(logits / softcap); 0: none.
+      qk_norm: normalise queries and keys per head.
+      bias: biases in all linear maps of the body.
+      key_bias: bias of the keys (BEiT has none although the others have one).
+      hidden: hidden width of the MLP; 0: four times the width.
+      act: activation of the MLP.
+      glu: gated MLP, act(gate(x)) * fc1(x).
+      inner_norm: a norm before the output map (BEiT-3's sub-LN).
+      gate: what multiplies the body's output: nothing, tanh of a scalar that starts at 0 (Flamingo), a learned vector
+        (LayerScale), or adaLN-Zero from the trunk's condition (DiT).
+      gate_init: start of the LayerScale vector.
+      dropout: on the body's output.
+      routes: ((segment, expert), ...); segments that are not named use expert 0.
+    """
+
+    kind: Literal["self", "cross", "mlp"]
+    place: Literal["pre", "post", "sandwich"] = "pre"
+    norm: Literal["ln", "rms", "rms1p"] = "ln"
+    norm_eps: float = 1e-6
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    rope: float = 0.0
+    softcap: float = 0.0
+    qk_norm: bool = False
+    bias: bool = True
+    key_bias: bool = True
+    hidden: int = 0
+    act: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "silu"] = "gelu"
+    glu: bool = False
+    inner_norm: bool = False
+    gate: Literal["none", "tanh", "layerscale", "adaln"] = "none"
+    gate_init: float = 0.1
+    dropout: float = 0.0
+    routes: tuple[tuple[str, int], ...] = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """What every sublayer of a trunk may use besides the residual stream.
+
+    Attributes:
+      segments: static segments of the stream, for routing.
+      pos: int32 [batch, seq, axes] or None.
+      self_mask: bool [batch, 1, seq, keys] or None.
+      context: values to attend to, [batch, context_seq, context_width], or None.
+      cross_mask: bool [batch, 1, seq or 1, context_seq] or None.
+      condition: [batch, condition_width] for adaLN, or None.
+      index: where new keys go in the cache (int32 scalar), or None without a cache.
+    """
+
+    segments: Segments = dataclasses.field(metadata={"static": True})
+    pos: jax.Array | None = None
+    self_mask: jax.Array | None = None
+    context: jax.Array | None = None
+    cross_mask: jax.Array | None = None
+    condition: jax.Array | None = None
+    index: jax.Array | None = None
