@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from data_pipelines.errors import BadSample, DataError, did_you_mean
+from data_pipelines.fields import lookup
 
 _MASK = 2**64 - 1
 
@@ -159,24 +160,6 @@ class Captions:
         # Half of a surrogate pair, which json may hold, is no character and cannot be encoded.
         text = " ".join(text.encode("utf-8", "replace").decode().split())
         return text.lower() if self._lower else text
-
-
-def lookup(fields: Mapping[str, Any], name: str) -> Any:
-    """Returns a field; `a.b` is the key "a.b" or else b of the object a. None if there is no such field."""
-    if name in fields:
-        return fields[name]
-    head, dot, rest = name.partition(".")
-    inner = fields.get(head) if dot else None
-    return lookup(inner, rest) if isinstance(inner, Mapping) else None
-
-
-def field_names(fields: Mapping[str, Any]) -> list[str]:
-    """Returns the names that a template may use for these fields, nested ones dotted."""
-    names = []
-    for name, value in fields.items():
-        nested = [f"{name}.{inner}" for inner in field_names(value)] if isinstance(value, Mapping) else [name]
-        names.extend(nested)
-    return names
 
 
 def _template(entry: Any) -> Template:

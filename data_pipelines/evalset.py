@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines import paths
-from data_pipelines.captions import Captions, field_names
+from data_pipelines.captions import Captions
 from data_pipelines.decode import check_image, evaluation_image, full_image
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.fields import field_names
 from data_pipelines.host import aligned_empty, cores
 from data_pipelines.rows import sample_name
 from data_pipelines.samples import Sample, image_member, read_record

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines import paths
-from data_pipelines.captions import Captions, field_names
+from data_pipelines.captions import Captions
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.fields import field_names
 from data_pipelines.samples import image_member, read_record
 from data_pipelines.tar import BLOCK, Group, Read, TarDamage, groups
 
