@@ -25,16 +25,30 @@ def get_config() -> ConfigDict:
     c.objectives = {}  # name -> dict(type=..., weight=..., ...)
 
     c.data = dict(
-        sources={},  # name -> dict(urls="shards-{0000..0009}.tar", weight=1.0)
+        sources={},  # name -> dict(urls="shards-{0000..0009}.tar", weight=1.0, ...); see data_pipelines/sources
         image=dict(
             size=224,  # pixels of the square that the model sees
-            crop="random_resized",  # training crop: random_resized | center | squash
+            # Training crop: random_resized | inception (the same, always with 5 to 100 % of the area) | resize_crop (a
+            # square as large as the shorter side, anywhere) | center | squash. Evaluation: squash where that is chosen
+            # here, or else center.
+            crop="random_resized",
             scale=(0.9, 1.0),  # share of the area that a random crop keeps (CLIP: 0.9 to 1)
             ratio=(0.75, 4 / 3),  # aspect ratio of a random crop
+            exif=False,  # turn photographs as their EXIF orientation says; published CLIP and SigLIP models were not
+            max_pixels=2**26,  # larger images are bad samples; a small file can claim any size
             mean=(0.48145466, 0.4578275, 0.40821073),  # of RGB in 0..1; subtracted on the device
             std=(0.26862954, 0.26130258, 0.27577711),
             flip=False,  # random horizontal flip, on the device
+            policy="",  # "" | "randaugment" (in full "randaugment-m9-n2") | "trivial" | "autoaugment", on the device
             jitter=0.0,  # strength of brightness, contrast and saturation changes, on the device
+            grey=0.0,  # probability of losing the colours (SimCLR: 0.2), on the device
+            blur=0.0,  # probability of a Gaussian blur (SimCLR: 0.5), on the device
+            solarize=0.0,  # probability of inverting the brighter half of the values (BYOL: 0.2), on the device
+            erase=0.0,  # probability of erasing a random rectangle (Zhong et al. 2017: 0.5), on the device
+            mixup=0.0,  # alpha of weighted means of two images (Zhang et al. 2017: 0.2); 0 mixes none
+            cutmix=0.0,  # alpha of rectangles pasted from another image (Yun et al. 2019: 1); with mixup, one of both
+            # A function of your own for training images, "my_package.module:function", see data_pipelines/hooks.py.
+            transform="",
         ),
         text=dict(
             tokenizer="",  # path of a Hugging Face tokenizer.json
@@ -42,13 +56,23 @@ def get_config() -> ConfigDict:
             templates=(),  # ((weight, "{label}, {tags}"), ...) over the json fields; () uses the .txt member
             max_list=4,  # a list field (such as tags) gives 1 to this many of its entries, shuffled
             lower=True,  # lower-case captions
+            clean="none",  # none | basic (HTML entities to characters, Unicode NFC, as CLIP's text cleaning)
+            transform="",  # a function of your own for training captions, "my_package.module:function"
         ),
         group_key="",  # json field that names equal content (multi-positive labels); "" uses the tar key
         lanes=8,  # virtual readers; the order depends on it, the host count must divide it
         window=32,  # blocks that a lane shuffles together
         block_bytes=8 * 2**20,  # target size of a block, the unit of reading
+        batches="mixed",  # mixed | by_source: all samples of a batch come from one entry of `sources`
+        readers=2,  # blocks read at a time; local disks need no more, buckets some 16
         threads=0,  # decoding threads; 0 uses every core
         prefetch=8,  # batches decoded ahead
+        remote=dict(
+            concurrency=16,  # requests in flight to buckets and web servers
+            attempts=8,  # of one request before the run ends with what the server said
+            timeout=60.0,  # seconds of one attempt
+            backoff=1.0,  # seconds before the second attempt, doubled at each further one
+        ),
         max_bad_share=0.05,  # of samples replaced because they cannot be read; above it the run stops
     )
 

@@ -4,20 +4,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-from data_pipelines.errors import DataError
-from data_pipelines.index import Index
+from data_pipelines.errors import DataError, Fault
+from data_pipelines.sources.base import Source
 
 _MIN_SAMPLES = 512  # before the share of bad samples says anything
-
-
-class Fault(NamedTuple):
-    """A sample that could not be read during the run."""
-
-    shard: str
-    key: str
-    reason: str
 
 
 class Accounts:
@@ -37,17 +28,10 @@ class Accounts:
         if file is not None and file.exists():  # a resumed run does not list its samples again
             self._written = {hash(line) for line in file.read_text().splitlines()}
 
-    def index(self, index: Index) -> None:
-        """Notes what the index of a source leaves out."""
-        self._skipped.update(index.skipped)
-        lines = []
-        for shard in index.shards:
-            for reason, keys in shard.skipped_keys.items():
-                lines.extend(Fault(shard.path, key, reason) for key in keys)
-                unlisted = shard.skipped[reason] - len(keys)
-                if unlisted:
-                    lines.append(Fault(shard.path, f"and {unlisted} more", reason))
-        self._write(lines)
+    def source(self, source: Source) -> None:
+        """Notes what a source leaves out."""
+        self._skipped.update(source.skipped)
+        self._write(source.faults())
 
     def batch(self, rows: int, faults: Iterable[list[Fault]]) -> None:
         """Notes a batch that is handed out.
@@ -82,7 +66,7 @@ class Accounts:
     def _share(self) -> float:
         return self._replaced.total() / max(self._yielded, 1)
 
-    def _write(self, faults: list[Fault]) -> None:
+    def _write(self, faults: Iterable[Fault]) -> None:
         lines = dict.fromkeys(json.dumps(fault._asdict()) for fault in faults)
         new = [line for line in lines if hash(line) not in self._written]
         if self._file is None or not new:

@@ -10,6 +10,8 @@ from data_pipelines.errors import DataError, did_you_mean
 
 WORDS = 24  # random words of a row: 10 attempts of (area, aspect), then the offsets, rounded up for `rng.row_words`
 _ATTEMPTS = 10
+_CROPS = ("random_resized", "inception", "resize_crop", "center", "squash")
+_INCEPTION = dict(scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3))
 
 
 class Box(NamedTuple):
@@ -47,6 +49,12 @@ def random_resized(height: int, width: int, u: np.ndarray, scale: tuple, ratio: 
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
+def resize_crop(height: int, width: int, u: np.ndarray) -> Box:
+    """A square as large as the shorter side, anywhere along the longer one: `resize_small` and `random_crop` in one."""
+    side = min(height, width)
+    return Box(int(u[0] * (height - side + 1)), int(u[1] * (width - side + 1)), side, side)
+
+
 def center(height: int, width: int) -> Box:
     """The central square."""
     side = min(height, width)
@@ -65,9 +73,12 @@ def cropper(image: Any) -> Callable[[int, int, np.ndarray], Box]:
             if not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= most):
                 raise DataError(f"data.image.{name} is {pair}; expected (smallest, largest) within 0 to {most}")
         return lambda height, width, u: random_resized(height, width, u, scale, ratio)
+    if image.crop == "inception":  # the crop of GoogLeNet (Szegedy et al. 2014), and of big_vision's recipes
+        return lambda height, width, u: random_resized(height, width, u, **_INCEPTION)
+    if image.crop == "resize_crop":
+        return resize_crop
     if image.crop == "center":
         return lambda height, width, u: center(height, width)
     if image.crop == "squash":
         return lambda height, width, u: Box(0, 0, height, width)
-    choices = ("random_resized", "center", "squash")
-    raise DataError(f"data.image.crop is {image.crop!r}, not one of {choices}{did_you_mean(image.crop, choices)}")
+    raise DataError(f"data.image.crop is {image.crop!r}, not one of {_CROPS}{did_you_mean(image.crop, _CROPS)}")

@@ -1,14 +1,18 @@
 """Captions: from the `.txt` member, or from templates over the fields of the `.json` member."""
 
+import html
 import json
 import string
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from data_pipelines import expressions
 from data_pipelines.errors import BadSample, DataError, did_you_mean
 from data_pipelines.fields import lookup
 
 _MASK = 2**64 - 1
+_CLEANING = ("none", "basic")
 
 
 class Record(NamedTuple):
@@ -33,27 +37,42 @@ class Template(NamedTuple):
 class Captions:
     """Says which samples have a caption, and which caption a random word chooses.
 
+    Attributes:
+        fields: the fields that it uses.
+        from_text: captions are the texts of the samples, and do not come from templates.
+        every_field: records hold all fields, used or not.
+
     Args:
-        text: `config.data.text`: `templates`, `max_list` and `lower`.
+        text: `config.data.text`: `templates`, `max_list`, `lower` and `clean`.
         group_key: json field that names equal content; "" where the sample itself is the identity.
+        keep: a condition on the json fields, see `expressions`; other samples are left out. "" keeps all.
         always_json: read the json member where there is one, although no caption needs it.
 
     Raises:
-        DataError: a template is not a `(weight, pattern)` pair or its pattern is malformed.
+        DataError: the condition is malformed, a template is not a `(weight, pattern)` pair or its pattern is malformed.
     """
 
-    def __init__(self, text: Any, group_key: str = "", *, always_json: bool = False):
+    def __init__(self, text: Any, group_key: str = "", *, keep: str = "", always_json: bool = False):
         self._templates = tuple(t for t in map(_template, text.templates) if t.weight > 0)
         if text.templates and not self._templates:
             raise DataError("every template of data.text.templates has weight 0")
         if text.max_list < 1:
             raise DataError(f"data.text.max_list is {text.max_list}; a list gives at least 1 entry")
-        self._max_list, self._lower = text.max_list, text.lower
+        if text.clean not in _CLEANING:
+            raise DataError(
+                f"data.text.clean is {text.clean!r}, not one of {_CLEANING}{did_you_mean(str(text.clean), _CLEANING)}"
+            )
+        self._max_list, self._lower, self._basic = text.max_list, text.lower, text.clean == "basic"
         self._group_key, self._always_json = group_key, always_json
-        self._needs_json = bool(self._templates or group_key)
-        self.fields = sorted({name for t in self._templates for name in t.fields} | ({group_key} - {""}))
+        self._keep = expressions.parse(keep) if keep else None
+        self._needs_json = bool(self._templates or group_key or keep)
+        self.from_text, self.every_field = not self._templates, always_json
+        kept_by = self._keep.fields if self._keep else ()
+        self.fields = sorted({name for t in self._templates for name in t.fields} | ({group_key} - {""}) | {*kept_by})
         # Everything that decides whether a sample can be used; an index made for another rule is another index.
-        self.signature = json.dumps([[t.pattern for t in self._templates], group_key])
+        cleaned = self._basic and self.from_text  # which may leave nothing of a text
+        rules = [str(self._keep)] * bool(keep) + [dict(clean="basic")] * cleaned
+        self.signature = json.dumps([[t.pattern for t in self._templates], group_key, *rules])
 
     def read(self, get: Callable[[str], bytes | None]) -> Record:
         """Returns the text side of a sample.
@@ -78,14 +97,31 @@ class Captions:
             text = self._clean(_decode(content, "bad text"))
         return Record(text, fields)
 
+    def from_fields(self, fields: dict[str, Any], text: str | None) -> Record:
+        """Returns the text side of a row of a table.
+
+        Args:
+            fields: its columns.
+            text: its caption, None where it has none; templates take the place of it.
+
+        Raises:
+            BadSample: there are no templates and no text.
+        """
+        if text is None and not self._templates:
+            raise BadSample("no caption")
+        text = "" if self._templates else self._clean(text)
+        return Record(text, fields if self._needs_json or self._always_json else {})
+
     def check(self, record: Record) -> None:
-        """Raises BadSample if the record can give no caption or has no group key."""
+        """Raises BadSample if the record can give no caption, has no group key or is not to be kept."""
         if not self._templates and not record.text:
             raise BadSample("empty caption")
         if self._templates and not self._usable(record):
             raise BadSample("empty caption")
         if self._group_key and not _entries(lookup(record.fields, self._group_key)):
             raise BadSample("no group key")
+        if self._keep and not self._keep.test(record.fields):
+            raise BadSample("filtered")
 
     def choose(self, record: Record, word: int) -> str:
         """Returns the caption that a random 64-bit `word` chooses among those of a checked record."""
@@ -139,7 +175,8 @@ class Captions:
         for name in self.fields:
             if not filled.get(name):
                 users = [t.pattern for t in self._templates if name in t.fields]
-                use = f"the template {users[0]!r} of data.text.templates" if users else "data.group_key"
+                use = "data.group_key" if name == self._group_key else "the filter"
+                use = f"the template {users[0]!r} of data.text.templates" if users else use
                 raise DataError(
                     f"{use} uses the field {name!r}, which is missing or empty in every record of {where}"
                     f"{did_you_mean(name, available)} (fields there: {', '.join(sorted(available)) or 'none'})"
@@ -158,7 +195,10 @@ class Captions:
 
     def _clean(self, text: str) -> str:
         # Half of a surrogate pair, which json may hold, is no character and cannot be encoded.
-        text = " ".join(text.encode("utf-8", "replace").decode().split())
+        text = text.encode("utf-8", "replace").decode()
+        if self._basic:  # twice: captions from the web hold entities of entities, such as "&amp;quot;"
+            text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))
+        text = " ".join(text.split())
         return text.lower() if self._lower else text
 
 

@@ -2,13 +2,17 @@
 
 JPEG goes through simplejpeg in strict mode, the one decoder that also rejects a tail of zeros; for training it decodes
 no finer than 1.5 times what the crop needs, which costs a third of a full decode. Other formats, and CMYK, go through
-Pillow. EXIF orientation is not applied.
+Pillow.
+
+EXIF orientation is ignored unless `Options.exif` says otherwise: the loaders that CLIP, SigLIP and open_clip were
+trained with show the pixels as they are stored. Switch it on for photographs that come straight from phones.
 """
 
 import io
 import math
 import zlib
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,23 +20,53 @@ import simplejpeg
 from PIL import Image
 
 from data_pipelines.augment import Box
-from data_pipelines.errors import BadSample
+from data_pipelines.errors import BadSample, DataError
 
 MAX_PIXELS = 2**26  # of a decoded image; a small file can claim any size
 _LONGEST = 16  # long side / short side that the evaluation keeps before it cuts out the square
 _OVERSAMPLING = 1.5  # pixels decoded for each output pixel and axis
+_ORIENTATION = 0x0112  # EXIF tag
+# How an image of each orientation is turned upright: swap its axes or not, then go down and right along them.
+_TURNS = {2: (0, 1, -1), 3: (0, -1, -1), 4: (0, -1, 1), 5: (1, 1, 1), 6: (1, 1, -1), 7: (1, -1, -1), 8: (1, -1, 1)}
+_NO_TURN = (0, 1, 1)
 _FORMATS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 
 cv2.setNumThreads(1)  # the stream has its own threads; cv2's would compete with them
 
 
-def training_image(data: bytes | memoryview, size: int, crop: Callable[[int, int], Box]) -> np.ndarray:
+class Options(NamedTuple):
+    """How images are decoded: `config.data.image.exif` and `max_pixels`.
+
+    Attributes:
+        exif: turn images as their EXIF orientation says.
+        max_pixels: larger images are rejected before they are decoded.
+    """
+
+    exif: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def of(cls, image: Any) -> "Options":
+        """Reads them from `config.data.image`. Raises DataError for a limit that Pillow would not keep."""
+        most = 2 * Image.MAX_IMAGE_PIXELS  # Pillow itself refuses more
+        if not 1 <= image.max_pixels <= most:
+            raise DataError(f"data.image.max_pixels is {image.max_pixels}; expected 1 to {most}")
+        return cls(image.exif, image.max_pixels)
+
+
+_DEFAULT = Options()
+
+
+def training_image(
+    data: bytes | memoryview, size: int, crop: Callable[[int, int], Box], options: Options = _DEFAULT
+) -> np.ndarray:
     """Decodes, crops and resizes an image, fast.
 
     Args:
         data: encoded image.
         size: pixels of the square to make.
-        crop: gives the rectangle to show for (height, width).
+        crop: gives the rectangle to show for (height, width) of the upright image.
+        options: what to turn and what to refuse.
 
     Returns:
         uint8 [size, size, 3].
@@ -41,8 +75,9 @@ def training_image(data: bytes | memoryview, size: int, crop: Callable[[int, int
         BadSample: the data are no image, damaged or too large.
     """
     if _is_plain_jpeg(data):
-        height, width = _jpeg_size(data)
-        box = crop(height, width)
+        height, width = _jpeg_size(data, options.max_pixels)
+        orientation = _jpeg_orientation(data) if options.exif else 1
+        box = _stored(crop, height, width, orientation)
         pixels = _jpeg(
             data,
             min_height=min(height, math.ceil(_OVERSAMPLING * size * height / box.height)),
@@ -50,22 +85,26 @@ def training_image(data: bytes | memoryview, size: int, crop: Callable[[int, int
         )
         box = _scaled(box, pixels.shape[0] / height, pixels.shape[1] / width)
     else:
-        pixels = np.asarray(_pillow(data))
-        box = crop(*pixels.shape[:2])
+        pixels, orientation = _pillow(data, options)
+        box = _stored(crop, *pixels.shape[:2], orientation)
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     if part.shape[:2] == (size, size):
-        return part
+        return _upright(part, orientation)
     shrinks = part.shape[0] >= size and part.shape[1] >= size
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return _upright(part, orientation)
 
 
-def evaluation_image(data: bytes | memoryview, size: int, squash: bool = False) -> np.ndarray:
+def evaluation_image(
+    data: bytes | memoryview, size: int, squash: bool = False, options: Options = _DEFAULT
+) -> np.ndarray:
     """Decodes and resizes an image as the published evaluations do: Pillow's bicubic filter on all pixels.
 
     Args:
         data: encoded image.
         size: pixels of the square to make.
         squash: resize both sides to `size`; otherwise the shorter one, and cut out the central square.
+        options: what to turn and what to refuse.
 
     Returns:
         uint8 [size, size, 3].
@@ -73,7 +112,7 @@ def evaluation_image(data: bytes | memoryview, size: int, squash: bool = False) 
     Raises:
         BadSample: the data are no image, damaged or too large.
     """
-    image = full_image(data)
+    image = full_image(data, options)
     if squash:
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
     short = min(image.size)
@@ -87,17 +126,19 @@ def evaluation_image(data: bytes | memoryview, size: int, squash: bool = False) 
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def check_image(data: bytes | memoryview) -> None:
+def check_image(data: bytes | memoryview, options: Options = _DEFAULT) -> None:
     """Raises BadSample if an image cannot be decoded; a large JPEG at a fraction of the cost of its pixels."""
-    training_image(data, 1, lambda height, width: Box(0, 0, height, width))
+    training_image(data, 1, lambda height, width: Box(0, 0, height, width), options)
 
 
-def full_image(data: bytes | memoryview) -> Image.Image:
+def full_image(data: bytes | memoryview, options: Options = _DEFAULT) -> Image.Image:
     """Decodes an image at its own size to RGB, on white where it is transparent. Raises BadSample."""
     if _is_plain_jpeg(data):
-        _jpeg_size(data)
-        return Image.fromarray(_jpeg(data))
-    return _pillow(data)
+        _jpeg_size(data, options.max_pixels)
+        pixels, orientation = _jpeg(data), _jpeg_orientation(data) if options.exif else 1
+    else:
+        pixels, orientation = _pillow(data, options)
+    return Image.fromarray(np.ascontiguousarray(_upright(pixels, orientation)))
 
 
 def _format(data: bytes | memoryview) -> str:
@@ -117,10 +158,42 @@ def _is_plain_jpeg(data: bytes | memoryview) -> bool:
         raise BadSample("corrupt jpeg") from None
 
 
-def _jpeg_size(data: bytes | memoryview) -> tuple[int, int]:
+def _jpeg_size(data: bytes | memoryview, max_pixels: int) -> tuple[int, int]:
     height, width = simplejpeg.decode_jpeg_header(data)[:2]
-    _check_size(height, width)
+    _check_size(height, width, max_pixels)
     return height, width
+
+
+def _jpeg_orientation(data: bytes | memoryview) -> int:
+    try:
+        with Image.open(io.BytesIO(data), formats=["jpeg"]) as image:  # reads the header alone
+            return _orientation(image)
+    except Exception:  # the pixels do not need Pillow's approval
+        return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data are no reason to lose an image
+        return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of [height, width, 3] as its EXIF orientation wants it to be shown."""
+    swap, down, right = _TURNS.get(orientation, _NO_TURN)
+    return (pixels.swapaxes(0, 1) if swap else pixels)[::down, ::right]
+
+
+def _stored(crop: Callable[[int, int], Box], height: int, width: int, orientation: int) -> Box:
+    """Crops the upright image; returns where that rectangle lies in the stored one, [height, width]."""
+    # So that only the few pixels of the result have to be turned.
+    swap, down, right = _TURNS.get(orientation, _NO_TURN)
+    shown_height, shown_width = (width, height) if swap else (height, width)
+    top, left, box_height, box_width = crop(shown_height, shown_width)
+    top = top if down > 0 else shown_height - top - box_height
+    left = left if right > 0 else shown_width - left - box_width
+    return Box(left, top, box_width, box_height) if swap else Box(top, left, box_height, box_width)
 
 
 def _jpeg(data: bytes | memoryview, **kwargs: int) -> np.ndarray:
@@ -130,14 +203,15 @@ def _jpeg(data: bytes | memoryview, **kwargs: int) -> np.ndarray:
         raise BadSample("corrupt jpeg") from None
 
 
-def _pillow(data: bytes | memoryview) -> Image.Image:
+def _pillow(data: bytes | memoryview, options: Options) -> tuple[np.ndarray, int]:
+    """Returns the stored pixels, uint8 [height, width, 3], and their orientation."""
     kind = _format(data)
     try:
         if kind == "png":
             _check_png(data)
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            _check_size(image.height, image.width)
-            return _on_white(image)
+            _check_size(image.height, image.width, options.max_pixels)
+            return np.asarray(_on_white(image)), _orientation(image) if options.exif else 1
     except (BadSample, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -170,8 +244,8 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_size(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
         raise BadSample("image too large")
 
 

@@ -1,11 +1,18 @@
-"""What is done to pixels on the accelerator: random flips and colours, then normalisation. Runs inside `jax.jit`."""
+"""What is done to pixels on the accelerator: random changes, then normalisation. Runs inside `jax.jit`."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.errors import DataError
+from data_pipelines.policies import make_policy
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's grey
+_SIGMA, _SIGMA_SIDE = (0.1, 2.0), 224  # pixels of blur, at this size of image; in proportion at others
+_ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the area and height / width of what is erased
+_ERASE_ATTEMPTS = 10
 
 
 def preprocess_images(images: jax.Array, keys: jax.Array | None, spec: Any) -> jax.Array:
@@ -15,18 +22,40 @@ def preprocess_images(images: jax.Array, keys: jax.Array | None, spec: Any) -> j
         images: uint8 [batch, height, width, 3], RGB.
         keys: a typed random key for each row, [batch]; what happens to a row depends on nothing else, so that slicing
             a batch never changes it. None for evaluation: no chance.
-        spec: `config.data.image`: `flip`, `jitter`, `mean`, `std`.
+        spec: `config.data.image`: in the order in which they act, `policy`, `flip`, `jitter`, `grey`, `blur`,
+            `solarize`, `mean`, `std`, `erase`.
 
     Returns:
         float32 [batch, height, width, 3], normalised.
+
+    Raises:
+        DataError: as `check_augmentation`, while tracing.
     """
+    check_augmentation(spec)
     with jax.named_scope("preprocess_images"):
+        policy = make_policy(spec.policy)
+        if keys is not None and policy is not None:
+            images = policy(images, jax.vmap(jax.random.fold_in, (0, None))(keys, 2))
         pixels = images.astype(jnp.float32) / 255
         if keys is not None and spec.flip:
             pixels = jax.vmap(_flip)(pixels, keys)
-        if keys is not None and spec.jitter > 0:
-            pixels = jax.vmap(_jitter, in_axes=(0, 0, None))(pixels, keys, spec.jitter)
-        return (pixels - jnp.array(spec.mean)) / jnp.array(spec.std)
+        for name, function in (("jitter", _jitter), ("grey", _decolour), ("blur", _blur), ("solarize", _solarize)):
+            if keys is not None and spec[name] > 0:
+                pixels = jax.vmap(function, in_axes=(0, 0, None))(pixels, keys, spec[name])
+        pixels = (pixels - jnp.array(spec.mean)) / jnp.array(spec.std)
+        if keys is not None and spec.erase > 0:
+            pixels = jax.vmap(_erase, in_axes=(0, 0, None))(pixels, keys, spec.erase)
+        return pixels
+
+
+def check_augmentation(spec: Any) -> None:
+    """Raises DataError if `config.data.image` asks for an augmentation that does not exist."""
+    make_policy(spec.policy)
+    if not 0 <= spec.jitter < math.inf:
+        raise DataError(f"data.image.jitter is {spec.jitter}; expected a strength from 0")
+    for name in ("grey", "blur", "solarize", "erase"):
+        if not 0 <= spec[name] <= 1:
+            raise DataError(f"data.image.{name} is {spec[name]}; expected a probability, 0 to 1")
 
 
 def _flip(pixels: jax.Array, key: jax.Array) -> jax.Array:
@@ -44,6 +73,64 @@ def _jitter(pixels: jax.Array, key: jax.Array, strength: float) -> jax.Array:
     pixels = jnp.clip(mean + contrast * (pixels - mean), 0, 1)
     grey = _grey(pixels)
     return jnp.clip(grey + saturation * (pixels - grey), 0, 1)
+
+
+def _decolour(pixels: jax.Array, key: jax.Array, chance: float) -> jax.Array:
+    chosen = jax.random.bernoulli(jax.random.fold_in(key, 3), chance)
+    # Not `_grey`: a CPU takes eight times as long for its sum over the channels. The jitter keeps it for its last bit.
+    red, green, blue = (pixels[..., i : i + 1] * weight for i, weight in enumerate(_LUMA))
+    return jnp.where(chosen, red + green + blue, pixels)
+
+
+def _blur(pixels: jax.Array, key: jax.Array, chance: float) -> jax.Array:
+    """Gaussian blur of a random width, as in SimCLR (Chen et al. 2020)."""
+    decide, width = jax.random.split(jax.random.fold_in(key, 4))
+    side = min(pixels.shape[:2])
+    sigma = jax.random.uniform(width, minval=_SIGMA[0], maxval=_SIGMA[1]) * side / _SIGMA_SIDE
+    radius = min(math.ceil(3 * _SIGMA[1] * side / _SIGMA_SIDE), side - 1)
+    distance = jnp.arange(-radius, radius + 1)
+    weights = jnp.exp(-0.5 * (distance / sigma) ** 2)
+    weights /= jnp.sum(weights)
+    # The kernel of one pixel leaves the others exactly as they are.
+    weights = jnp.where(jax.random.bernoulli(decide, chance), weights, distance == 0)
+    return blurred(pixels, weights)
+
+
+def blurred(pixels: jax.Array, weights: jax.Array) -> jax.Array:
+    """Convolves float32 [height, width, 3] with `weights` [2 radius + 1] along both sides, mirrored at the border."""
+    # Sums of slices: a convolution with weights of its own for each row would become one of many groups, which is slow.
+    radius = len(weights) // 2
+    for axis in range(2):
+        size = pixels.shape[axis]
+        padded = jnp.pad(pixels, [(radius, radius) if i == axis else (0, 0) for i in range(3)], mode="reflect")
+        pixels = sum(w * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i, w in enumerate(weights))
+    return pixels
+
+
+def _solarize(pixels: jax.Array, key: jax.Array, chance: float) -> jax.Array:
+    """Inverts the brighter half of the values, as in BYOL (Grill et al. 2020)."""
+    chosen = jax.random.bernoulli(jax.random.fold_in(key, 5), chance)
+    return jnp.where(chosen & (pixels >= 0.5), 1 - pixels, pixels)
+
+
+def _erase(pixels: jax.Array, key: jax.Array, chance: float) -> jax.Array:
+    """Sets a random rectangle to zero, the mean colour (random erasing, Zhong et al. 2017)."""
+    decide, area, ratio, top, left = jax.random.split(jax.random.fold_in(key, 6), 5)
+    size = jnp.array(pixels.shape[:2])
+    draw = lambda key, low, high: jax.random.uniform(key, (_ERASE_ATTEMPTS,), minval=low, maxval=high)
+    area = draw(area, *_ERASED) * size[0] * size[1]
+    ratio = jnp.exp(draw(ratio, *map(math.log, _ERASED_RATIO)))
+    sides = jnp.round(jnp.stack([jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)], axis=-1)).astype(jnp.int32)
+    fits = jnp.all((sides > 0) & (sides < size), axis=-1)
+    sides = sides[jnp.argmax(fits)]  # the first that fits
+    start = jnp.stack(
+        [jax.random.randint(key, (), 0, jnp.maximum(room, 1)) for key, room in zip((top, left), size - sides + 1)]
+    )
+    inside = lambda axis: (
+        (jnp.arange(pixels.shape[axis]) >= start[axis]) & (jnp.arange(pixels.shape[axis]) < start[axis] + sides[axis])
+    )
+    erased = inside(0)[:, None] & inside(1) & jnp.any(fits) & jax.random.bernoulli(decide, chance)
+    return jnp.where(erased[..., None], 0.0, pixels)
 
 
 def _grey(pixels: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 
 class DataError(ValueError):
@@ -18,6 +19,14 @@ class BadSample(Exception):
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
+
+
+class Fault(NamedTuple):
+    """A sample that is not used, and why."""
+
+    shard: str
+    key: str
+    reason: str
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -3,11 +3,11 @@
 import io
 import logging
 import os
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,14 +15,15 @@ from PIL import Image
 
 from data_pipelines import paths
 from data_pipelines.captions import Captions
-from data_pipelines.decode import check_image, evaluation_image, full_image
+from data_pipelines.decode import Options, check_image, evaluation_image, full_image
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.fields import field_names
 from data_pipelines.host import aligned_empty, cores
 from data_pipelines.rows import sample_name
 from data_pipelines.samples import Sample, image_member, read_record
-from data_pipelines.tar import TarDamage, groups
-from data_pipelines.windows import read_range
+from data_pipelines.storage import Files, printable
+from data_pipelines.tar import Read, TarDamage, groups
+from data_pipelines.urls import without_secrets
 
 _SLICE = 1024  # samples checked at a time, so that `limit` does not read more than it needs
 _CHUNK = 16  # images of one unit of work
@@ -64,16 +65,19 @@ class EvalSet:
         """
         self._size, self._squash = config.image.size, config.image.crop == "squash"
         self._threads = config.threads or cores()
+        self._files, self._options = Files(**config.remote), Options.of(config.image)
+        weakref.finalize(self, self._files.close)  # pixels are read for as long as someone has the set
         self._captions = Captions(config.text, config.group_key, always_json=True)
         self.records: list[dict[str, Any]] = []
         self.skipped: Counter[str] = Counter()
         self._places: list[_Place] = []
         self._filled: Counter[str] = Counter()
         self._available: dict[str, None] = {}
-        candidates = (found for shard in paths.expand(urls) for found in self._scan(shard))
+        where = without_secrets(str(urls))
+        candidates = (found for shard in paths.expand(urls, self._files) for found in self._scan(shard))
         with ThreadPoolExecutor(self._threads) as pool:
             while part := list(islice(candidates, _SLICE)):
-                for reason, (place, record) in zip(pool.map(_fault, (place for place, _ in part)), part):
+                for reason, (place, record) in zip(pool.map(self._fault, (place for place, _ in part)), part):
                     if reason:
                         self.skipped[reason] += 1
                     elif not limit or len(self) < limit:
@@ -83,11 +87,11 @@ class EvalSet:
                     break
         if self.skipped:
             reasons = ", ".join(f"{reason}: {n:,}" for reason, n in self.skipped.items())
-            _log.warning("%s: %s samples left out (%s)", urls, f"{self.skipped.total():,}", reasons)
+            _log.warning("%s: %s samples left out (%s)", where, f"{self.skipped.total():,}", reasons)
         if self._available:
-            self._captions.check_fields(self._filled, self._available, where=str(urls))
+            self._captions.check_fields(self._filled, self._available, where)
         if not self.records:
-            raise DataError(f"no usable sample in {urls} ({dict(self.skipped) or 'the shards hold no samples'})")
+            raise DataError(f"no usable sample in {where} ({dict(self.skipped) or 'the shards hold no samples'})")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -118,36 +122,37 @@ class EvalSet:
 
     def thumbnail(self, i: int, size: int) -> bytes:
         """Returns sample i as a PNG that fits into a square of `size` pixels; small images keep their size."""
-        image = full_image(_bytes(self._places[i]))
+        image = full_image(self._files.read(*self._places[i]), self._options)
         image.thumbnail((size, size), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
 
-    def _scan(self, shard: Path) -> Iterator[tuple[_Place, dict[str, Any]]]:
+    def _scan(self, shard: str) -> Iterator[tuple[_Place, dict[str, Any]]]:
         """Yields the samples of a shard that have an image and a caption."""
-        descriptor = os.open(shard, os.O_RDONLY)
-        try:
-            read = lambda offset, size: os.pread(descriptor, size, offset)
-            for group in groups(read, 0, os.fstat(descriptor).st_size):
-                try:
-                    image = image_member(group)
-                    record = read_record(group, lambda member: read(member.offset, member.size), self._captions)
-                    self._filled.update(self._captions.filled(record))
-                    self._available |= dict.fromkeys(field_names(record.fields))
-                    self._captions.check(record)
-                except BadSample as bad:
-                    self.skipped[bad.reason] += 1
-                    continue
-                place = _Place(str(shard), image.offset, image.offset + image.size)
-                yield place, self._record(Sample(str(shard), group.key, b"", record))
-        except TarDamage as damage:
-            if damage.reason == "corrupt header" and damage.offset == 0:
-                raise DataError(f"{shard} is not a tar archive") from None
-            self.skipped[damage.reason] += 1
-            _log.warning("%s: %s; nothing after it can be read", shard, damage)
-        finally:
-            os.close(descriptor)
+        size, name = self._files.stat(shard).size, printable(shard)
+        with self._files.buffered(shard, size) as read:
+            try:
+                yield from self._samples(shard, size, read)
+            except TarDamage as damage:
+                if damage.reason == "corrupt header" and damage.offset == 0:
+                    raise DataError(f"{name} is not a tar archive") from None
+                self.skipped[damage.reason] += 1
+                _log.warning("%s: %s; nothing after it can be read", name, damage)
+
+    def _samples(self, shard: str, size: int, read: Read) -> Iterator[tuple[_Place, dict[str, Any]]]:
+        for group in groups(read, 0, size):
+            try:
+                image = image_member(group)
+                record = read_record(group, lambda member: read(member.offset, member.size), self._captions)
+                self._filled.update(self._captions.filled(record))
+                self._available |= dict.fromkeys(field_names(record.fields))
+                self._captions.check(record)
+            except BadSample as bad:
+                self.skipped[bad.reason] += 1
+                continue
+            place = _Place(shard, image.offset, image.offset + image.size)
+            yield place, self._record(Sample(printable(shard), group.key, b"", record))
 
     def _record(self, sample: Sample) -> dict[str, Any]:
         identity = self._captions.identity(sample.record)
@@ -173,25 +178,22 @@ class EvalSet:
         for place in places:
             where = self._places[first + place]
             try:
-                image[place] = evaluation_image(_bytes(where), self._size, self._squash)
+                image[place] = evaluation_image(self._files.read(*where), self._size, self._squash, self._options)
             except BadSample as bad:
-                raise DataError(f"{where.shard} changed since the evaluation was set up: {bad.reason}") from None
+                raise DataError(
+                    f"{printable(where.shard)} changed since the evaluation was set up: {bad.reason}"
+                ) from None
+
+    def _fault(self, place: _Place) -> str:
+        """Returns why an image cannot be decoded; empty where it can."""
+        try:
+            check_image(self._files.read(*place), self._options)
+        except BadSample as bad:
+            return bad.reason
+        return ""
 
 
 def _finish(batch: dict[str, np.ndarray], work: list[Future]) -> dict[str, np.ndarray]:
     for part in work:
         part.result()
     return batch
-
-
-def _bytes(place: _Place) -> bytes:
-    return read_range(*place)
-
-
-def _fault(place: _Place) -> str:
-    """Returns why an image cannot be decoded; empty where it can."""
-    try:
-        check_image(_bytes(place))
-    except BadSample as bad:
-        return bad.reason
-    return ""

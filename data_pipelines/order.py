@@ -12,13 +12,13 @@ whatever the batch size.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines import rng
 from data_pipelines.errors import DataError
-from data_pipelines.mixture import Interleave
+from data_pipelines.mixture import Mixture
 
 
 class WindowKey(NamedTuple):
@@ -63,34 +63,41 @@ class _LanePart:
     starts: np.ndarray  # first sample of each window, counted within the lane
 
 
+def epoch_size(counts: Sequence[np.ndarray], lanes: int) -> int:
+    """Returns the samples that all sources give in one epoch: all but at most `lanes - 1` of each source."""
+    return sum(int(count.sum()) // lanes * lanes for count in counts)
+
+
 class Order:
     """The order of the samples of one or several sources.
 
     Args:
         counts: for each source the usable samples of its blocks.
         names: of the sources; each source is shuffled by its own name, whatever stands beside it.
-        weights: share of the stream that each source has, in any unit.
+        weights: share of the stream that each source has, in any unit, or a curriculum of it: see `Mixture`.
         lanes: virtual readers.
         window: blocks that a lane shuffles together, at most.
         seed: of the shuffles.
+        group: neighbouring slots of a lane that belong to one source.
 
     Raises:
-        DataError: a source has fewer samples than there are lanes.
+        DataError: a weight is malformed, or a source has fewer samples than there are lanes.
     """
 
     def __init__(
         self,
         counts: Sequence[np.ndarray],
         names: Sequence[str],
-        weights: Sequence[float],
+        weights: Sequence[Any],
         *,
         lanes: int,
         window: int,
         seed: int,
+        group: int = 1,
     ):
         self.lanes = lanes
         self._counts, self._names, self._window, self._seed = list(counts), list(names), window, seed
-        self._mixture = Interleave(weights)
+        self._mixture = Mixture(weights, names, lanes, group)
         self._quota = np.array([int(count.sum()) // lanes for count in counts])
         for name, quota, count in zip(names, self._quota, counts):
             if not quota:
@@ -103,14 +110,13 @@ class Order:
         self._part = lru_cache(maxsize=2 * len(names) * lanes)(self._make_part)
 
     @property
-    def epoch_size(self) -> int:
-        """Samples that all sources give in one epoch: all but at most `lanes - 1` of each source."""
-        return int(self._quota.sum()) * self.lanes
-
-    @property
     def shares(self) -> np.ndarray:
-        """Share of the stream that each source has; float64 [sources]."""
+        """Share of the stream that each source has at its start; float64 [sources]."""
         return self._mixture.shares
+
+    def epochs(self, position: int) -> np.ndarray:
+        """Returns how often each source has been used up after so many samples of the stream; float64 [sources]."""
+        return self._mixture.taken(position // self.lanes) / self._quota
 
     def locate(self, lane: int, first: int, count: int) -> Iterator[tuple[WindowKey, np.ndarray, np.ndarray]]:
         """Finds the samples of slots [first, first + count) of a lane.

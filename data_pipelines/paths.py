@@ -9,6 +9,8 @@ from pathlib import Path
 
 from data_pipelines.errors import DataError
 from data_pipelines.gzipped import is_gzipped, unpacked
+from data_pipelines.storage import Files
+from data_pipelines.urls import is_remote, printable, protocol, without_secrets
 
 # Recipes name the data that ships with the repository by relative paths, and must run from anywhere.
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -29,26 +31,29 @@ def find_file(path: str | os.PathLike) -> Path:
     raise DataError(f"no file {str(path)!r} (looked at {', '.join(_candidates(str(path)))})")
 
 
-def expand(urls: str | Iterable[str]) -> list[Path]:
+def expand(urls: str | Iterable[str], files: Files) -> list[str]:
     """Returns the shards that the patterns name, in the order of the patterns; of compressed ones their plain twins.
 
     Args:
         urls: one pattern or several. `{0000..0009}` counts, `{a,b}` lists, and `*`, `?` and `[...]` match files. A
-            relative pattern is tried against the current directory, then against the repository root.
+            relative pattern is tried against the current directory, then against the repository root. Urls are
+            matched in their bucket; a url without a wildcard is taken as it is, without asking for it.
+        files: lists buckets.
 
     Raises:
         DataError: a file that a pattern names is missing, a pattern matches nothing, or two name the same file.
     """
     patterns = [urls] if isinstance(urls, str) else list(urls)
-    shards = [shard for pattern in patterns for shard in _expand_one(pattern)]
+    shards = [shard for pattern in patterns for shard in _expand_one(pattern, files)]
     if not shards:
         raise DataError("no shards: `urls` is empty; give a path or a pattern such as 'shards-{0000..0009}.tar'")
     seen = set()
-    for shard in shards:
+    for shard in map(printable, shards):  # by its query alone no web address is another shard
         if shard in seen:
-            raise DataError(f"shard {shard} is named twice by {patterns}; its samples would count twice")
+            named = without_secrets(str(patterns))
+            raise DataError(f"shard {shard} is named twice by {named}; its samples would count twice")
         seen.add(shard)
-    return [unpacked(shard) if is_gzipped(shard) else shard for shard in shards]
+    return [str(unpacked(shard, files)) if is_gzipped(shard) else shard for shard in shards]
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -70,23 +75,34 @@ def expand_braces(pattern: str) -> list[str]:
     return list(dict.fromkeys(itertools.chain.from_iterable(parts)))
 
 
-def _expand_one(pattern: str) -> list[Path]:
+def _expand_one(pattern: str, files: Files) -> list[str]:
     names = expand_braces(pattern)
+    if is_remote(pattern):
+        return [path for name in names for path in _remote(name, files)]
     found, missing = [], names
     # One base holds the whole pattern: half of it here and half of it there would be another data set.
     for bases in zip(*(_candidates(name) for name in names)):
         matches = [_match(path) for path in bases]
         if any(matches):
-            found = [Path(path) for group in matches for path in group]
+            found = [path for group in matches for path in group]
             missing = [path for path, group in zip(bases, matches) if not group]
             break
     if not found:
-        remote = " (only local files can be read)" if "://" in pattern else ""
         tried = " and ".join(_candidates(pattern))
-        raise DataError(f"no shard matches {pattern!r}{remote}: looked for {tried}")
+        raise DataError(f"no shard matches {pattern!r}: looked for {tried}")
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"shard {missing[0]}{more} of {pattern!r} does not exist; {len(found)} of its shards do")
+    return found
+
+
+def _remote(name: str, files: Files) -> list[str]:
+    wildcards = "*[" if protocol(name) in ("http", "https") else "*?["  # `?` starts the query of a web address
+    if not any(wildcard in name for wildcard in wildcards):
+        return [name]  # whether it exists, and its size, one listing tells for all of them later
+    found = files.glob(name)
+    if not found:
+        raise DataError(f"no shard matches {printable(name)!r}")
     return found
 
 

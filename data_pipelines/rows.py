@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines import augment
-from data_pipelines.accounts import Fault
-from data_pipelines.captions import Captions
-from data_pipelines.decode import training_image
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.decode import Options, training_image
+from data_pipelines.errors import BadSample, DataError, Fault
+from data_pipelines.hooks import Hooks
 from data_pipelines.host import aligned_empty
 from data_pipelines.samples import Sample
 from data_pipelines.tokenizers import Tokenizer
@@ -26,7 +25,7 @@ class Row(NamedTuple):
     window: Window
     place: int
     crop: np.ndarray  # uniform numbers, float64 [augment.WORDS]
-    word: int  # chooses the caption
+    word: int  # chooses the caption; what a user's transforms draw derives from it, too
 
 
 def empty_batch(rows: int, size: int, length: int) -> dict[str, np.ndarray]:
@@ -45,14 +44,18 @@ class RowFiller:
 
     Args:
         image: `config.data.image`.
-        captions: chooses the captions.
-        tokenizer: encodes them.
+        tokenizer: encodes the captions.
         length: tokens per caption.
+        transform: `config.data.text.transform`.
+
+    Raises:
+        DataError: the configuration asks for something that does not exist.
     """
 
-    def __init__(self, image: Any, captions: Captions, tokenizer: Tokenizer, length: int):
-        self._size, self._crop = image.size, augment.cropper(image)
-        self._captions, self._tokenizer, self._length = captions, tokenizer, length
+    def __init__(self, image: Any, tokenizer: Tokenizer, length: int, transform: str = ""):
+        self._size, self._crop, self._options = image.size, augment.cropper(image), Options.of(image)
+        self._hooks = Hooks(image.transform, transform, image.size)
+        self._tokenizer, self._length = tokenizer, length
 
     def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[list[Fault]]:
         """Writes rows [first, first + len(rows)) of a batch.
@@ -63,15 +66,17 @@ class RowFiller:
             For each row that was replaced, the faults of the sample meant for it and of failed substitutes.
 
         Raises:
-            DataError: a window has no readable sample.
+            DataError: a window has no readable sample, or a user's transform failed.
         """
         texts, replaced = [], []
         for place, row in enumerate(rows, first):
             sample, faults = self._image(row, batch["image"][place])
             if faults:
                 replaced.append(faults)
-            texts.append(self._captions.choose(sample.record, row.word))
-            identity = self._captions.identity(sample.record)
+            captions = row.window.source.captions
+            text = captions.choose(sample.record, row.word)
+            texts.append(self._hooks.text(text, row.word, f"{sample.key} of {sample.shard}"))
+            identity = captions.identity(sample.record)
             batch["key_id"][place] = hash64(sample_name(sample) if identity is None else identity)
             batch["caption_id"][place] = hash64(texts[-1])
         here = slice(first, first + len(rows))
@@ -84,7 +89,10 @@ class RowFiller:
         for place in itertools.chain((row.place,), _substitutes(row.place, len(window))):
             sample = window[place]
             try:
-                out[:] = training_image(sample.image, self._size, crop)
+                if sample.fault:
+                    raise BadSample(sample.fault)
+                out[:] = training_image(sample.image, self._size, crop, self._options)
+                self._hooks.image(out, row.word, f"{sample.key} of {sample.shard}")
                 return sample, faults
             except BadSample as bad:
                 faults.append(Fault(sample.shard, sample.key, bad.reason))

@@ -19,12 +19,14 @@ class Sample(NamedTuple):
         key: name inside the tar.
         image: encoded image.
         record: the text side, checked.
+        fault: why the image could not be fetched, where it comes from far away; "" if it could.
     """
 
     shard: str
     key: str
     image: bytes | memoryview
     record: Record
+    fault: str = ""
 
 
 def image_member(group: Group) -> Member:

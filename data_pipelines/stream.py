@@ -9,49 +9,31 @@ to copy once more.
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
 
-from data_pipelines import augment, index, rng
-from data_pipelines.accounts import Accounts, Fault
-from data_pipelines.captions import Captions
-from data_pipelines.errors import DataError, did_you_mean
+from data_pipelines import augment, rng
+from data_pipelines.accounts import Accounts
+from data_pipelines.errors import DataError, Fault, did_you_mean
 from data_pipelines.host import cores
-from data_pipelines.index import Blocks, Index
-from data_pipelines.order import Order
+from data_pipelines.mixture import curriculum
+from data_pipelines.order import Order, epoch_size
 from data_pipelines.rows import Row, RowFiller, empty_batch
+from data_pipelines.sources import Source, open_source
+from data_pipelines.storage import Files
 from data_pipelines.tokenizers import Tokenizer
 from data_pipelines.windows import Windows
 
 _CHUNK = 16  # rows of one unit of work: enough to make its dispatch cheap
+_BATCHES = ("mixed", "by_source")
 _BLOCKS_PER_LANE = 8  # at least, so that small data are shuffled over more than a few places
-
-
-@dataclass(frozen=True)
-class SourceSpec:
-    """One entry of `data.sources`.
-
-    Attributes:
-        urls: patterns of its shards.
-        weight: its share of the stream, in any unit; 0 leaves it out.
-    """
-
-    urls: str | tuple[str, ...]
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class _Source:
-    name: str
-    weight: float
-    index: Index
-    blocks: Blocks
 
 
 @dataclass(frozen=True)
@@ -68,6 +50,7 @@ def open_stream(
     position: int = 0,
     shard: tuple[int, int] = (0, 1),
     workdir: str | os.PathLike | None = None,
+    samples: Callable[[Any, int], int] = lambda start, _: int(start),
 ) -> "Stream":
     """Opens the training data.
 
@@ -79,6 +62,7 @@ def open_stream(
             been another one until then.
         shard: (index, count) of this process; the count divides `config.lanes`. Process i gives the i-th of `count`
             equal parts of every global batch.
+        samples: turns the starts of curricula into samples of the stream, given the samples of an epoch.
         workdir: where to write `skipped.jsonl` (`skipped-<index>.jsonl` with several processes); None writes nothing.
 
     Raises:
@@ -86,17 +70,21 @@ def open_stream(
     """
     _check(config, batch_size, position, shard)
     tokenizer = Tokenizer.load(config.text.tokenizer)
-    captions = Captions(config.text, config.group_key)
-    filler = RowFiller(config.image, captions, tokenizer, config.text.length)
-    sources = [_open_source(name, spec, config, captions) for name, spec in _specs(config.sources).items()]
+    filler = RowFiller(config.image, tokenizer, config.text.length, config.text.transform)
+    files = Files(**config.remote)
+    try:
+        sources = [open_source(name, entry, config, files) for name, entry in _entries(config.sources).items()]
+    except BaseException:
+        files.close()
+        raise
     file = None
     if workdir is not None:
         file = Path(workdir) / ("skipped.jsonl" if shard[1] == 1 else f"skipped-{shard[0]}.jsonl")
     accounts = Accounts(config.max_bad_share, file)
     for source in sources:
         if shard[0] == 0:  # the index is the same for all processes
-            accounts.index(source.index)
-    return Stream(config, sources, captions, filler, accounts, batch_size, seed, position, shard)
+            accounts.source(source)
+    return Stream(config, sources, filler, accounts, files, samples, batch_size, seed, position, shard)
 
 
 class Stream:
@@ -111,10 +99,11 @@ class Stream:
     def __init__(
         self,
         config: Any,
-        sources: list[_Source],
-        captions: Captions,
+        sources: list[Source],
         filler: RowFiller,
         accounts: Accounts,
+        files: Files,
+        samples: Callable[[Any, int], int],
         batch_size: int,
         seed: int,
         position: int,
@@ -122,22 +111,27 @@ class Stream:
     ):
         lanes = config.lanes
         self._config, self._sources, self._filler, self._accounts = config, sources, filler, accounts
-        self._batch_size, self._seed = batch_size, seed
+        self._files, self._batch_size, self._seed = files, batch_size, seed
+        self._tables = [source.blocks(_block_bytes(source, config)) for source in sources]
         self._lanes = range(shard[0] * lanes // shard[1], (shard[0] + 1) * lanes // shard[1])
+        counts = [table.count for table in self._tables]
+        self.epoch_size = epoch_size(counts, lanes)
+        start = lambda value: samples(value, self.epoch_size)
+        self._weights = [curriculum(source.spec.weight, source.name, start) for source in sources]
         self._order = Order(
-            counts=[source.blocks.count for source in sources],
+            counts=counts,
             names=[source.name for source in sources],
-            weights=[source.weight for source in sources],
+            weights=self._weights,
             lanes=lanes,
             window=config.window,
             seed=seed,
+            group=batch_size // lanes if config.batches == "by_source" else 1,
         )
         self.position = self._scheduled = position
-        self.epoch_size = self._order.epoch_size
-        self.fingerprint = _fingerprint(config, sources, seed)
+        self.fingerprint = self._make_fingerprint()
         self._pending: deque[_Pending] = deque()
         self._closed = Event()
-        self._windows = Windows(self._order, [source.blocks for source in sources], captions)
+        self._windows = Windows(self._order, sources, self._tables, config.readers)
         self._pool = ThreadPoolExecutor(config.threads or cores(), thread_name_prefix="data-decode")
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -165,18 +159,22 @@ class Stream:
         return pending.batch
 
     def counters(self) -> dict[str, float]:
-        """Returns the metrics of bad samples since the process started: counts by reason, and the share replaced."""
-        return self._accounts.counters()
+        """Returns metrics: bad samples since the process started, by reason, and how often each source was used up."""
+        counters = self._accounts.counters()
+        if len(self._sources) > 1:
+            epochs = self._order.epochs(self.position)
+            counters |= {f"data/epochs/{source.name}": float(n) for source, n in zip(self._sources, epochs)}
+        return counters
 
     def summary(self) -> dict[str, Any]:
         """Returns what the start of a run shows: sizes, what was left out, and the memory that this process needs."""
-        skipped = sum((Counter(source.index.skipped) for source in self._sources), Counter())
+        skipped = sum((Counter(source.skipped) for source in self._sources), Counter())
         return dict(
-            samples=sum(source.index.samples for source in self._sources),
+            samples=sum(source.samples for source in self._sources),
             epoch_size=self.epoch_size,
-            shards=sum(len(source.index.shards) for source in self._sources),
-            bytes=sum(source.index.bytes for source in self._sources),
-            blocks=sum(len(source.blocks.count) for source in self._sources),
+            shards=sum(source.shards for source in self._sources),
+            bytes=sum(source.bytes for source in self._sources),
+            blocks=sum(map(len, self._tables)),
             skipped=dict(skipped),
             shares={source.name: float(share) for source, share in zip(self._sources, self._order.shares)},
             lanes=self._order.lanes,
@@ -189,7 +187,8 @@ class Stream:
     def close(self) -> None:
         """Stops all threads and returns when none is left. May be called again."""
         self._closed.set()
-        # Readers first: a decoder may be waiting for a block.
+        # Readers first: a decoder may be waiting for a block, and a reader for a bucket.
+        self._files.close()
         self._windows.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
@@ -232,53 +231,52 @@ class Stream:
     def _per_lane(self) -> int:
         return self._batch_size // self._order.lanes
 
+    def _make_fingerprint(self) -> str:
+        settings = (self._seed, self._config.lanes, self._config.window)
+        if self._config.batches == "by_source":  # the order then depends on the size of the batches
+            settings = (*settings, self._batch_size)
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+        for source, weight, table in zip(self._sources, self._weights, self._tables):
+            digest.update(repr((source.name, weight, source.identity())).encode())
+            digest.update(table.digest())
+        return digest.hexdigest()
+
     def _memory(self) -> int:
         """Bytes at most: two windows for each lane and source, the batches ahead and the one in use."""
         rows = len(self._lanes) * self._per_lane
         batches = (self._config.prefetch + 2) * rows * (3 * self._config.image.size**2 + 5 * self._config.text.length)
         windows = 0.0
-        for source in self._sources:
-            sizes = source.blocks.end - source.blocks.start
-            held = min(self._config.window, -(-len(sizes) // self._order.lanes) + 1)
-            windows += 2 * len(self._lanes) * held * float(np.mean(sizes))
+        for table in self._tables:
+            held = min(self._config.window, -(-len(table) // self._order.lanes) + 1)
+            windows += 2 * len(self._lanes) * held * float(np.mean(table.bytes))
         return batches + round(windows)
 
 
-def _open_source(name: str, spec: SourceSpec, config: Any, captions: Captions) -> _Source:
-    try:
-        found = index.load(spec.urls, captions)
-    except DataError as error:
-        raise DataError(f"data.sources.{name}: {error}") from error
-    target = min(config.block_bytes, found.bytes // (_BLOCKS_PER_LANE * config.lanes))
-    return _Source(name, spec.weight, found, found.blocks(target))
+def _block_bytes(source: Source, config: Any) -> int:
+    return min(config.block_bytes, source.bytes // (_BLOCKS_PER_LANE * config.lanes))
 
 
-def _specs(sources: Mapping[str, Any]) -> dict[str, SourceSpec]:
-    allowed = ("urls", "weight")
-    specs = {}
-    for name, entry in sources.items():
-        for key in entry:
-            if key not in allowed:
-                raise DataError(f"data.sources.{name} has no key {key!r}{did_you_mean(key, allowed)} (keys: {allowed})")
-        if not entry.get("urls"):
-            raise DataError(f"data.sources.{name} needs `urls`, such as 'shards-{{0000..0009}}.tar'")
-        urls, weight = entry["urls"], entry.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise DataError(f"data.sources.{name}.weight is {weight!r}; expected a number from 0")
-        if weight:
-            specs[name] = SourceSpec(urls if isinstance(urls, str) else tuple(urls), float(weight))
-    if not specs:
+def _entries(sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries that have a share of the stream."""
+    weighed = {name: entry for name, entry in sources.items() if entry.get("weight", 1.0) != 0}
+    if not weighed:
         raise DataError("data.sources names no data; add for example dict(train=dict(urls='shards-{0000..0009}.tar'))")
-    return specs
+    for name, entry in weighed.items():
+        places = count()  # the length of the run is not known yet
+        curriculum(entry.get("weight", 1.0), name, lambda _, places=places: next(places))
+    return weighed
 
 
 def _check(config: Any, batch_size: int, position: int, shard: tuple[int, int]) -> None:
     """Raises DataError for values that no data could satisfy."""
     lanes = config.lanes
-    least = dict(lanes=1, window=1, block_bytes=1, threads=0, prefetch=0)
+    least = dict(lanes=1, readers=1, window=1, block_bytes=1, threads=0, prefetch=0)
     for name, low in least.items():
         if config[name] < low:
             raise DataError(f"data.{name} is {config[name]}; it must be at least {low}")
+    if config.batches not in _BATCHES:
+        close = did_you_mean(config.batches, _BATCHES)
+        raise DataError(f"data.batches is {config.batches!r}, not one of {', '.join(_BATCHES)}{close}")
     if config.image.size < 1 or config.text.length < 3:
         raise DataError(
             f"data.image.size={config.image.size} and data.text.length={config.text.length} must be at least 1 and 3"
@@ -292,13 +290,3 @@ def _check(config: Any, batch_size: int, position: int, shard: tuple[int, int]) 
         )
     if not 0 <= shard[0] < shard[1] or lanes % shard[1]:
         raise DataError(f"{shard[1]} processes cannot share data.lanes={lanes} evenly (this is process {shard[0]})")
-
-
-def _fingerprint(config: Any, sources: list[_Source], seed: int) -> str:
-    digest = hashlib.blake2b(repr((seed, config.lanes, config.window)).encode(), digest_size=8)
-    for source in sources:
-        shards = [(os.path.basename(shard.path), shard.bytes) for shard in source.index.shards]
-        digest.update(repr((source.name, source.weight, shards)).encode())
-        for column in (source.blocks.shard, source.blocks.start, source.blocks.end, source.blocks.count):
-            digest.update(column.astype("<i8").tobytes())
-    return digest.hexdigest()

@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from xmodal.commands import bench, evaluate, report
+from xmodal.commands import bench, data, evaluate, report
 from xmodal.errors import user_errors
 
-COMMANDS = {"eval": evaluate, "report": report, "bench": bench}
+COMMANDS = {"eval": evaluate, "report": report, "bench": bench, "data": data}
 
 
 def main(argv: list[str]) -> int:

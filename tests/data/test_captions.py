@@ -34,6 +34,19 @@ def test_txt_is_cleaned():
     assert make(lower=False).every(record(make(lower=False), text=b" A  Cat")) == ["A Cat"]
 
 
+def test_basic_cleaning_is_clips():
+    text = b"Tom &amp;amp; Jerry&nbsp;&lt;3 caf" + "e\u0301 &#39;x&#39; &#xD800;".encode()
+    assert make(clean="basic").every(record(make(clean="basic"), text=text)) == ["tom & jerry <3 caf\u00e9 'x' \ufffd"]
+    assert make().every(record(make(), text=b"Tom &amp; e\xcc\x81")) == ["tom &amp; e\u0301"]
+    captions = make((1.0, "{label}"), clean="basic", lower=False)
+    assert captions.choose(record(captions, dict(label="A &quot;B&quot;")), 0) == 'A "B"'
+    with pytest.raises(BadSample, match="empty caption"):  # so that it needs an index of its own
+        record(make(clean="basic"), text=b"&nbsp; ")
+    assert make(clean="basic").signature != make().signature
+    with pytest.raises(DataError, match=r"data\.text\.clean is 'basics', not one of .*did you mean 'basic'"):
+        make(clean="basics")
+
+
 def test_templates_are_chosen_by_weight_and_lists_vary():
     captions = make((3.0, "{label}"), (1.0, "{label}, {tags}"), (0.0, "never {label}"), max_list=2)
     chosen = [captions.choose(record(captions), word) for word in WORDS]

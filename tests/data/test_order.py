@@ -5,8 +5,8 @@ import pytest
 
 from data_pipelines import rng
 from data_pipelines.errors import DataError
-from data_pipelines.mixture import Interleave
-from data_pipelines.order import Order
+from data_pipelines.mixture import Interleave, Mixture, curriculum
+from data_pipelines.order import Order, epoch_size
 
 COUNTS = np.append(np.random.default_rng(0).integers(1, 9, 100), 5)  # 469 samples, 5 more than 8 lanes share evenly
 
@@ -37,10 +37,10 @@ def test_every_epoch_is_exact(lanes, counts):
     counts = np.array(counts)
     order = make([counts], lanes=lanes)
     quota = counts.sum() // lanes
-    assert order.epoch_size == quota * lanes
+    assert epoch_size([counts], lanes) == quota * lanes
     for epoch in range(3):
         seen = identities(rows(order, epoch * quota, quota)).ravel()
-        assert len(np.unique(seen)) == len(seen) == order.epoch_size > counts.sum() - lanes
+        assert len(np.unique(seen)) == len(seen) == epoch_size([counts], lanes) > counts.sum() - lanes
         found = rows(order, epoch * quota, quota)
         assert (found[..., 2] < counts[found[..., 1]]).all() and (found >= 0).all()
 
@@ -142,3 +142,61 @@ def test_mixture_of_random_weights():
         counts = np.cumsum(sources[:, None] == np.arange(len(weights)), axis=0)
         ideal = np.arange(1, len(sources) + 1)[:, None] * weights / weights.sum()
         assert np.abs(counts - ideal).max() < 1
+
+
+def test_a_curriculum_changes_the_shares_where_it_says_and_loses_no_sample():
+    weights = [((0, 1.0), (400, 3.0)), 1.0, ((0, 0.0), (800, 2.0))]
+    mixture = Mixture(weights, "abc", lanes=4)
+    source, turn = mixture.locate(np.arange(400))
+    for start, stop, shares in (
+        (0, 100, (1 / 2, 1 / 2, 0)),
+        (100, 200, (3 / 4, 1 / 4, 0)),
+        (200, 400, (1 / 2, 1 / 6, 1 / 3)),
+    ):
+        for end in range(start, stop + 1):
+            counts = np.bincount(source[start:end], minlength=3)
+            assert (np.abs(counts - (end - start) * np.array(shares)) < 1).all()
+    for which in range(3):
+        np.testing.assert_array_equal(turn[source == which], np.arange((source == which).sum()))
+
+
+@pytest.mark.parametrize("group", [1, 3, 8])
+def test_what_was_taken_is_what_was_located(group):
+    mixture = Mixture([1.0, ((0, 2.0), (100, 0.5)), 0.3], "abc", lanes=2, group=group)
+    source, turn = mixture.locate(np.arange(200))
+    for slots in (0, 1, 7, 50, 51, 130, 199):
+        np.testing.assert_array_equal(mixture.taken(slots), np.bincount(source[:slots], minlength=3))
+    for which in range(3):
+        np.testing.assert_array_equal(turn[source == which], np.arange((source == which).sum()))
+    whole = source[: 200 // group * group].reshape(-1, group)
+    assert (whole == whole[:, :1]).all()
+
+
+def test_any_part_of_a_curriculum_is_the_same_whoever_asks():
+    mixture = Mixture([((0, 1.0), (60, 0.2)), 0.7], "ab", lanes=2, group=2)
+    straight = np.stack(mixture.locate(np.arange(100)))
+    for first in (0, 1, 29, 31, 77):
+        np.testing.assert_array_equal(np.stack(mixture.locate(np.arange(first, 100))), straight[:, first:])
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (-1, "weight is -1; expected a number from 0"),
+        ("1", "expected a number from 0"),
+        (True, "expected a number from 0"),
+        (((5, 1.0),), "must rise from 0"),
+        (((0, 1.0), (0, 2.0)), "must rise from 0"),
+        (((0, 1.0), (4, float("nan"))), "nan from 4 on; expected a number"),
+        ((), "expected a number, or"),
+        ((0, 1.0), "expected a number, or"),
+    ],
+)
+def test_malformed_weights(weight, message):
+    with pytest.raises(DataError, match=message):
+        curriculum(weight, "a")
+
+
+def test_a_stretch_without_a_source_is_an_error():
+    with pytest.raises(DataError, match="weight from sample 80 of the stream on"):
+        Mixture([((0, 1.0), (80, 0.0))], "a", lanes=8)

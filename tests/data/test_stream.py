@@ -146,6 +146,40 @@ def test_mixture_shares(config, shards):
     assert sum(int(text.split()[1]) < 90 for text in captions) == 32
 
 
+def test_batches_by_source_hold_one_source_and_keep_the_shares(config, shards):
+    config.batches = "by_source"
+    config.sources = dict(
+        a=dict(urls=str(shards / "s-00.tar"), weight=2.0), b=dict(urls=str(shards / "s-{01,02}.tar"), weight=1.0)
+    )
+    batches = [[int(text.split()[-1]) for text in texts(config, [batch])] for batch in take(config, 9)]
+    kinds = [{number < 90 for number in batch} for batch in batches]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert sum(kind == {True} for kind in kinds) == 6
+    assert_equal(take(config, 1, position=48), take(config, 4)[3:])
+
+
+def test_a_filter_keeps_what_satisfies_it_and_counts_the_rest(config, tmp_path):
+    config.sources.main.filter = 'group >= 50 and tags contains "red"'
+    with open_stream(config, batch_size=8, seed=0, workdir=tmp_path) as stream:
+        assert stream.summary()["samples"] == 111 and stream.summary()["skipped"] == {"filtered": 100}
+        batches = [next(stream) for _ in range(13)]
+    numbers = [int(text.split()[-1]) for text in texts(config, batches)]
+    assert len(set(numbers)) == len(numbers) == 104 and min(numbers) >= 100
+    assert sum("filtered" in line for line in (tmp_path / "skipped.jsonl").read_text().splitlines()) == 100
+    config.sources.main.filter = "grup >= 50"
+    with pytest.raises(DataError, match=r"data\.sources\.main.*filter.*'grup'.*did you mean 'group'"):
+        open_stream(config, batch_size=8, seed=0)
+
+
+def test_sources_may_have_captions_of_their_own(config, shards):
+    config.sources = dict(
+        a=dict(urls=str(shards / "s-00.tar"), templates=((1.0, "a picture of {label}"),)),
+        b=dict(urls=str(shards / "s-{01,02}.tar"), group_key="group"),
+    )
+    batches = take(config, 2)
+    assert {text.startswith("a picture of") for text in texts(config, batches)} == {True, False}
+
+
 def damaged(tmp_path, config, bad: dict[int, bytes], total: int = 120):
     samples = {f"{i:05d}": sample(i) for i in range(total)}
     for i, content in bad.items():  # of the same length, so that the other samples stay in their places
@@ -231,7 +265,7 @@ def test_a_shard_that_changes_or_vanishes_ends_the_run(config, tmp_path):
             next(stream)
     with open_stream(config, batch_size=8, seed=0) as stream:
         path.unlink()
-        with pytest.raises(DataError, match=r"cannot read shard .*a\.tar: No such file"):
+        with pytest.raises(DataError, match=r"a\.tar does not exist"):
             next(stream)
 
 

@@ -9,7 +9,9 @@ import importlib
 import pathlib
 
 BENCHES = {
+    "data": "the input pipeline beside the raw decoder, the webdataset library and open_clip's loader",
     "loss": "memory per device of the contrastive losses, plain and as rings",
+    "remote": "throughput of ranged reads from disk, a web server with latency, and S3",
     "step": "speed of a recipe's training step, with its data",
 }
 

@@ -28,6 +28,7 @@ def _measure(config, steps: int) -> list[list]:
     from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
     from xmodal.reporting.flops import mfu
     from xmodal.reporting.formatting import size
+    from xmodal.training.durations import samples_of
     from xmodal.training.startup import abstract_batch, model_facts
     from xmodal.training.task import build_task
 
@@ -37,7 +38,13 @@ def _measure(config, steps: int) -> list[list]:
     shard = process_shard(mesh, config.batch_size)
     with (
         jax.set_mesh(mesh),
-        open_stream(config.data, batch_size=config.batch_size, seed=config.seed, shard=shard) as stream,
+        open_stream(
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shard=shard,
+            samples=lambda start, epoch_size: samples_of(start, config, epoch_size),
+        ) as stream,
     ):
         task = build_task(config, mesh, tokenizer, stream.epoch_size)
         abstract = task.abstract_state()

@@ -4,6 +4,8 @@ import math
 import re
 from fractions import Fraction
 
+from ml_collections import ConfigDict
+
 from xmodal.config import ConfigError
 
 _DURATION = re.compile(r"(\d[\d_]*(?:\.\d+)?(?:[eE]\d+)?)\s*(steps?|epochs?|examples?|%)?")
@@ -49,3 +51,16 @@ def to_steps(
             raise ConfigError(f"{where}: {value!r} needs the size of the data, which is unknown; use steps or examples")
         amount *= epoch_size
     return math.ceil(amount / batch_size)
+
+
+def samples_of(value: str | int, config: ConfigDict, epoch_size: int) -> int:
+    """Returns the samples of the stream that a duration of a run takes; for curricula of the data.
+
+    Raises:
+      ConfigError: as `to_steps`.
+    """
+    units = dict(batch_size=config.batch_size, epoch_size=epoch_size)
+    total = to_steps(config.schedule.total, **units, where="schedule.total")
+    return (
+        to_steps(value, **units, total_steps=total, where="the start of a weight in data.sources") * config.batch_size
+    )

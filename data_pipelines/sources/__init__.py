@@ -1,0 +1,53 @@
+"""Where samples come from. A new kind of source is one file here and one line in SOURCES."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipelines.captions import Captions
+from data_pipelines.errors import DataError, did_you_mean
+from data_pipelines.sources.base import Source, read_spec
+from data_pipelines.sources.files import FilesSource
+from data_pipelines.sources.synthetic import SyntheticSource
+from data_pipelines.sources.tars import TarSource
+from data_pipelines.sources.tfds import TfdsSource
+from data_pipelines.storage import Files
+
+SOURCES: dict[str, type[Source]] = dict(tar=TarSource, files=FilesSource, tfds=TfdsSource, synthetic=SyntheticSource)
+
+__all__ = ["SOURCES", "Source", "open_source"]
+
+
+def open_source(name: str, entry: Mapping[str, Any], config: Any, files: Files, *, every_field: bool = False) -> Source:
+    """Opens one entry of `data.sources`.
+
+    Args:
+        name: its key.
+        entry: its options; `type` names the class in SOURCES.
+        config: the `data` section of a config, for what the entry leaves open.
+        files: reads its files; the caller closes it.
+        every_field: the records of its samples hold all fields, whether captions use them or not.
+
+    Raises:
+        DataError: an option is wrong, or the data cannot be used; the message starts with the entry's path.
+    """
+    where, kind = f"data.sources.{name}", entry.get("type", "tar")
+    if kind not in SOURCES:
+        raise DataError(f"{where}.type is {kind!r}, not one of {', '.join(SOURCES)}{did_you_mean(str(kind), SOURCES)}")
+    cls = SOURCES[kind]
+    spec = read_spec(cls.Spec, entry, where)
+    text = config.text if spec.templates is None else _Replaced(config.text, templates=spec.templates)
+    group_key = config.group_key if spec.group_key is None else spec.group_key
+    try:
+        return cls(name, spec, Captions(text, group_key, keep=spec.filter, always_json=every_field), files)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+class _Replaced:
+    """A section of a config with some of its values replaced."""
+
+    def __init__(self, section: Any, **values: Any):
+        self._section, self._values = section, values
+
+    def __getattr__(self, name: str) -> Any:
+        return self._values[name] if name in self._values else getattr(self._section, name)

@@ -1,0 +1,112 @@
+"""What a source of samples is: blocks that can be read in any order, and the accounts of what it left out."""
+
+import abc
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from data_pipelines.blocks import Blocks
+from data_pipelines.captions import Captions
+from data_pipelines.errors import DataError, Fault, did_you_mean
+from data_pipelines.samples import Sample
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """What every entry of `data.sources` may hold.
+
+    Attributes:
+        type: how the data lie: see `data_pipelines.sources.SOURCES`.
+        weight: its share of the stream, in any unit; 0 leaves it out. A curriculum is ((start, weight), ...): from
+            that many samples of the stream on (in a recipe any duration, such as "20%"), the first from 0.
+        templates: as `data.text.templates`, for this source; None takes those.
+        group_key: as `data.group_key`, for this source; None takes that.
+        filter: keeps only samples whose json satisfies it, such as "similarity > 0.28 and width >= 200".
+    """
+
+    type: str = "tar"
+    weight: float | tuple = 1.0
+    templates: tuple | None = None
+    group_key: str | None = None
+    filter: str = ""
+
+
+class Source(abc.ABC):
+    """Samples that are read in blocks.
+
+    Opening one finds all its usable samples; what is left out is counted then. Everything about it is fixed from
+    then on: data that turn out to have changed are an error. Implementations are registered in
+    `data_pipelines.sources.SOURCES` and constructed as `cls(name, spec, captions, files)`.
+
+    Attributes:
+        Spec: the options of its entries in `data.sources`.
+        name: key in `data.sources`.
+        spec: its entry.
+        captions: decides which of its samples are usable and what their captions are.
+        samples: number of usable samples.
+        bytes: size of all its shards.
+        shards: number of shards.
+        skipped: reason -> samples left out.
+    """
+
+    Spec: ClassVar[type[SourceSpec]] = SourceSpec
+    name: str
+    spec: Any
+    captions: Captions
+    samples: int
+    bytes: int
+    shards: int
+    skipped: dict[str, int]
+
+    @abc.abstractmethod
+    def blocks(self, target: int) -> Blocks:
+        """Returns blocks of about `target` bytes that together hold every usable sample once."""
+
+    @abc.abstractmethod
+    def read(self, blocks: Blocks, i: int) -> list[Sample]:
+        """Returns the `blocks.count[i]` usable samples of a block; called by several threads.
+
+        Raises:
+            DataError: the data cannot be read, or have changed.
+        """
+
+    @abc.abstractmethod
+    def identity(self) -> Any:
+        """Returns what tells this data set from others whatever its folder, such as names and sizes; has a `repr`."""
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields the samples left out; of very many the first, and a line that says how many more."""
+        yield from ()
+
+
+def read_spec(cls: type[SourceSpec], entry: Mapping[str, Any], where: str) -> SourceSpec:
+    """Returns an entry of `data.sources` as its dataclass.
+
+    Raises:
+        DataError: an unknown key, a missing one or a value of the wrong type.
+    """
+    hints, given = typing.get_type_hints(cls), {}
+    for key, value in entry.items():
+        if key not in hints:
+            raise DataError(f"{where} has no key {key!r}{did_you_mean(key, hints)} (keys: {', '.join(hints)})")
+        given[key] = _cast(value, hints[key], f"{where}.{key}")
+    for field in dataclasses.fields(cls):
+        if "example" in field.metadata and not given.get(field.name):  # it has no default of use
+            raise DataError(f"{where} needs `{field.name}`, such as {field.metadata['example']!r}")
+    return cls(**given)
+
+
+def _cast(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(value, list):
+        value = tuple(value)
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain = tuple(typing.get_origin(kind) or kind for kind in allowed)
+    if float in plain and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
+        expected = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in plain)
+        raise DataError(f"{where} is {value!r}; expected {expected}")
+    return value

@@ -1,0 +1,85 @@
+"""Webdataset tars, on disk or in a bucket."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from data_pipelines import index
+from data_pipelines.blocks import Blocks
+from data_pipelines.captions import Captions
+from data_pipelines.errors import BadSample, DataError, Fault
+from data_pipelines.samples import Sample, image_member, read_record
+from data_pipelines.sources.base import Source, SourceSpec
+from data_pipelines.storage import Files, basename, printable
+from data_pipelines.tar import TarDamage, groups
+
+
+@dataclass(frozen=True)
+class TarSpec(SourceSpec):
+    """Tar shards.
+
+    Attributes:
+        urls: patterns of the shards: paths or urls with `{0000..0009}`, `{a,b}`, `*`, one or several.
+    """
+
+    urls: str | tuple = field(default="", metadata=dict(example="shards-{0000..0009}.tar"))
+
+
+class TarSource(Source):
+    """Tar shards with an index beside them; see `Source`."""
+
+    Spec = TarSpec
+
+    def __init__(self, name: str, spec: TarSpec, captions: Captions, files: Files):
+        self.name, self.spec, self.captions, self._files = name, spec, captions, files
+        self._index = index.load(spec.urls, captions, files)
+        self._paths = [shard.path for shard in self._index.shards]
+        self.samples, self.bytes = self._index.samples, self._index.bytes
+        self.shards, self.skipped = len(self._paths), self._index.skipped
+
+    def blocks(self, target: int) -> Blocks:
+        """See `Source`."""
+        return self._index.blocks(target)
+
+    def read(self, blocks: Blocks, i: int) -> list[Sample]:
+        """See `Source`."""
+        path, start, end = self._paths[blocks.shard[i]], int(blocks.start[i]), int(blocks.end[i])
+        samples = parse_block(path, self._files.read(path, start, end), start, self.captions)
+        if len(samples) != blocks.count[i]:
+            raise DataError(
+                f"stale index: bytes {start:,} to {end:,} of {printable(path)} hold {len(samples)} usable samples and "
+                f"not the {blocks.count[i]} of its index; the shard changed during the run. Start the run again"
+            )
+        return samples
+
+    def identity(self) -> list[tuple[str, int]]:
+        """See `Source`."""
+        return [(basename(shard.path), shard.bytes) for shard in self._index.shards]
+
+    def faults(self) -> Iterator[Fault]:
+        """See `Source`."""
+        for shard in self._index.shards:
+            for reason, keys in shard.skipped_keys.items():
+                yield from (Fault(printable(shard.path), key, reason) for key in keys)
+                unlisted = shard.skipped[reason] - len(keys)
+                if unlisted:
+                    yield Fault(printable(shard.path), f"and {unlisted} more", reason)
+
+
+def parse_block(path: str, content: bytes, start: int, captions: Captions) -> list[Sample]:
+    """Returns the usable samples of a block that starts at byte `start` of its shard; images are views, not copies."""
+    view, path = memoryview(content), printable(path)
+    read = lambda offset, size: bytes(view[offset - start : offset - start + size])
+    samples = []
+    try:
+        for group in groups(read, start, start + len(content)):
+            try:
+                image = image_member(group)
+                record = read_record(group, lambda member: read(member.offset, member.size), captions)
+                captions.check(record)
+            except BadSample:  # counted when the shard was indexed
+                continue
+            image = view[image.offset - start : image.offset - start + image.size]
+            samples.append(Sample(path, group.key, image, record))
+    except TarDamage as damage:
+        raise DataError(f"stale index: {path} was readable when it was indexed and is not now: {damage}") from None
+    return samples

@@ -1,0 +1,245 @@
+"""Data sets prepared by tensorflow-datasets in the array_record format, read without TensorFlow."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.blocks import Blocks
+from data_pipelines.captions import Captions, Record
+from data_pipelines.errors import BadSample, DataError, Fault, did_you_mean
+from data_pipelines.fields import field_names
+from data_pipelines.listing import CAPTION_COLUMNS
+from data_pipelines.samples import Sample
+from data_pipelines.sources.base import Source, SourceSpec
+from data_pipelines.sources.rows import UNUSED, row_blocks
+from data_pipelines.storage import Files
+
+_LISTED = 1000  # faults kept per reason; the counts are exact
+_AT_ONCE = 256  # examples that a filter looks at together
+
+
+@dataclass(frozen=True)
+class TfdsSpec(SourceSpec):
+    """A prepared data set.
+
+    Attributes:
+        dataset: its name as tensorflow-datasets has it, such as "coco_captions" or "my_set/config:1.0.0", or the folder
+            that holds its `features.json`.
+        split: a split or a part of one: "train", "train[:90%]".
+        data_dir: where data sets were prepared; "" is ~/tensorflow_datasets.
+        image: feature of the image; "" takes the first image feature.
+        caption: feature of the caption; "" takes "caption", "text" or "title". Templates take the place of it.
+    """
+
+    dataset: str = field(default="", metadata=dict(example="coco_captions"))
+    split: str = "train"
+    data_dir: str = ""
+    image: str = ""
+    caption: str = ""
+
+
+class TfdsSource(Source):
+    """Examples of an array_record data set; see `Source`.
+
+    Opening it reads no examples, unless there is a filter: one without a caption or an image shows when it is read,
+    and then has a `fault`. Labels are given by the names of their classes.
+    """
+
+    Spec = TfdsSpec
+
+    def __init__(self, name: str, spec: TfdsSpec, captions: Captions, files: Files):
+        self.name, self.spec, self.captions = name, spec, captions
+        self._open()
+        rows = sum(count for _, count in self._files)
+        self._sizes = np.full(rows, self._mean_size(), np.int32)  # of all examples, UNUSED for those left out
+        self._faults: list[Fault] = []
+        self.skipped: dict[str, int] = {}
+        self._check()
+        if spec.filter:
+            self._filter()
+        self.samples = int((self._sizes != UNUSED).sum())
+        self.bytes, self.shards = self.samples * self._mean_size(), len(self._files)
+        if not self.samples:
+            raise DataError(f"no usable example in {spec.dataset} {spec.split} ({self.skipped or 'it is empty'})")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_examples", "_info")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def blocks(self, target: int) -> Blocks:
+        """See `Source`."""
+        ends = np.cumsum([count for _, count in self._files])
+        return row_blocks([(sizes, (0,)) for sizes in np.split(self._sizes, ends[:-1])], target)
+
+    def read(self, blocks: Blocks, i: int) -> list[Sample]:
+        """See `Source`."""
+        shard = int(blocks.shard[i])
+        path, first = self._files[shard][0], sum(count for _, count in self._files[:shard])
+        rows = np.arange(first + int(blocks.start[i]), first + int(blocks.end[i]))
+        rows = rows[self._sizes[rows] != UNUSED].tolist()
+        samples = []
+        for row, example in zip(rows, self._get(rows)):
+            image, record, fault = example.get(self._image) or b"", Record("", {}), ""
+            try:
+                record = self._record(example)
+                self.captions.check(record)
+                fault = "" if image else "empty image"
+            except BadSample as bad:
+                fault = bad.reason
+            samples.append(Sample(path, f"example {row - first}", image, record, fault))
+        return samples
+
+    def identity(self) -> tuple[str, str, list[tuple[str, int]]]:
+        """See `Source`."""
+        return self._info.full_name, self.spec.split, [(os.path.basename(path), count) for path, count in self._files]
+
+    def faults(self) -> Iterator[Fault]:
+        """See `Source`."""
+        yield from self._faults
+        if sum(self.skipped.values()) > len(self._faults):
+            yield Fault(self.spec.dataset, f"and {sum(self.skipped.values()) - len(self._faults)} more", "filtered")
+
+    def _open(self) -> None:
+        import tensorflow_datasets as tfds  # a second to import
+
+        builder = _builder(tfds, self.spec)
+        self._info = builder.info
+        self._image = self._image_feature(tfds)
+        try:
+            self._examples = builder.as_data_source(
+                split=self.spec.split, decoders={self._image: tfds.decode.SkipDecoding()}
+            )
+        except (ValueError, KeyError, NotImplementedError) as error:
+            splits = ", ".join(self._info.splits) or "none"
+            raise DataError(
+                f"cannot read split {self.spec.split!r} of {self.spec.dataset} (splits: {splits}): {error}"
+            ) from None
+        parts = self._info.splits[self.spec.split].file_instructions
+        self._files = [(os.fspath(part.filename), int(part.take)) for part in parts]
+
+    def _image_feature(self, tfds: Any) -> str:
+        features = self._info.features
+        images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        wanted = self.spec.image or next(iter(images), "")
+        if wanted not in images:
+            raise DataError(
+                f"{self.spec.dataset} has no image feature{f' {wanted!r}' * bool(wanted)}"
+                f"{did_you_mean(wanted, images)} (features: {', '.join(features)}; "
+                f"images: {', '.join(images) or 'none'})"
+            )
+        return wanted
+
+    def _check(self) -> None:
+        """Finds the caption, and looks at the first example whether the fields are there."""
+        names = list(self._info.features)
+        self._caption = self.spec.caption or next((name for name in CAPTION_COLUMNS if name in names), "")
+        if (self.spec.caption or self.captions.from_text) and self._caption not in names:
+            raise DataError(
+                f"{self.spec.dataset} has no feature {self._caption or ' or '.join(CAPTION_COLUMNS)!r} for captions"
+                f"{did_you_mean(self._caption, names)}; name one with `caption`, or give templates over the fields "
+                f"({', '.join(names)})"
+            )
+        if len(self._sizes) and self.captions.fields:
+            fields = self._fields(self._get([0])[0])
+            missing = [name for name in self.captions.fields if name not in field_names(fields)]
+            self.captions.check_fields(
+                {name: name not in missing for name in self.captions.fields}, field_names(fields), self.spec.dataset
+            )
+
+    def _filter(self) -> None:
+        for first in range(0, len(self._sizes), _AT_ONCE):
+            rows = range(first, min(first + _AT_ONCE, len(self._sizes)))
+            for row, example in zip(rows, self._get(rows)):
+                try:
+                    self.captions.check(self._record(example))
+                except BadSample as bad:
+                    self._sizes[row] = UNUSED
+                    self.skipped[bad.reason] = self.skipped.get(bad.reason, 0) + 1
+                    if len(self._faults) < _LISTED:
+                        self._faults.append(Fault(self.spec.dataset, f"example {row}", bad.reason))
+
+    def _get(self, rows: Any) -> list[Mapping[str, Any]]:
+        try:
+            return list(self._examples.__getitems__(list(rows)))
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            raise DataError(f"cannot read {self.spec.dataset} {self.spec.split}: {error}") from error
+
+    def _fields(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        features = self._info.features
+        return {
+            name: _plain(value, features[name])
+            for name, value in example.items()
+            if name != self._image and not _is_array(features[name])
+        }
+
+    def _record(self, example: Mapping[str, Any]) -> Record:
+        fields = self._fields(example)
+        text = fields.get(self._caption)
+        if self.captions.from_text and not isinstance(text, str | None):
+            raise DataError(
+                f"the feature {self._caption!r} of {self.spec.dataset} is a {type(text).__name__} and not a text; give "
+                f"templates over its parts: {', '.join(field_names(fields))}"
+            )
+        return self.captions.from_fields(fields, text if isinstance(text, str) else None)
+
+    def _mean_size(self) -> int:
+        whole = self._info.splits[self.spec.split.partition("[")[0]] if self._info.splits else None
+        return max(1, whole.num_bytes // max(1, whole.num_examples)) if whole is not None else 1
+
+
+def _builder(tfds: Any, spec: TfdsSpec) -> Any:
+    """Returns the builder of a data set that is on disk."""
+    folder = Path(spec.dataset).expanduser()
+    try:
+        if (folder / "features.json").is_file():
+            builder = tfds.builder_from_directory(folder)
+        else:
+            options = dict(data_dir=os.path.expanduser(spec.data_dir)) if spec.data_dir else {}
+            builder = tfds.builder(spec.dataset, try_gcs=False, **options)
+    except (tfds.core.DatasetNotFoundError, ImportError, ValueError, AssertionError, OSError) as error:
+        raise DataError(
+            f"no data set {spec.dataset!r} in {spec.data_dir or '~/tensorflow_datasets'}: give the folder that holds "
+            f"its features.json, or prepare it with `tfds build --file_format=array_record` ({_first_line(error)})"
+        ) from None
+    if not builder.info.splits:
+        raise DataError(f"{spec.dataset} was not prepared: run `tfds build {spec.dataset} --file_format=array_record`")
+    kind = builder.info.file_format.value
+    if kind != "array_record":
+        raise DataError(
+            f"{spec.dataset} is in the format {kind}, which only TensorFlow reads; convert it with: python -m "
+            f"tensorflow_datasets.scripts.convert_format --to_file_format=array_record "
+            f"--dataset_dir={builder.data_dir} --out_dir=DIR"
+        )
+    return builder
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    """Returns a decoded feature in the types of json; a label by its name."""
+    feature = getattr(feature, "feature", feature)  # of a sequence
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(part, feature[name]) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part, feature) for part in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    labels = hasattr(feature, "int2str") and type(value) is int and value >= 0  # -1 is no label
+    return feature.int2str(value) if labels else value
+
+
+def _is_array(feature: Any) -> bool:
+    """Whether a feature is an image, sound or the like, which is no field."""
+    shape = getattr(feature, "shape", None)
+    return isinstance(shape, tuple) and len(shape) > 1
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -1,0 +1,243 @@
+"""Builds: the same bytes for any number of workers and interruptions, and an account of every row of the input."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from servers import FaultyServer, serving
+from tiny_shards import encode
+
+from configs.base import get_config
+from data_pipelines.building import Limits, build, build_shard, plan
+from data_pipelines.errors import DataError
+from data_pipelines.sources import open_source
+from data_pipelines.storage import Files, join
+from data_pipelines.workers import interrupts_to
+from data_pipelines.writer import ImageRule
+from xmodal.__main__ import main
+
+LIMITS = Limits(bytes=40_000, samples=20)
+
+
+@pytest.fixture
+def files():
+    with Files() as files:
+        yield files
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A list of 70 images: one is missing, one has no caption, and two turn out to be damaged when they are read."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    lines = ["file_name,caption,width"]
+    for i in range(70):
+        damaged = {30: b"<html>", 31: encode(31, "jpg")[:-40]}
+        (folder / f"{i}.jpg").write_bytes(damaged.get(i) or encode(i, "jpg"))
+        lines.append(f"{i}.jpg,{'' if i == 9 else f'Thing {i}'},{i}")
+    (folder / "6.jpg").unlink()
+    path = folder / "list.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def job_of(files, listed, out, limits=LIMITS):
+    config = get_config().data
+    config.text.lower = False
+    source = open_source("input", dict(type="files", urls=str(listed)), config, files, every_field=True)
+    return plan(source, str(out), limits, ImageRule(), files)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def read_back(files, out):
+    """Returns caption -> (key, image, fields) of all samples of built shards."""
+    config = get_config().data
+    config.text.lower = False
+    source = open_source("built", dict(urls=join(str(out), "*.tar")), config, files, every_field=True)
+    blocks = source.blocks(10**6)
+    samples = [sample for i in range(len(blocks)) for sample in source.read(blocks, i)]
+    assert len({sample.key for sample in samples}) == len(samples)
+    return {sample.record.text: (sample.key, bytes(sample.image), sample.record.fields) for sample in samples}
+
+
+def test_every_row_is_in_a_shard_or_in_the_account(files, listed, tmp_path):
+    out = tmp_path / "out"
+    manifest = build(job_of(files, listed, out), dict(a=1))
+    assert manifest == json.loads((out / "manifest.json").read_text())
+    names = {shard["name"] for shard in manifest["shards"]}
+    assert {path.name for path in out.iterdir()} == {*names, "manifest.json", "skipped.jsonl"}
+    assert manifest["complete"]
+    assert manifest["skipped"] == {"corrupt jpeg": 1, "empty caption": 1, "no image": 1, "not an image": 1}
+    assert manifest["samples"] == 66 == sum(shard["samples"] for shard in manifest["shards"])
+    assert len(manifest["shards"]) >= 4
+    rows = [row for shard in manifest["shards"] for _, start, end in shard["rows"] for row in range(start, end)]
+    assert rows == list(range(70))
+    for shard in manifest["shards"]:
+        assert shard["samples"] <= LIMITS.samples
+        assert shard["bytes"] == os.path.getsize(out / shard["name"])
+    lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert {line["key"]: line["reason"] for line in lines} == {
+        "row 7": "no image",
+        "row 10": "empty caption",
+        "row 31": "not an image",
+        "row 32": "corrupt jpeg",
+    }
+    found = read_back(files, out)
+    assert set(found) == {f"Thing {i}" for i in range(70) if i not in (6, 9, 30, 31)}
+    assert found["Thing 50"][1:] == (encode(50, "jpg"), dict(file_name="50.jpg", caption="Thing 50", width="50"))
+
+
+def test_workers_interruptions_and_buckets_change_nothing(files, listed, tmp_path):
+    build(job_of(files, listed, tmp_path / "one"), {})
+    build(job_of(files, listed, tmp_path / "two"), {}, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+    def only_some(job, missing):
+        for shard in missing[1::2]:
+            build_shard(job, shard)
+        raise KeyboardInterrupt
+
+    third, bucket = tmp_path / "three", "memory://bucket/built"
+    for out in (third, bucket):
+        with pytest.raises(KeyboardInterrupt):
+            build(job_of(files, listed, out), {}, run=only_some)
+    (third / "000000.tar.0123.part").write_bytes(b"left by a worker that was killed")
+    written = {path.name: path.stat().st_mtime_ns for path in third.glob("*.tar")}
+    assert written
+    build(job_of(files, listed, third), {})
+    build(job_of(files, listed, bucket), {})
+    assert contents(third) == contents(tmp_path / "one")
+    assert {name: (third / name).stat().st_mtime_ns for name in written} == written
+    for name, content in contents(third).items():
+        assert files.read_all(f"{bucket}/{name}") == content
+
+
+def test_another_build_in_the_same_folder_is_refused(files, listed, tmp_path):
+    out = tmp_path / "out"
+    build(job_of(files, listed, out), dict(max_side=10, same=1))
+    before = contents(out)
+    assert build(job_of(files, listed, out), dict(max_side=10, same=1))["complete"]
+    with pytest.raises(DataError, match=r"other options \(max_side: 10 then, 20 now\)"):
+        build(job_of(files, listed, out), dict(max_side=20, same=1))
+    listed.write_text(listed.read_text() + "\n1.jpg,once more,1")
+    with pytest.raises(DataError, match="the input changed"):
+        build(job_of(files, listed, out), dict(max_side=10, same=1))
+    assert contents(out) == before
+    (out / "manifest.json").unlink()
+    with pytest.raises(DataError, match="shards that this build did not write"):
+        build(job_of(files, listed, out), dict(max_side=10, same=1))
+
+
+@pytest.mark.parametrize("limits", [Limits(samples=7), Limits(bytes=5_000), Limits(1, 1)])
+def test_shards_keep_to_their_size(files, listed, tmp_path, limits):
+    job = job_of(files, listed, tmp_path / "out", limits)
+    sizes = [slice(first, last) for first, last in zip(job.firsts[:-1], job.firsts[1:])]
+    assert sum(job.samples(shard) for shard in range(len(job))) == 68
+    for shard, part in enumerate(sizes):
+        one = part.stop - part.start == 1  # a block is not divided
+        assert one or job.blocks.bytes[part].sum() <= limits.bytes
+        assert one or job.samples(shard) <= limits.samples
+
+
+def test_the_command_builds_from_class_folders_lists_and_numbers(files, tmp_path, capsys):
+    for i in range(6):
+        path = tmp_path / "classes" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(i, size=(60, 40)))
+    command = ["data", "build", str(tmp_path / "classes"), "--out", str(tmp_path / "a"), "--template", "a {label}"]
+    assert main([*command, "--max-side", "30", "--workers", "1"]) == 0
+    assert "6 samples in 1 shards" in capsys.readouterr().out
+    assert set(read_back(files, tmp_path / "a")) == {"a cat", "a dog"}
+    made = ["data", "build", "40", "--type", "synthetic", "--scale", "0.1", "--out", str(tmp_path / "b")]
+    assert main([*made, "--shard-samples", "15", "--workers", "1"]) == 0
+    assert len(read_back(files, tmp_path / "b")) == 40
+    again = ["data", "build", str(tmp_path / "b" / "*.tar"), "--type", "tar", "--out", str(tmp_path / "c")]
+    assert main([*again, "--filter", 'label == "dog"', "--workers", "1"]) == 0
+    assert {fields["label"] for _, _, fields in read_back(files, tmp_path / "c").values()} == {"dog"}
+
+
+def test_what_cannot_be_fetched_is_in_the_account(tmp_path, capsys):
+    with serving(FaultyServer()) as server:
+        server.files |= {f"{i}.png": encode(i) for i in range(5)}
+        server.faults["3.png"] = ("503", 99)
+        names = [f"{i}.png" for i in range(6)]
+        rows = [f"{server.address}/{name}?token=secret\tthing {name}" for name in names]
+        (tmp_path / "list.tsv").write_text("\n".join(rows))
+        command = ["data", "build", str(tmp_path / "list.tsv"), "--columns", "url,caption", "--attempts", "1"]
+        main([*command, "--workers", "1", "--out", str(tmp_path / "out")])
+    assert "left out: fetch failed: 1, no image: 1; see" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["key"], line["reason"]) for line in lines] == [("row 4", "fetch failed"), ("row 6", "no image")]
+
+
+def test_beam_that_is_missing_is_named_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(SystemExit):
+        main(["data", "build", "9", "--type", "synthetic", "--engine", "beam", "--out", str(tmp_path / "out")])
+    assert "pip install -e '.[beam]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.csv"], "nowhere.csv"),
+        (["x.csv", "--split", "train"], "no key 'split'"),
+        (["x.csv", "--quality", "101"], "quality 101"),
+        (["many", "--type", "synthetic"], "the number of samples"),
+        (["a", "b", "--type", "tfds"], "one input and not 2"),
+        (["x", "--type", "file"], "did you mean 'files'"),
+        (["x.csv", "--runner", "DirectRunner"], "--engine beam"),
+        (["x.csv", "--workers", "0"], "must be above 0"),
+    ],
+)
+def test_wrong_commands_say_what_is_wrong(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "build", *arguments, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_waits_for_a_safe_place():
+    before, results = signal.getsignal(signal.SIGINT), queue.SimpleQueue()
+    with interrupts_to(results):
+        signal.raise_signal(signal.SIGINT)  # raised here, it could break the pool's locks
+        assert results.get(timeout=5) is None
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_stays_behind_and_the_build_goes_on(files, tmp_path, how):
+    command = ["data", "build", "3000", "--type", "synthetic", "--scale", "0.3", "--shard-samples", "50"]
+    command += ["--quality", "80", "--workers", "2", "--out", str(tmp_path / "out")]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "xmodal", *command], stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("out/*.tar")) and time.monotonic() < deadline:
+            assert running.poll() is None, running.stderr.read()
+            time.sleep(0.02)
+        children = psutil.Process(running.pid).children(recursive=True)
+        assert children
+        os.killpg(running.pid, how) if how == signal.SIGINT else running.kill()
+        _, said = running.communicate(timeout=30)
+        assert not psutil.wait_procs(children, timeout=30)[1]
+    finally:
+        running.kill()
+    if how == signal.SIGINT:
+        assert running.returncode == 130
+        assert said == b"interrupted; the same command goes on from here\n"
+    assert not json.loads((tmp_path / "out" / "manifest.json").read_text())["complete"]
+    done = len(list(tmp_path.glob("out/*.tar")))
+    assert 0 < done < 60
