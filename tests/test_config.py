@@ -297,3 +297,14 @@ def test_make_spec_mistakes(change, wanted):
     with pytest.raises(ConfigError) as error:
         make_spec(Whole, {**GOOD, **change}, "model.w")
     assert wanted in str(error.value)
+
+
+def test_a_saved_config_gets_the_options_that_were_added_since():
+    new = base.get_config()
+    old = new.copy_and_resolve_references()
+    old.data.text.length, old.batch_size = 9, 17
+    del old.data["remote"], old.data.image["policy"], old["watchdog"]
+    found = config_lib.with_new_options(old)
+    assert (found.data.text.length, found.batch_size) == (9, 17)
+    assert found.data.remote == new.data.remote and found.data.image.policy == "" and found.watchdog == new.watchdog
+    assert config_lib.diff(found, new) == ["batch_size: 17 -> 256", "data.text.length: 9 -> 77"]

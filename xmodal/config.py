@@ -328,6 +328,17 @@ def from_json(text: str) -> ConfigDict:
     return _config(_plain(values, ""))
 
 
+def with_new_options(saved: ConfigDict) -> ConfigDict:
+    """Returns a saved config completed by the options that were added since, which by default change nothing."""
+    base = _import(pathlib.Path(__file__).parents[1] / "configs" / "base.py").get_config()
+    return _config(_added(_plain(saved, ""), _plain(base, "")))
+
+
+def _added(given: dict, base: dict) -> dict:
+    both = {key: _added(given[key], base[key]) for key in given if isinstance(base.get(key), dict) and base[key]}
+    return {**base, **given, **both}
+
+
 def diff(a: ConfigDict, b: ConfigDict) -> list[str]:
     """Returns one line for each option that differs, such as "optimizer.lr: 0.001 -> 0.0003"."""
     left, right = (_flatten(_plain(c, "")) for c in (a, b))

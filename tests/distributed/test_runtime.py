@@ -164,6 +164,21 @@ def test_watchdog_ends_a_stuck_run_and_says_where():
     assert "read_from_dead_disk" in error and "Raise watchdog.slow" in error
 
 
+def test_watchdog_names_the_shard_that_does_not_come():
+    process = start("""
+        import socket
+        from data_pipelines.storage import Files, stalled_reads
+        from xmodal.distributed.watchdog import Watchdog
+        server = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
+        with Watchdog(1.0, 1.0, evidence=lambda: stalled_reads(0.1)):
+            Files().read(f"http://127.0.0.1:{server.getsockname()[1]}/shard-07.tar?secret=1", 512, 1024)
+    """)
+    code, _, error = finish(process)
+    assert code == EXIT_CODE
+    assert "reading bytes 512 to 1,024 of http://127.0.0.1" in error and "shard-07.tar for" in error
+    assert "secret" not in error.partition("Stacks")[0]
+
+
 def watch(step, slow, work):
     """Runs `work` under a watchdog that only notes that it would have ended the process."""
     ended = []

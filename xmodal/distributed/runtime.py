@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -63,11 +64,11 @@ class Runtime:
             self._preempted = multihost_utils.reached_preemption_sync_point(step)
         return self._preempted
 
-    def watchdog(self, step_seconds: float, slow_seconds: float) -> Watchdog:
-        """Returns a watchdog for this process; use it as a context around the loop."""
+    def watchdog(self, step_seconds: float, slow_seconds: float, evidence: Callable[[], list[str]] = list) -> Watchdog:
+        """Returns a watchdog for this process (see there); use it as a context around the loop."""
         several = self.process_count > 1
         who = f" (process {self.process_index} of {self.process_count})" if several else ""
-        return Watchdog(step_seconds, slow_seconds, who=who)
+        return Watchdog(step_seconds, slow_seconds, who=who, evidence=evidence)
 
     def __enter__(self) -> "Runtime":
         if self.process_count > 1:

@@ -23,6 +23,7 @@ class Watchdog:
       step_seconds: time without a beat that is too long; 0 is no limit.
       slow_seconds: the same inside `slow(...)`.
       who: how this process is called in the message.
+      evidence: returns lines that say what is being waited for, such as the reads that have not returned.
       end: called with the exit code in place of ending the process, for tests.
     """
 
@@ -32,9 +33,10 @@ class Watchdog:
         slow_seconds: float,
         *,
         who: str = "",
+        evidence: Callable[[], list[str]] = list,
         end: Callable[[int], None] = os._exit,
     ):
-        self._who, self._end = who, end
+        self._who, self._evidence, self._end = who, evidence, end
         self._step_limit, self._slow_limit = (s if s > 0 else math.inf for s in (step_seconds, slow_seconds))
         self._waiting = (self._step_limit, "a training step", "watchdog.step")
         self._beats = 0  # any change of it is progress
@@ -87,7 +89,10 @@ class Watchdog:
         print(
             f"\nwatchdog{self._who}: no progress for {limit:g} s while waiting for: {what} ({self._steps} "
             f"steps finished). The run ends with exit code {EXIT_CODE}; the same command continues it from "
-            f"its last checkpoint. Raise {option} if such a wait is normal here. Stacks of all threads:",
+            f"its last checkpoint. Raise {option} if such a wait is normal here.",
+            *(f"  {line}" for line in self._evidence()),
+            "Stacks of all threads:",
+            sep="\n",
             file=error,
         )
         faulthandler.dump_traceback(file=error, all_threads=True)

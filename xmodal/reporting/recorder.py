@@ -45,7 +45,7 @@ class Recorder:
         self._writer = MetricsWriter(workdir, log.tensorboard, start_step) if self._main else None
         self._progress = Progress(total_steps, enabled=self._main, start_step=start_step)
         self._alarms = Alarms(chance_losses, total_steps, max_logit_scales)
-        self._flops, self._rows = flops_per_sample, []
+        self._flops, self._rows, self._last = flops_per_sample, [], (0, 0, {})
         self._mark, self._wait = None, 0.0
         self._evaluations: dict[str, float] = {}
         self._galleries: dict[str, Any] = {}
@@ -86,8 +86,16 @@ class Recorder:
         else:
             self._timed += 1
         self._rows.append({key: float(value) for key, value in metrics.items()})
-        if step % self._every and step != self._total:
+        self._last = (step, samples, counters)
+        if step % self._every == 0 or step == self._total:
+            self.close_row()
+
+    def close_row(self) -> None:
+        """Writes the row that is being collected, if there is one; before its time when the run is interrupted."""
+        if not self._rows:
             return
+        step, samples, counters = self._last
+        now = time.perf_counter()
         row = {key: sum(r[key] for r in self._rows) / len(self._rows) for key in self._rows[-1]}
         row |= {key: self._rows[-1][key] for key in row if key == "lr" or key.endswith("_total")}
         row |= {key: float(value) for key, value in counters.items()}
@@ -113,12 +121,15 @@ class Recorder:
         if self._writer is not None:
             self._writer.write(step, samples, row, alarms)
 
-    def evaluated(self, step: int, samples: int, metrics: Mapping[str, float], gallery: Mapping[str, Any]) -> None:
-        """Takes the results of evaluators: metric rows, and the material of the results and the report."""
+    def evaluated(
+        self, step: int, samples: int, metrics: Mapping[str, float], gallery: Mapping[str, Any], write: bool = True
+    ) -> None:
+        """Takes the results of evaluators: metric rows (unless told otherwise), and material of results and report."""
         self._evaluations |= metrics
         self._galleries |= gallery
         if self._writer is not None:
-            self._writer.write(step, samples, {f"eval/{key}": value for key, value in metrics.items()})
+            if write:
+                self._writer.write(step, samples, {f"eval/{key}": value for key, value in metrics.items()})
             write_json(self.workdir / "gallery.json", self._galleries)
 
     def finish(self, step: int, samples: int) -> dict[str, Any]:

@@ -10,16 +10,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data_pipelines.storage import stalled_reads
 from data_pipelines.stream import Stream, open_stream
 from data_pipelines.tokenizers import Tokenizer
-from xmodal.config import ConfigError, diff, from_json, load_saved, save_config, to_json
-from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
+from xmodal.config import ConfigError, diff, from_json, load_saved, save_config, to_json, with_new_options
+from xmodal.distributed.mesh import assert_same_rows, check_batch, make_mesh, process_shard, to_global
 from xmodal.distributed.runtime import Runtime
 from xmodal.errors import TrainingError
 from xmodal.reporting.environment import write_environment
 from xmodal.reporting.files import write_text
 from xmodal.reporting.recorder import Recorder
 from xmodal.training.checkpoints import Checkpoints
+from xmodal.training.durations import samples_of
 from xmodal.training.startup import checkpoint_options, model_facts, print_startup
 from xmodal.training.task import Task, build_task
 
@@ -39,7 +41,8 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.accumulation, mesh)
     tokenizer = Tokenizer.load(config.data.text.tokenizer)
-    with jax.set_mesh(mesh), runtime.watchdog(config.watchdog.step, config.watchdog.slow) as watchdog:
+    limits = (config.watchdog.step, config.watchdog.slow)
+    with jax.set_mesh(mesh), runtime.watchdog(*limits, evidence=stalled_reads) as watchdog:
         with watchdog.slow("opening the data"):
             stream = _open(config, mesh, workdir)
             task = build_task(config, mesh, tokenizer, stream.epoch_size)
@@ -70,6 +73,7 @@ def _open(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, position: 
     return open_stream(
         config.data, batch_size=config.batch_size, seed=config.seed, position=position,
         shard=process_shard(mesh, config.batch_size), workdir=workdir,
+        samples=lambda start, epoch_size: samples_of(start, config, epoch_size),
     )  # fmt: skip
 
 
@@ -91,7 +95,7 @@ def _restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints, workd
         restored = checkpoints.restore(abstract)
     except ConfigError as error:
         began = workdir / "config.json"
-        changes = diff(load_saved(began), task.config) if began.exists() else []
+        changes = diff(with_new_options(load_saved(began)), task.config) if began.exists() else []
         raise ConfigError("\n  ".join([f"{error}\nThis config differs from that one in:", *changes])) from error
     return (task.init_sharded(abstract), {"position": 0}) if restored is None else restored
 
@@ -110,7 +114,7 @@ def _changes(task: Task, stream: Stream, meta: Mapping) -> list[str]:
             "with, so the learned tokens would mean others. Restore it (the run's tokenizer.json), or name another "
             "--workdir"
         )
-    changes = diff(from_json(meta["config"]), task.config)
+    changes = diff(with_new_options(from_json(meta["config"])), task.config)
     if meta["data"] != stream.fingerprint:
         changes.append(
             "the training data or their order: from here on, samples may repeat or be left out until the epoch ends"
@@ -142,16 +146,20 @@ class Loop:
     ):
         self.task, self.stream, self.checkpoints = task, stream, checkpoints
         self.evaluators, self.recorder, self.watchdog = evaluators, recorder, watchdog
+        self._start = 0
         self._measured_at, self._measured = -1, {}  # a step, and {evaluator: metrics} of its weights
 
     def steps(self, state: dict, step_fn, start: int, runtime: Runtime) -> dict:
         """Runs from `start` to the last step or an interruption; returns the last state."""
         total, pending = self.task.total_steps, None
         batches = iter(self.stream)
-        step = start
+        step = self._start = start
         while step < total and not runtime.preempted(step):
             waiting = time.perf_counter()
-            batch = to_global(next(batches), self.task.mesh)
+            rows = next(batches)
+            if step == start and jax.process_count() > 1:  # nothing in JAX notices replicas that read different rows
+                assert_same_rows(rows, self.task.mesh, self.task.config.batch_size)
+            batch = to_global(rows, self.task.mesh)
             self.recorder.waited(time.perf_counter() - waiting)
             if step == start:
                 with self.watchdog.slow("compiling the step"):
@@ -173,6 +181,7 @@ class Loop:
                     self.recorder.report()
         self._push(pending)
         if step < total:
+            self.recorder.close_row()
             self.save(state, step, wait=True)
             self.recorder.message(f"interrupted: saved step {step}; run the same command to continue")
         return state
@@ -202,7 +211,8 @@ class Loop:
             with self.watchdog.slow(f"evaluating {name}"):
                 result = self.evaluators[name][1](params)
             self._measured[name] = result.metrics
-            self.recorder.evaluated(step, self.stream.position, result.metrics, result.gallery)
+            again = self._start == self.task.total_steps  # a finished run that is run again has its rows
+            self.recorder.evaluated(step, self.stream.position, result.metrics, result.gallery, write=not again)
             self.recorder.pause()
 
     def save(self, state: dict, step: int, wait: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from data_pipelines.device import preprocess_images
+from data_pipelines.device import check_augmentation, preprocess_images
 from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer
 from xmodal.config import ConfigError, did_you_mean, make_spec
@@ -168,6 +168,12 @@ def build_entry(registry: Mapping[str, type], entry: ConfigDict, where: str) -> 
 
 def preprocessor(image: ConfigDict) -> Callable:
     """Returns (batch, keys or None) -> batch with normalised, and with keys augmented, float images."""
+    check_augmentation(image)
+    if image.mixup or image.cutmix:
+        raise ConfigError(
+            "data.image.mixup and data.image.cutmix mix pictures and need an objective with mixed targets; none of the "
+            "objectives has them. Set both to 0"
+        )
 
     def preprocess(batch: Mapping, keys: jax.Array | None) -> dict:
         if "image" not in batch:

@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.tokenizers import Tokenizer
-from xmodal.config import from_json
+from xmodal.config import from_json, with_new_options
 from xmodal.distributed.sharding import shardings
 from xmodal.training.checkpoints import (
     CheckpointError,
@@ -60,7 +60,7 @@ def load_run(workdir: Path, mesh: jax.sharding.Mesh, *, step: int | None = None)
     except CheckpointError as error:
         there = ", ".join(map(str, list_steps(path.parent))) or "none"
         raise CheckpointError(f"checkpoint {path} cannot be used: {error}. Complete steps there: {there}") from None
-    config = from_json(meta["config"])
+    config = with_new_options(from_json(meta["config"]))
     losses = build_losses(config, mesh)
     shapes = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
     placed = shardings(shapes, mesh, config.mesh.rules)
