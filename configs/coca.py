@@ -5,8 +5,11 @@
 The text tower feeds a decoder that attends to the image tower's tokens; the loss is contrastive + 2 x captioning
 (section 3.2). The demo's towers, data and evaluations, plus captions of the unseen vendor's drawings.
 
-Run here: half of the run (its loss falls from 20.2 to 4.1, image-to-text R@10 on the unseen vendor is 38 % then).
-Not run here: the rest, so its captions are not measured yet.
+`configs/coca.py:contrastive` is the same run without the decoder: what captioning does to retrieval.
+
+Expect 612 steps in some 10 minutes on two CPU cores (without the decoder 5). Run here: on the unseen vendor
+image-to-text R@10 51.4 % (without the decoder 51.2 %); of its 1,811 drawings 11.9 % get exactly their name (the best
+constant caption: 0.055 %), 28.8 % of the tokens are right at their place (12.7 %).
 """
 
 from configs import demo

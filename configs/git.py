@@ -5,8 +5,8 @@
 The caption tower reads the image tower's tokens as a prefix (linear map and norm, section 3.1): images see images,
 text sees images and earlier text.
 
-Run here: the first 40 steps (the loss falls from 7.8 to 5.5). Not run here: the rest, so its captions are not measured
-yet.
+Expect 1,223 steps in some 11 minutes on two CPU cores. Run here: of the unseen vendor's 1,811 drawings 6.5 % get
+exactly their name (the best constant caption: 0.055 %), 22.9 % of the tokens are right at their place (12.7 %).
 """
 
 from configs import demo
@@ -15,6 +15,7 @@ from xmodal.models import presets
 
 def get_config():
     c = demo.get_config()
+    c.batch_size = 64  # nothing here needs negatives, and more steps teach more than larger ones
     image, text = c.model.towers.image, c.model.towers.text
     image.update(pool="none", embed_dim=0)
     caption = presets.text_tower(
