@@ -16,6 +16,7 @@ from xmodal.models import presets
 def get_config():
     c = demo.get_config()
     c.batch_size = 64  # nothing here needs negatives, and more steps teach more than larger ones
+    c.optimizer.lr = 1e-3
     image, text = c.model.towers.image, c.model.towers.text
     image.update(pool="none", embed_dim=0)
     caption = presets.text_tower(
