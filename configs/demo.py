@@ -6,7 +6,7 @@
 Data: about 6,500 drawings of 1,630 concepts by four vendors, in the repository. Held out: a fifth vendor's drawings
 of all 1,811 concepts, and 181 concepts that no vendor's drawing shows in training.
 
-Expect 612 steps at some 250 samples/s on two free cores; on the unseen vendor image-to-text R@1 18.7 %, R@10 51.0 %
+Expect 612 steps at some 240 samples/s on two free cores; on the unseen vendor image-to-text R@1 19.7 %, R@10 51.5 %
 (run here; chance 0.06 % and 0.55 %). docs/experiments.md has what was tried.
 """
 
