@@ -53,6 +53,8 @@ def get_config() -> ConfigDict:
         text=dict(
             tokenizer="",  # path of a Hugging Face tokenizer.json
             length=77,  # tokens per caption, begin and end marks included
+            # Shorter lengths, such as (16, 32): a batch then holds captions of one bucket, and is no longer than that.
+            buckets=(),
             templates=(),  # ((weight, "{label}, {tags}"), ...) over the json fields; () uses the .txt member
             max_list=4,  # a list field (such as tags) gives 1 to this many of its entries, shuffled
             lower=True,  # lower-case captions

@@ -41,6 +41,8 @@ class Captions:
         fields: the fields that it uses.
         from_text: captions are the texts of the samples, and do not come from templates.
         every_field: records hold all fields, used or not.
+        signature: of the rule of what is usable.
+        rendering: of the rule of what captions look like.
 
     Args:
         text: `config.data.text`: `templates`, `max_list`, `lower` and `clean`.
@@ -72,7 +74,9 @@ class Captions:
         # Everything that decides whether a sample can be used; an index made for another rule is another index.
         cleaned = self._basic and self.from_text  # which may leave nothing of a text
         rules = [str(self._keep)] * bool(keep) + [dict(clean="basic")] * cleaned
-        self.signature = json.dumps([[t.pattern for t in self._templates], group_key, *rules])
+        patterns = [t.pattern for t in self._templates]
+        self.signature = json.dumps([patterns, group_key, *rules])
+        self.rendering = json.dumps([patterns, self._max_list, self._lower, self._basic])
 
     def read(self, get: Callable[[str], bytes | None]) -> Record:
         """Returns the text side of a sample.
@@ -155,6 +159,13 @@ class Captions:
                 pick = lambda entries, _, turn=turn: _rotate(entries, turn)[: self._max_list]
                 captions.append(self._render(template, record, pick))
         return list(dict.fromkeys(captions))
+
+    def longest(self, record: Record) -> list[str]:
+        """Returns captions of a checked record of which the longest is as long as any that `choose` gives."""
+        if not self._templates:
+            return [record.text]
+        pick = lambda entries, _: sorted(entries, key=len, reverse=True)[: self._max_list]
+        return [self._render(template, record, pick) for template in self._usable(record)]
 
     def identity(self, record: Record) -> str | None:
         """Returns the content of the group key of a checked record; None where none is configured."""

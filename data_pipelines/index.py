@@ -20,6 +20,7 @@ from data_pipelines.captions import Captions
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.fields import field_names
 from data_pipelines.host import cores
+from data_pipelines.measures import Measure
 from data_pipelines.progress import progress
 from data_pipelines.samples import image_member, read_record
 from data_pipelines.sidecar import Sidecars
@@ -53,6 +54,7 @@ class ShardIndex:
         skipped_keys: reason -> the first of their keys.
         filled: configured field -> records in which it has a content.
         available: field names of the first record.
+        columns: signature of a measure -> its number of each usable sample, [samples].
     """
 
     path: str
@@ -64,6 +66,7 @@ class ShardIndex:
     skipped_keys: dict[str, list[str]] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)
     available: list[str] = field(default_factory=list)
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
 
     def skip(self, key: str, reason: str) -> None:
         """Counts a sample that cannot be used."""
@@ -73,11 +76,11 @@ class ShardIndex:
             listed.append(key)
 
     def facts(self) -> dict:
-        """Returns all but path and cells, as json has it."""
+        """Returns all but path and arrays, as json has it."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NO_FACTS}
 
 
-_NO_FACTS = ("path", "ends", "counts")
+_NO_FACTS = ("path", "ends", "counts", "columns")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,10 @@ class Index:
         """Reason -> samples left out."""
         return dict(sum((Counter(shard.skipped) for shard in self.shards), Counter()))
 
+    def column(self, measure: Measure) -> np.ndarray:
+        """Returns the numbers of a measure that the index was made with, [samples]."""
+        return np.concatenate([shard.columns[measure.signature] for shard in self.shards])
+
     def blocks(self, target: int) -> Blocks:
         """Joins neighbouring cells to blocks of about `target` bytes; blocks without a usable sample are left out."""
         ends = np.concatenate([shard.ends for shard in self.shards])
@@ -118,7 +125,13 @@ class Index:
 
 
 def load(
-    urls: str | Iterable[str], captions: Captions, files: Files, *, workers: int = 0, at_most: int = _IN_PASSING
+    urls: str | Iterable[str],
+    captions: Captions,
+    files: Files,
+    measures: Sequence[Measure] = (),
+    *,
+    workers: int = 0,
+    at_most: int = _IN_PASSING,
 ) -> Index:
     """Returns the index of the shards that `urls` name; scans those that are new or have changed, and says so.
 
@@ -126,6 +139,7 @@ def load(
         urls: patterns as in `paths.expand`.
         captions: decides which samples have a caption.
         files: reads the shards.
+        measures: what to know of each usable sample.
         workers: shards scanned at a time; 0 decides by their place and size.
         at_most: bytes on disk to scan without being asked to; of a bucket a sixteenth.
 
@@ -139,7 +153,7 @@ def load(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"shard {printable(missing[0])}{more} does not exist; {len(stats)} of {len(shards)} shards do")
-    sidecars = Sidecars(shards, captions.signature, files)
+    sidecars = Sidecars(shards, signature(captions, measures), files)
     entries, todo = {}, []
     for shard in shards:
         stat, entry = stats[shard], sidecars.get(shard)
@@ -153,7 +167,7 @@ def load(
                 *(printable(shard), entry.bytes, stat.size),
             )
     _check_amount(todo, urls, at_most)
-    for entry in _scan_all(todo, captions, files, workers):
+    for entry in _scan_all(todo, captions, files, measures, workers):
         entries[entry.path] = entry
         sidecars.put(entry)
     sidecars.save()
@@ -162,21 +176,26 @@ def load(
     return index
 
 
-def scan(stat: Stat, captions: Captions, files: Files) -> ShardIndex:
-    """Reads all headers and captions of one shard.
+def signature(captions: Captions, measures: Sequence[Measure]) -> str:
+    """Returns what tells an index from one that was made for other rules."""
+    return " ".join([captions.signature, *(measure.signature for measure in measures)])
+
+
+def scan(stat: Stat, captions: Captions, files: Files, measures: Sequence[Measure] = ()) -> ShardIndex:
+    """Reads all headers and captions of one shard, and its images where a measure looks at them.
 
     Raises:
         DataError: the file is not a tar archive, or cannot be read.
     """
     entry = ShardIndex(stat.path, stat.size, stat.version)
     with files.buffered(stat.path, stat.size) as read:
-        _scan(entry, read, captions)
+        _scan(entry, read, captions, measures)
     return entry
 
 
-def _scan(entry: ShardIndex, read: Read, captions: Captions) -> None:
+def _scan(entry: ShardIndex, read: Read, captions: Captions, measures: Sequence[Measure]) -> None:
     limit, name = min(entry.bytes // _CELLS, _CELL_BYTES), printable(entry.path)
-    ends, counts = [], []
+    ends, counts, numbers = [], [], []
     start = end = count = 0
     try:
         for group in groups(read, 0, entry.bytes):
@@ -186,7 +205,7 @@ def _scan(entry: ShardIndex, read: Read, captions: Captions) -> None:
                 start, count = group.start, 0
             end = group.end
             try:
-                _examine(entry, group, read, captions)
+                numbers.append(_examine(entry, group, read, captions, measures))
                 count += 1
             except BadSample as bad:
                 entry.skip(group.key, bad.reason)
@@ -203,19 +222,28 @@ def _scan(entry: ShardIndex, read: Read, captions: Captions) -> None:
         ends.append(end)
         counts.append(count)
     entry.ends, entry.counts = np.array(ends, np.int64), np.array(counts, np.int32)
+    columns = zip(*numbers) if numbers else [()] * len(measures)
+    entry.columns = {m.signature: np.array(column, m.dtype) for m, column in zip(measures, columns)}
 
 
-def _examine(entry: ShardIndex, group: Group, read: Read, captions: Captions) -> None:
-    image_member(group)
+def _examine(
+    entry: ShardIndex, group: Group, read: Read, captions: Captions, measures: Sequence[Measure]
+) -> tuple[int, ...]:
+    """Returns the numbers of a usable sample; raises BadSample for any other."""
+    image = image_member(group)
     record = read_record(group, lambda member: read(member.offset, member.size), captions)
     if not entry.available:
         entry.available = field_names(record.fields)
     for name in captions.filled(record):
         entry.filled[name] = entry.filled.get(name, 0) + 1
     captions.check(record)
+    content = read(image.offset, image.size) if any(measure.needs_image for measure in measures) else b""
+    return tuple(measure.of(group.key, record, content) for measure in measures)
 
 
-def _scan_all(stats: Sequence[Stat], captions: Captions, files: Files, workers: int) -> Iterator[ShardIndex]:
+def _scan_all(
+    stats: Sequence[Stat], captions: Captions, files: Files, measures: Sequence[Measure], workers: int
+) -> Iterator[ShardIndex]:
     """Yields the entries of shards as they are done."""
     if not stats:
         return
@@ -224,8 +252,12 @@ def _scan_all(stats: Sequence[Stat], captions: Captions, files: Files, workers: 
     workers = min(workers or (_REMOTE_SCANS if remote else cores()), len(stats))
     pool: Executor = process_pool(workers) if processes else ThreadPoolExecutor(workers, "data-index")
     with progress(len(stats), "indexing") as advance, pool:
-        work = [pool.submit(_scan_alone, stat, captions) if processes else pool.submit(scan, stat, captions, files)
-                for stat in stats]  # fmt: skip
+        work = [
+            pool.submit(_scan_alone, stat, captions, measures)
+            if processes
+            else pool.submit(scan, stat, captions, files, measures)
+            for stat in stats
+        ]
         try:
             for done in as_completed(work):
                 yield done.result()
@@ -234,9 +266,9 @@ def _scan_all(stats: Sequence[Stat], captions: Captions, files: Files, workers: 
             pool.shutdown(cancel_futures=True)
 
 
-def _scan_alone(stat: Stat, captions: Captions) -> ShardIndex:
+def _scan_alone(stat: Stat, captions: Captions, measures: Sequence[Measure]) -> ShardIndex:
     with Files() as files:
-        return scan(stat, captions, files)
+        return scan(stat, captions, files, measures)
 
 
 def _check_amount(todo: Sequence[Stat], urls: str | Iterable[str], at_most: int) -> None:

@@ -45,17 +45,16 @@ class RowFiller:
     Args:
         image: `config.data.image`.
         tokenizer: encodes the captions.
-        length: tokens per caption.
         transform: `config.data.text.transform`.
 
     Raises:
         DataError: the configuration asks for something that does not exist.
     """
 
-    def __init__(self, image: Any, tokenizer: Tokenizer, length: int, transform: str = ""):
+    def __init__(self, image: Any, tokenizer: Tokenizer, transform: str = ""):
         self._size, self._crop, self._options = image.size, augment.cropper(image), Options.of(image)
         self._hooks = Hooks(image.transform, transform, image.size)
-        self._tokenizer, self._length = tokenizer, length
+        self._tokenizer = tokenizer
 
     def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[list[Fault]]:
         """Writes rows [first, first + len(rows)) of a batch.
@@ -80,7 +79,8 @@ class RowFiller:
             batch["key_id"][place] = hash64(sample_name(sample) if identity is None else identity)
             batch["caption_id"][place] = hash64(texts[-1])
         here = slice(first, first + len(rows))
-        batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, self._length)
+        length = batch["text"].shape[1]
+        batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, length)
         return replaced
 
     def _image(self, row: Row, out: np.ndarray) -> tuple[Sample, list[Fault]]:

@@ -22,7 +22,7 @@ from data_pipelines.storage import Files, basename, join, parent, printable
 if TYPE_CHECKING:
     from data_pipelines.index import ShardIndex
 
-_VERSION = 2  # of the format; files of another one are not looked at
+_VERSION = 3  # of the format; files of another one are not looked at
 _SAVE_SECONDS = 30.0  # between saves of a long scan, so that an interruption costs little
 _CACHE = Path("~/.cache/xmodal/index")
 
@@ -86,11 +86,17 @@ class _Sidecar:
                 facts, cells = json.loads(content["facts"].tobytes()), content["cells"]
                 cuts = np.cumsum(cells)[:-1]
                 ends, counts = np.split(content["ends"], cuts), np.split(content["counts"], cuts)
+                numbers = np.cumsum([part.sum() for part in counts])[:-1]
+                measures = json.loads(content["measures"].tobytes())
+                columns = [np.split(content[f"column{i}"], numbers) for i in range(len(measures))]
             # Names and not paths: the folder may have moved since, with its index.
             return {
-                name: ShardIndex(path=join(self._folder, name), ends=ends[i], counts=counts[i], **facts[name])
+                name: ShardIndex(
+                    path=join(self._folder, name), ends=ends[i], counts=counts[i],
+                    columns={measure: column[i] for measure, column in zip(measures, columns)}, **facts[name],
+                )
                 for i, name in enumerate(facts)
-            }
+            }  # fmt: skip
         except DataError:  # not there, or a web server that does not give it
             return {}
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -99,15 +105,20 @@ class _Sidecar:
 
     def save(self) -> None:
         """Writes the entries; a reader never sees half a file, and of two writers one wins."""
-        entries, buffer = self.entries.values(), io.BytesIO()
-        facts = json.dumps({name: entry.facts() for name, entry in self.entries.items()})
+        entries, buffer = list(self.entries.values()), io.BytesIO()
+        measures = list(entries[0].columns)
         np.savez(
             buffer,
-            usable_if=np.frombuffer(self._signature.encode(), np.uint8),
-            facts=np.frombuffer(facts.encode(), np.uint8),
+            usable_if=_text(self._signature),
+            facts=_text(json.dumps({name: entry.facts() for name, entry in self.entries.items()})),
+            measures=_text(json.dumps(measures)),
             cells=np.array([len(entry.ends) for entry in entries], np.int64),
             ends=np.concatenate([entry.ends for entry in entries]),
             counts=np.concatenate([entry.counts for entry in entries]),
+            **{
+                f"column{i}": np.concatenate([entry.columns[measure] for entry in entries])
+                for i, measure in enumerate(measures)
+            },
         )
         for path in self._candidates:
             try:
@@ -118,3 +129,7 @@ class _Sidecar:
                 self.changed = False
                 return
         _log.warning("the index could not be kept anywhere; the next start scans the shards again")
+
+
+def _text(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import augment, rng
+from data_pipelines import augment, buckets, rng
 from data_pipelines.accounts import Accounts
 from data_pipelines.errors import DataError, Fault, did_you_mean
 from data_pipelines.host import cores
@@ -70,10 +70,12 @@ def open_stream(
     """
     _check(config, batch_size, position, shard)
     tokenizer = Tokenizer.load(config.text.tokenizer)
-    filler = RowFiller(config.image, tokenizer, config.text.length, config.text.transform)
+    filler = RowFiller(config.image, tokenizer, config.text.transform)
     files = Files(**config.remote)
     try:
-        sources = [open_source(name, entry, config, files) for name, entry in _entries(config.sources).items()]
+        counter = tokenizer if config.text.buckets else None
+        entries = _entries(config.sources).items()
+        sources = [open_source(name, entry, config, files, tokenizer=counter) for name, entry in entries]
     except BaseException:
         files.close()
         raise
@@ -112,26 +114,31 @@ class Stream:
         lanes = config.lanes
         self._config, self._sources, self._filler, self._accounts = config, sources, filler, accounts
         self._files, self._batch_size, self._seed = files, batch_size, seed
-        self._tables = [source.blocks(_block_bytes(source, config)) for source in sources]
+        split = lambda source: buckets.split(source, config.text.buckets, config.text.length, lanes)
+        self._parts = [part for source in sources for part in split(source)]
+        self._tables = [part.source.blocks(_block_bytes(part.source, config)) for part in self._parts]
         self._lanes = range(shard[0] * lanes // shard[1], (shard[0] + 1) * lanes // shard[1])
         counts = [table.count for table in self._tables]
         self.epoch_size = epoch_size(counts, lanes)
         start = lambda value: samples(value, self.epoch_size)
-        self._weights = [curriculum(source.spec.weight, source.name, start) for source in sources]
+        self._weights = [
+            tuple((first, weight * part.share) for first, weight in curriculum(part.source.spec.weight, name, start))
+            for name, part in zip(self._names, self._parts)
+        ]
         self._order = Order(
             counts=counts,
-            names=[source.name for source in sources],
+            names=self._names,
             weights=self._weights,
             lanes=lanes,
             window=config.window,
             seed=seed,
-            group=batch_size // lanes if config.batches == "by_source" else 1,
+            group=batch_size // lanes if self._together else 1,
         )
         self.position = self._scheduled = position
         self.fingerprint = self._make_fingerprint()
         self._pending: deque[_Pending] = deque()
         self._closed = Event()
-        self._windows = Windows(self._order, sources, self._tables, config.readers)
+        self._windows = Windows(self._order, [part.source for part in self._parts], self._tables, config.readers)
         self._pool = ThreadPoolExecutor(config.threads or cores(), thread_name_prefix="data-decode")
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -161,9 +168,9 @@ class Stream:
     def counters(self) -> dict[str, float]:
         """Returns metrics: bad samples since the process started, by reason, and how often each source was used up."""
         counters = self._accounts.counters()
-        if len(self._sources) > 1:
+        if len(self._parts) > 1:
             epochs = self._order.epochs(self.position)
-            counters |= {f"data/epochs/{source.name}": float(n) for source, n in zip(self._sources, epochs)}
+            counters |= {f"data/epochs/{name}": float(n) for name, n in zip(self._names, epochs)}
         return counters
 
     def summary(self) -> dict[str, Any]:
@@ -176,7 +183,7 @@ class Stream:
             bytes=sum(source.bytes for source in self._sources),
             blocks=sum(map(len, self._tables)),
             skipped=dict(skipped),
-            shares={source.name: float(share) for source, share in zip(self._sources, self._order.shares)},
+            shares={name: float(share) for name, share in zip(self._names, self._order.shares)},
             lanes=self._order.lanes,
             lanes_here=len(self._lanes),
             threads=self._config.threads or cores(),
@@ -201,26 +208,31 @@ class Stream:
 
     def _schedule(self) -> _Pending:
         """Hands the next batch to the pool."""
-        batch = empty_batch(len(self._lanes) * self._per_lane, self._config.image.size, self._config.text.length)
-        rows = self._rows()
+        rows, length = self._rows()
+        batch = empty_batch(len(rows), self._config.image.size, length)
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])
 
-    def _rows(self) -> list[Row]:
-        """Returns the content of the next batch to schedule: neighbouring lanes, consecutive samples of each."""
+    def _rows(self) -> tuple[list[Row], int]:
+        """Returns the content of the next batch to schedule, and the tokens of its captions.
+
+        The content is that of neighbouring lanes, consecutive samples of each.
+        """
         first, lanes, per_lane = self._scheduled, self._order.lanes, self._per_lane
         draw = lambda words, use: rng.row_words(first, self._batch_size, words, self._seed, use)
         crops = rng.uniform(draw(augment.WORDS, "crop")).reshape(per_lane, lanes, augment.WORDS)
         words = draw(4, "caption")[:, 0].reshape(per_lane, lanes)
         rows: list[Any] = [None] * (len(self._lanes) * per_lane)
+        length = 0
         for i, lane in enumerate(self._lanes):
             for key, places, samples in self._order.locate(lane, first // lanes, per_lane):
                 window = self._windows.get(key)
+                length = max(length, self._parts[key.source].length)
                 for place, sample in zip(places.tolist(), samples.tolist()):
                     rows[i * per_lane + place] = Row(window, sample, crops[place, lane], int(words[place, lane]))
                 self._windows.advance(key, int(samples.max()))
-        return rows
+        return rows, length
 
     def _fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[list[Fault]]:
         if self._closed.is_set():
@@ -228,16 +240,25 @@ class Stream:
         return self._filler.fill(batch, first, rows)
 
     @property
+    def _together(self) -> bool:
+        """Whether all samples of a batch come from one part."""
+        return self._config.batches == "by_source" or bool(self._config.text.buckets)
+
+    @property
+    def _names(self) -> list[str]:
+        return [part.source.name for part in self._parts]
+
+    @property
     def _per_lane(self) -> int:
         return self._batch_size // self._order.lanes
 
     def _make_fingerprint(self) -> str:
         settings = (self._seed, self._config.lanes, self._config.window)
-        if self._config.batches == "by_source":  # the order then depends on the size of the batches
+        if self._together:  # the order then depends on the size of the batches
             settings = (*settings, self._batch_size)
         digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
-        for source, weight, table in zip(self._sources, self._weights, self._tables):
-            digest.update(repr((source.name, weight, source.identity())).encode())
+        for part, weight, table in zip(self._parts, self._weights, self._tables):
+            digest.update(repr((part.source.name, weight, part.source.identity())).encode())
             digest.update(table.digest())
         return digest.hexdigest()
 
@@ -281,6 +302,9 @@ def _check(config: Any, batch_size: int, position: int, shard: tuple[int, int]) 
         raise DataError(
             f"data.image.size={config.image.size} and data.text.length={config.text.length} must be at least 1 and 3"
         )
+    buckets.check_buckets(config.text.buckets, config.text.length)
+    if config.text.buckets and config.batches == "mixed" and len(_entries(config.sources)) > 1:
+        raise DataError("data.text.buckets with several entries of data.sources needs data.batches='by_source'")
     if batch_size < lanes or batch_size % lanes:
         raise DataError(f"batch_size={batch_size} is not a multiple of data.lanes={lanes}")
     if position < 0 or position % lanes:

@@ -5,19 +5,30 @@ from typing import Any
 
 from data_pipelines.captions import Captions
 from data_pipelines.errors import DataError, did_you_mean
+from data_pipelines.measures import LIKENESS, TokenCount, first_of_each, likeness
 from data_pipelines.sources.base import Source, read_spec
 from data_pipelines.sources.files import FilesSource
+from data_pipelines.sources.selected import Selected
 from data_pipelines.sources.synthetic import SyntheticSource
 from data_pipelines.sources.tars import TarSource
 from data_pipelines.sources.tfds import TfdsSource
 from data_pipelines.storage import Files
+from data_pipelines.tokenizers import Tokenizer
 
 SOURCES: dict[str, type[Source]] = dict(tar=TarSource, files=FilesSource, tfds=TfdsSource, synthetic=SyntheticSource)
 
 __all__ = ["SOURCES", "Source", "open_source"]
 
 
-def open_source(name: str, entry: Mapping[str, Any], config: Any, files: Files, *, every_field: bool = False) -> Source:
+def open_source(
+    name: str,
+    entry: Mapping[str, Any],
+    config: Any,
+    files: Files,
+    *,
+    every_field: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> Source:
     """Opens one entry of `data.sources`.
 
     Args:
@@ -26,6 +37,7 @@ def open_source(name: str, entry: Mapping[str, Any], config: Any, files: Files, 
         config: the `data` section of a config, for what the entry leaves open.
         files: reads its files; the caller closes it.
         every_field: the records of its samples hold all fields, whether captions use them or not.
+        tokenizer: counts the tokens of the captions, for the `lengths` of the source; None leaves them uncounted.
 
     Raises:
         DataError: an option is wrong, or the data cannot be used; the message starts with the entry's path.
@@ -38,7 +50,16 @@ def open_source(name: str, entry: Mapping[str, Any], config: Any, files: Files, 
     text = config.text if spec.templates is None else _Replaced(config.text, templates=spec.templates)
     group_key = config.group_key if spec.group_key is None else spec.group_key
     try:
-        return cls(name, spec, Captions(text, group_key, keep=spec.filter, always_json=every_field), files)
+        captions = Captions(text, group_key, keep=spec.filter, always_json=every_field)
+        if spec.unique and spec.unique not in LIKENESS:
+            close = did_you_mean(spec.unique, LIKENESS)
+            raise DataError(f"unique is {spec.unique!r}, not one of {', '.join(LIKENESS)}{close}")
+        unique = likeness(spec.unique, captions) if spec.unique else None
+        tokens = TokenCount(captions, tokenizer, config.text.length) if tokenizer else None
+        source = cls.open(name, spec, captions, files, [measure for measure in (unique, tokens) if measure])
+        if tokens:
+            source.lengths = source.column(tokens)
+        return Selected(source, first_of_each(source.column(unique)), reason="duplicate") if unique else source
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
 

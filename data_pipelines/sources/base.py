@@ -4,14 +4,23 @@ import abc
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 from data_pipelines.blocks import Blocks
 from data_pipelines.captions import Captions
 from data_pipelines.errors import DataError, Fault, did_you_mean
+from data_pipelines.host import cores
+from data_pipelines.measures import Measure
+from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
+from data_pipelines.storage import Files
+
+_MEASURED_BYTES = 8 * 2**20  # read at a time to measure samples
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,8 @@ class SourceSpec:
         templates: as `data.text.templates`, for this source; None takes those.
         group_key: as `data.group_key`, for this source; None takes that.
         filter: keeps only samples whose json satisfies it, such as "similarity > 0.28 and width >= 200".
+        unique: of the samples of this source with the same "key", "caption" or "image" (a perceptual hash) only the
+            first is kept; "" keeps all.
     """
 
     type: str = "tar"
@@ -32,6 +43,7 @@ class SourceSpec:
     templates: tuple | None = None
     group_key: str | None = None
     filter: str = ""
+    unique: str = ""
 
 
 class Source(abc.ABC):
@@ -50,6 +62,8 @@ class Source(abc.ABC):
         bytes: size of all its shards.
         shards: number of shards.
         skipped: reason -> samples left out.
+        lengths: tokens of the longest caption of each sample, in the order of the blocks, uint16 [samples]; None where
+            nothing asks for it.
     """
 
     Spec: ClassVar[type[SourceSpec]] = SourceSpec
@@ -60,6 +74,28 @@ class Source(abc.ABC):
     bytes: int
     shards: int
     skipped: dict[str, int]
+    lengths: np.ndarray | None = None
+
+    @classmethod
+    def open(cls, name: str, spec: Any, captions: Captions, files: Files, measures: Sequence[Measure]) -> "Source":
+        """Constructs a source of which `column` will be asked for these measures."""
+        return cls(name, spec, captions, files)
+
+    def column(self, measure: Measure) -> np.ndarray:
+        """Returns the number of every usable sample, in the order of the blocks; `measure.dtype` [samples]."""
+        blocks = self.blocks(_MEASURED_BYTES)
+
+        def numbers(i: int) -> list[int]:
+            samples = self.read(blocks, i)
+            # Samples whose images could not be fetched are not alike because of that.
+            return [measure.of(s.key, s.record, s.image or s.key.encode()) for s in samples]
+
+        with ThreadPoolExecutor(cores()) as pool, progress(len(blocks), f"measuring {self.name}") as advance:
+            found: list[int] = []
+            for part in pool.map(numbers, range(len(blocks))):
+                found += part
+                advance(1)
+        return np.array(found, measure.dtype)
 
     @abc.abstractmethod
     def blocks(self, target: int) -> Blocks:

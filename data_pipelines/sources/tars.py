@@ -1,12 +1,15 @@
 """Webdataset tars, on disk or in a bucket."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from data_pipelines import index
 from data_pipelines.blocks import Blocks
 from data_pipelines.captions import Captions
 from data_pipelines.errors import BadSample, DataError, Fault
+from data_pipelines.measures import Measure
 from data_pipelines.samples import Sample, image_member, read_record
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.storage import Files, basename, printable
@@ -29,12 +32,21 @@ class TarSource(Source):
 
     Spec = TarSpec
 
-    def __init__(self, name: str, spec: TarSpec, captions: Captions, files: Files):
+    def __init__(self, name: str, spec: TarSpec, captions: Captions, files: Files, measures: Sequence[Measure] = ()):
         self.name, self.spec, self.captions, self._files = name, spec, captions, files
-        self._index = index.load(spec.urls, captions, files)
+        self._index = index.load(spec.urls, captions, files, measures)
         self._paths = [shard.path for shard in self._index.shards]
         self.samples, self.bytes = self._index.samples, self._index.bytes
         self.shards, self.skipped = len(self._paths), self._index.skipped
+
+    @classmethod
+    def open(cls, name: str, spec: TarSpec, captions: Captions, files: Files, measures: Sequence[Measure]) -> Source:
+        """See `Source`."""
+        return cls(name, spec, captions, files, measures)
+
+    def column(self, measure: Measure) -> np.ndarray:
+        """See `Source`."""
+        return self._index.column(measure)
 
     def blocks(self, target: int) -> Blocks:
         """See `Source`."""

@@ -134,12 +134,12 @@ def test_in_the_stream(config):
 
 def test_captions_of_rows(config):
     tokenizer = Tokenizer.load(config.text.tokenizer)
-    filler = RowFiller(config.image, tokenizer, 16, "my_hooks.made:shout")
+    filler = RowFiller(config.image, tokenizer, "my_hooks.made:shout")
     with open_stream(config, batch_size=16, seed=3) as stream:
         plain = next(stream)
     batch = empty_batch(16, 16, 16)
     with open_stream(config, batch_size=16, seed=3) as stream:
-        assert filler.fill(batch, 0, stream._rows()) == []
+        assert filler.fill(batch, 0, stream._rows()[0]) == []
     for row, text in zip(batch["text"], plain["text"]):
         caption, start = tokenizer.decode(row), tokenizer.decode(text)
         assert caption.startswith(start) and caption.rstrip().endswith("!")

@@ -1,0 +1,194 @@
+"""Samples chosen at index time: duplicates left out, batches of captions of equal length."""
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_shards import encode, sample, write_tar
+
+from data_pipelines import buckets, index
+from data_pipelines.errors import DataError
+from data_pipelines.measures import difference_hash
+from data_pipelines.sources import open_source
+from data_pipelines.storage import Files
+from data_pipelines.stream import open_stream
+from data_pipelines.tokenizers import Tokenizer
+
+
+def captions_of(config, batches) -> list[str]:
+    tokenizer = Tokenizer.load(config.text.tokenizer)
+    return [tokenizer.decode(row) for batch in batches for row in batch["text"]]
+
+
+def with_repeats(folder, times: int = 3):
+    """Two shards with 40 samples, of which each is there `times` times under other keys in other files."""
+    for shard in range(2):
+        made = {}
+        for i in range(20 * shard, 20 * shard + 20):
+            for turn in range(times):
+                extension = ("png", "webp", "png")[turn]
+                text = f"thing {i}" if turn else f"THING  {i}"  # `lower` and the spaces make them one caption
+                made[f"{turn}-{i:03d}"] = {
+                    extension: encode(i, extension, (96, 80), lossless=True),
+                    "txt": text.encode(),
+                    "json": b"{}",
+                }
+        made[f"0-{20 * shard:03d}x"] = sample(500 + shard)
+        write_tar(folder / f"r-{shard}.tar", made)
+    return str(folder / "r-{0..1}.tar")
+
+
+@pytest.mark.parametrize("unique", ["caption", "image"])
+def test_duplicates_are_left_out_and_counted(config, tmp_path, unique):
+    config.sources.main = dict(urls=with_repeats(tmp_path), unique=unique)
+    config.lanes = 2
+    with open_stream(config, batch_size=2, seed=0, workdir=tmp_path / "run") as stream:
+        assert stream.summary()["samples"] == 42
+        assert stream.summary()["skipped"] == {"duplicate": 80}
+        assert stream.counters()["data/skipped/duplicate"] == 80
+        seen = Counter(captions_of(config, [next(stream) for _ in range(21)]))
+    assert set(seen.values()) == {1} and len(seen) == 42
+    (line,) = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == dict(shard="main", key="80 samples", reason="duplicate")
+
+
+def test_the_first_of_equal_keys_stays(config, tmp_path):
+    for shard in range(2):
+        write_tar(tmp_path / f"k-{shard}.tar", {f"{i:03d}": sample(100 * shard + i) for i in range(30)})
+    config.sources.main = dict(urls=str(tmp_path / "k-{0..1}.tar"), unique="key")
+    with Files() as files:
+        source = open_source("main", config.sources.main, config, files)
+        table = source.blocks(3000)
+        read = [sample for i in range(len(table)) for sample in source.read(table, i)]
+    assert [s.record.text for s in read] == [f"thing {i}" for i in range(30)]
+    assert all(s.shard.endswith("k-0.tar") for s in read)
+
+
+def test_measures_come_from_the_sidecar_the_second_time(config, tmp_path, monkeypatch):
+    config.sources.main = dict(urls=with_repeats(tmp_path), unique="image")
+    openings = []
+    for _ in range(2):
+        with Files() as files:
+            source = open_source("main", config.sources.main, config, files)
+            openings.append((source.samples, source.identity()))
+        monkeypatch.setattr(index, "scan", lambda *_: pytest.fail("scanned again"))
+    assert openings[0] == openings[1]
+
+
+def test_unique_works_for_every_kind_of_source(config, tmp_path):
+    listing = tmp_path / "list.jsonl"
+    (tmp_path / "a.png").write_bytes(encode(1, size=(96, 80)))
+    (tmp_path / "b.jpg").write_bytes(encode(1, "jpg", (96, 80), quality=90))
+    (tmp_path / "c.png").write_bytes(encode(2, size=(96, 80)))
+    rows = [dict(image=name, caption=f"caption {name}") for name in ("a.png", "b.jpg", "c.png")]
+    listing.write_text("\n".join(map(json.dumps, rows)))
+    with Files() as files:
+        source = open_source("main", dict(type="files", urls=str(listing), unique="image"), config, files)
+        table = source.blocks(10**6)
+        assert [s.record.text for s in source.read(table, 0)] == ["caption a.png", "caption c.png"]
+
+
+def test_unknown_likeness(config):
+    config.sources.main.unique = "captions"
+    with pytest.raises(DataError, match=r"data\.sources.main: unique is 'captions'.*did you mean 'caption'"):
+        open_stream(config, batch_size=16, seed=0)
+
+
+def test_difference_hash_knows_a_picture_again():
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(encode(7, size=(320, 240))))
+    picture.resize((200, 150)).save(buffer, "JPEG", quality=60)
+    same, other = difference_hash(buffer.getvalue()), difference_hash(encode(8, size=(320, 240)))
+    whole = difference_hash(encode(7, size=(320, 240)))
+    assert (whole ^ same).bit_count() <= 2 and (whole ^ other).bit_count() > 12
+    assert difference_hash(b"no image") != difference_hash(b"no picture")
+
+
+WORDS = ("thing", "thing 1", "thing 1 2 3 4 5 6 7 8", "thing " + " ".join(map(str, range(40))))
+
+
+@pytest.fixture
+def mixed_lengths(config, tmp_path):
+    """240 samples with captions of four lengths; the last one is longer than `text.length`."""
+    made = {}
+    for i in range(240):
+        made[f"{i:05d}"] = dict(png=encode(i), txt=f"{WORDS[i % 4]} {i}".encode())
+    write_tar(tmp_path / "l.tar", made)
+    config.sources.main = dict(urls=str(tmp_path / "l.tar"))
+    config.text.length, config.lanes = 32, 4
+    return config
+
+
+def test_batches_of_one_length_cut_nothing(mixed_lengths):
+    config = mixed_lengths
+    with open_stream(config, batch_size=8, seed=0) as stream:
+        plain = Counter(captions_of(config, [next(stream) for _ in range(30)]))
+    config.text.buckets = (6, 16)
+    with open_stream(config, batch_size=8, seed=0) as stream:
+        summary, epoch = stream.summary(), stream.epoch_size // 8
+        batches = [next(stream) for _ in range(epoch)]
+        counters = stream.counters()
+    lengths = Counter(batch["text"].shape[1] for batch in batches)
+    assert set(lengths) == {6, 16, 32}
+    assert summary["samples"] == 240 and summary["epoch_size"] > 240 - 3 * 4
+    found = Counter(captions_of(config, batches))
+    assert set(found) <= set(plain)  # as long as without buckets
+    assert (found - plain).total() <= 2 * 8  # a bucket whose epoch has ended starts its next one
+    for length, number in lengths.items():
+        share = summary["shares"][f"main/{length}"]
+        assert abs(number - share * epoch) < 1
+        assert abs(counters[f"data/epochs/main/{length}"] - 1) < 0.2
+    for batch in batches:
+        assert batch["text"].shape == batch["text_valid"].shape
+        used = batch["text_valid"].sum(axis=1)
+        longer = [length for length in (6, 16) if length < batch["text"].shape[1]]
+        assert (used > max(longer, default=0)).all()
+
+
+def test_every_process_sees_the_same_lengths(mixed_lengths):
+    config = mixed_lengths
+    config.text.buckets = (6, 16)
+    parts = []
+    for process in range(2):
+        with open_stream(config, batch_size=8, seed=0, shard=(process, 2)) as stream:
+            parts.append([next(stream)["text"] for _ in range(12)])
+    with open_stream(config, batch_size=8, seed=0, position=16) as stream:
+        whole = [next(stream)["text"] for _ in range(10)]
+    for left, right, both in zip(parts[0][2:], parts[1][2:], whole):
+        np.testing.assert_array_equal(np.concatenate([left, right]), both)
+
+
+def test_small_buckets_join_their_neighbours(config, tmp_path):
+    made = {f"{i:03d}": dict(png=encode(i), txt=f"{WORDS[2] if i > 1 else WORDS[0]} {i}".encode()) for i in range(20)}
+    made["020"] = dict(png=encode(20), txt=WORDS[3].encode())
+    write_tar(tmp_path / "s.tar", made)
+    config.sources.main = dict(urls=str(tmp_path / "s.tar"))
+    config.text.length, config.text.buckets = 40, (6, 16)
+    with Files() as files:
+        source = open_source(
+            "main", config.sources.main, config, files, tokenizer=Tokenizer.load(config.text.tokenizer)
+        )
+        split = buckets.split(source, (6, 16), 40, 4)
+        assert [(part.length, part.source.samples) for part in split] == [(40, 21)]
+        whole = buckets.split(source, (6, 16), 40, 1)
+        assert [(part.length, part.source.samples) for part in whole] == [(6, 2), (16, 18), (40, 1)]
+
+
+@pytest.mark.parametrize("wrong", [(16, 6), (2, 8), (8, 16), (6.0, 8), (6, 6)])
+def test_wrong_buckets(config, wrong):
+    config.text.buckets = wrong
+    with pytest.raises(DataError, match=r"data\.text.buckets is .* rising lengths"):
+        open_stream(config, batch_size=16, seed=0)
+
+
+def test_buckets_and_several_sources(config, shards):
+    config.sources.other = dict(urls=str(shards / "s-00.tar"))
+    config.text.buckets = (5,)
+    with pytest.raises(DataError, match=r"data\.batches='by_source'"):
+        open_stream(config, batch_size=16, seed=0)
+    config.batches = "by_source"
+    with open_stream(config, batch_size=16, seed=0) as stream:
+        assert {batch["text"].shape for batch in (next(stream) for _ in range(12))} <= {(16, 5), (16, 16)}
