@@ -4,8 +4,8 @@ The partner of a row is its neighbour: rows 0 and 1, 2 and 3, and so on. Neighbo
 of the shuffled stream, so they are as random as any other pair; and where each device holds an even number of rows of
 each micro-batch, a pair is never split: neither sharding nor accumulation changes what is mixed, and no pixels travel.
 
-Only objectives whose targets are shares of classes can use mixed images. A contrastive one cannot: the caption of a row
-tells of one of its two images.
+What a row shows is then two samples, by shares: of two classes, or of two captions that both belong to it. Objectives
+that know of one sample a row, such as captioning, cannot use mixed images.
 """
 
 import jax

@@ -47,6 +47,10 @@ SETTINGS = {
         dict(model__towers__image__pool="none"),
         r"objectives.contrastive: needs image.pooled, so model.towers.image.pool must not be 'none'",
     ),
+    "mixed images in odd rows": (
+        dict(data__image__mixup=0.2, batch_size=24, data__lanes=4),
+        r"each device needs an even number of rows of a micro-batch, not 3 \(batch_size=24",
+    ),
     "unknown evaluator": (dict(evals__held_out__type="retreival"), r"evals.held_out.type: .*Did you mean 'retrieval'"),
     "unknown option of an evaluator": (
         dict(evals__held_out__limits=3),

@@ -43,18 +43,20 @@ def softmax_formula(x, y, mask, params):
     loss, grad, hits = 0.0, np.zeros_like(logits), []
     for flip in (False, True):
         z, m = (logits.T, mask.T) if flip else (logits, mask)
-        target = m / m.sum(1, keepdims=True)
+        # A caption of which less than one whole image tells counts for that part.
+        target = m / np.maximum(m.sum(1, keepdims=True), 1)
         p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
         loss -= np.sum(target * np.log(p)) / 2
-        grad += ((p - target).T if flip else p - target) / 2
-        hits.append(np.sum(m[np.arange(ROWS), z.argmax(1)]))
+        slope = p * target.sum(1, keepdims=True) - target
+        grad += (slope.T if flip else slope) / 2
+        hits.append(np.sum(m[np.arange(ROWS), z.argmax(1)] > 0))
     return loss, grad, hits
 
 
 def sigmoid_formula(x, y, mask, params):
     logits = np.exp(params["logit_scale"]) * unit(x) @ unit(y).T + params["logit_bias"]
-    sign = np.where(mask, 1.0, -1.0)
-    return np.sum(np.log1p(np.exp(-sign * logits))), -sign / (1 + np.exp(sign * logits)), None
+    p = 1 / (1 + np.exp(-logits))
+    return -np.sum(mask * np.log(p) + (1 - mask) * np.log1p(-p)), p - mask, None
 
 
 def expected(kind, x, y, mask, params):
@@ -102,16 +104,23 @@ def test_losses_gradients_and_metrics_follow_the_formula(kind, form, mesh, monke
     cls, params = KINDS[kind]
     run = compiled(cls(form=form), mesh)
     x, y = embeddings()
-    for duplicates in (False, True):
+    for duplicates, mixed in ((False, False), (True, False), (True, True)):
         batch = identities(duplicates)
-        mask = same(batch)
+        target = same(batch).astype(np.float64)
+        several = target.sum(1) > 1
+        if mixed:
+            share = batch["mix_weight"] = np.random.default_rng(0).random(ROWS).astype(np.float32)
+            share[:2] = 0, 1  # nothing shows the first sample
+            other = target.reshape(-1, 2, ROWS)[:, ::-1].reshape(ROWS, ROWS)
+            target = share[:, None] * target + (1 - share[:, None]) * other
+            several = target.sum(1) > 1.5
         with jax.set_mesh(mesh):
             (loss, metrics), grads = run(dict(x=x, y=y, params=params), batch)
-        wanted, wanted_grads, hits = expected(kind, x, y, mask, params)
+        wanted, wanted_grads, hits = expected(kind, x, y, target, params)
         np.testing.assert_allclose(loss, wanted, rtol=1e-5)
         helpers.assert_trees_close(grads, wanted_grads)
         assert metrics["weight"] == ROWS
-        assert metrics["health/duplicate_share"] == pytest.approx(np.mean(mask.sum(1) > 1))
+        assert metrics["health/duplicate_share"] == pytest.approx(np.mean(several))
         if hits:
             got = [round(float(metrics[name]) * ROWS, 3) for name in ("image_to_text", "text_to_image")]
             assert got == hits

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.mix import mix_images
 from xmodal import keys as key_tools
 from xmodal.distributed.mesh import batch_sharding, to_global
 from xmodal.models.model import Functional
@@ -64,6 +65,7 @@ CASES = {  # everything that is random takes part somewhere
         helpers.clip(PATCHES, style="siglip"),
         dict(contrastive=SigmoidContrastive(logit_bias=-2.0)),
     ),
+    "mixed": lambda: (helpers.clip(PATCHES), dict(contrastive=SoftmaxContrastive(logit_scale=1.5))),
     "both": lambda: (
         helpers.coca(PATCHES, WORDS),
         dict(captioning=Captioning(weight=2.0), contrastive=SoftmaxContrastive(logit_scale=1.5)),
@@ -80,12 +82,19 @@ def jitter(batch, keys):
     return Brighter(0.3)(batch, keys)
 
 
+def mixing(batch, keys):
+    """Another one, which makes of each two samples two mixed ones."""
+    return jitter(batch, keys) | mix_images(batch["image"], key_tools.fold(keys, "mix"), mixup=0.8, cutmix=1.0)
+
+
 @functools.cache
 def result(case, shape, parts):
     """((loss, metrics), gradients) on a mesh, in so many micro-batches."""
     towers, objectives = CASES[case]()
     mesh = helpers.mesh(*shape)
-    losses = dataclasses.replace(helpers.losses(towers, objectives, mesh), preprocess=jitter)
+    losses = dataclasses.replace(
+        helpers.losses(towers, objectives, mesh), preprocess=mixing if case == "mixed" else jitter
+    )
     params = helpers.random_params(losses.model) | {"objectives": losses.init_params()}
     with jax.set_mesh(mesh):
         keys = jax.device_put(helpers.sample_keys(ROWS), batch_sharding(mesh))
@@ -97,6 +106,7 @@ def result(case, shape, parts):
     [
         ("softmax", (2, 2, 2), 2),
         ("sigmoid", ONE, 4),
+        ("mixed", (1, 4, 2), 2),
         ("both", ONE, 4),
         ("both", (8, 1, 1), 2),
         ("views", (1, 4, 2), 2),

@@ -11,9 +11,12 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.mix import swap_neighbours
 from xmodal.models.init import LOGIT_BIAS_SIGLIP, LOGIT_SCALE_CLIP, LOGIT_SCALE_SIGLIP
 from xmodal.objectives.base import Objective
-from xmodal.objectives.pairs import BATCH_AXES, identities, positives, ring
+from xmodal.objectives.pairs import BATCH_AXES, identities, ring, targets
+
+_SEVERAL = 1.5  # a row whose targets sum to more has several positives; the two of a mixed image sum to 1
 
 
 def normalize(x: jax.Array) -> jax.Array:
@@ -42,6 +45,8 @@ class Contrastive(Objective):
     multi_positive: bool = True
     form: Literal["auto", "plain", "ring"] = "auto"
     global_batch: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("key_id", "caption_id", "mix_weight")
+    takes_mixed: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[str]:
@@ -60,7 +65,12 @@ class Contrastive(Objective):
             raise ValueError(
                 f"the towers {self.between} must pool to the same width: {x.shape} and {y.shape}; set `embed_dim`"
             )
-        return normalize(x), normalize(y), identities(batch, self.multi_positive)
+        ids = identities(batch, self.multi_positive)
+        if "mix_weight" not in batch:
+            return normalize(x), normalize(y), (ids,), ids
+        # Each image shows two; its caption is that of both, by their shares (as labels: Zhang et al. 2017).
+        mixed = ids, swap_neighbours(ids), batch["mix_weight"]
+        return normalize(x), normalize(y), mixed, ids
 
     def _use_ring(self, mesh: jax.sharding.Mesh, batch_size: int) -> bool:
         shards = math.prod(mesh.shape[a] for a in BATCH_AXES)
@@ -108,10 +118,10 @@ class SoftmaxContrastive(Contrastive):
         return math.log(batch_size)
 
     def __call__(self, outputs, batch, params, mesh):
-        x, y, ids = self._inputs(outputs, batch)
+        x, y, rows, columns = self._inputs(outputs, batch)
         scale = jnp.exp(params["logit_scale"])
         form = softmax_ring if self._use_ring(mesh, x.shape[0]) else softmax_plain
-        loss, hits_x, hits_y, duplicates = form(mesh, x, y, ids, scale)
+        loss, hits_x, hits_y, duplicates = form(mesh, x, y, rows, columns, scale)
         count, (a, b) = x.shape[0], self.between
         metrics = {
             f"{a}_to_{b}": hits_x / count,
@@ -121,52 +131,55 @@ class SoftmaxContrastive(Contrastive):
         return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
 
 
-def softmax_plain(mesh, x, y, ids, scale):
+def softmax_plain(mesh, x, y, rows, columns, scale):
     """Returns (loss sum, row hits, column hits, rows with several positives) from the whole matrix at once."""
     del mesh
     logits = scale * similarity(x, y)
-    mask = positives(ids, ids)
+    target = targets(rows, columns)
 
-    def one_way(logits):
+    def one_way(logits, target):
         log_p = jax.nn.log_softmax(logits, axis=1)
-        loss = -jnp.sum(jnp.where(mask, log_p, 0.0), axis=1) / jnp.sum(mask, axis=1)
-        best = jnp.max(jnp.where(mask, logits, -jnp.inf), axis=1)
+        loss = -jnp.sum(target * log_p, axis=1) / jnp.maximum(jnp.sum(target, axis=1), 1.0)
+        best = jnp.max(jnp.where(target > 0, logits, -jnp.inf), axis=1)
         return jnp.sum(loss), jnp.sum(best >= jnp.max(logits, axis=1))
 
-    (loss_x, hits_x), (loss_y, hits_y) = one_way(logits), one_way(logits.T)
-    return (loss_x + loss_y) / 2, hits_x, hits_y, jnp.sum(jnp.sum(mask, axis=1) > 1)
+    (loss_x, hits_x), (loss_y, hits_y) = one_way(logits, target), one_way(logits.T, target.T)
+    return (loss_x + loss_y) / 2, hits_x, hits_y, jnp.sum(jnp.sum(target, axis=1) > _SEVERAL)
 
 
-def softmax_ring(mesh, x, y, ids, scale):
+def softmax_ring(mesh, x, y, rows, columns, scale):
     """The same as `softmax_plain`, block by block: log-sum-exp of rows stays, that of columns travels with them."""
 
     def start(e):
         zero = jax.lax.stop_gradient(e[:, 0]) * 0.0  # varies over the ring as e does
         return dict(top=zero - jnp.inf, total=zero, chosen=zero, count=zero, best=zero - jnp.inf)
 
-    def fold(state, logits, mask):
+    def fold(state, logits, target):
         top = jnp.maximum(state["top"], jax.lax.stop_gradient(jnp.max(logits, axis=1)))
-        best = jnp.max(jnp.where(mask, jax.lax.stop_gradient(logits), -jnp.inf), axis=1)
+        best = jnp.max(jnp.where(target > 0, jax.lax.stop_gradient(logits), -jnp.inf), axis=1)
         return dict(
             top=top,
             total=state["total"] * jnp.exp(state["top"] - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=1),
-            chosen=state["chosen"] + jnp.sum(jnp.where(mask, logits, 0.0), axis=1),
-            count=state["count"] + jnp.sum(mask, axis=1),
+            chosen=state["chosen"] + jnp.sum(target * logits, axis=1),
+            count=state["count"] + jnp.sum(target, axis=1),
             best=jnp.maximum(state["best"], best),
         )
 
     def block(rows, columns, row_state, column_state, params):
         logits = params[0] * similarity(rows[0], columns[0])
-        mask = positives(rows[1], columns[1])
-        return fold(row_state, logits, mask), fold(column_state, logits.T, mask.T)
+        target = targets(rows[1:], columns[1])
+        return fold(row_state, logits, target), fold(column_state, logits.T, target.T)
+
+    def one_way(s):
+        log_total, most = jnp.log(s["total"]) + s["top"], jnp.maximum(s["count"], 1.0)
+        return jnp.sum(log_total * (s["count"] / most) - s["chosen"] / most)
 
     def finish(row_state, column_state):
-        loss = lambda s: jnp.sum(jnp.log(s["total"]) + s["top"] - s["chosen"] / s["count"])
         hits = lambda s: jnp.sum(s["best"] >= s["top"])
-        total = (loss(row_state) + loss(column_state)) / 2
-        return total, hits(row_state), hits(column_state), jnp.sum(row_state["count"] > 1)
+        total = (one_way(row_state) + one_way(column_state)) / 2
+        return total, hits(row_state), hits(column_state), jnp.sum(row_state["count"] > _SEVERAL)
 
-    return ring(mesh, block, finish, start, (x, ids), (y, ids), (scale,))
+    return ring(mesh, block, finish, start, (x, *rows), (y, columns), (scale,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,24 +207,24 @@ class SigmoidContrastive(Contrastive):
         return -math.log(p) - (batch_size - 1) * math.log1p(-p) if batch_size > 1 else 0.0
 
     def __call__(self, outputs, batch, params, mesh):
-        x, y, ids = self._inputs(outputs, batch)
+        x, y, rows, columns = self._inputs(outputs, batch)
         scale, bias = jnp.exp(params["logit_scale"]), params["logit_bias"]
         form = sigmoid_ring if self._use_ring(mesh, x.shape[0]) else sigmoid_plain
-        loss, duplicates = form(mesh, x, y, ids, scale, bias)
+        loss, duplicates = form(mesh, x, y, rows, columns, scale, bias)
         count = x.shape[0]
         metrics = {"logit_bias": bias, "health/duplicate_share": duplicates / count}
         return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
 
 
-def sigmoid_plain(mesh, x, y, ids, scale, bias):
+def sigmoid_plain(mesh, x, y, rows, columns, scale, bias):
     """Returns (loss sum, rows with several positives) from the whole matrix at once."""
     del mesh
-    mask = positives(ids, ids)
-    logits = scale * similarity(x, y) + bias
-    return -jnp.sum(jax.nn.log_sigmoid(jnp.where(mask, logits, -logits))), jnp.sum(jnp.sum(mask, axis=1) > 1)
+    target = targets(rows, columns)
+    loss = _cross_entropy(scale * similarity(x, y) + bias, target)
+    return jnp.sum(loss), jnp.sum(jnp.sum(target, axis=1) > _SEVERAL)
 
 
-def sigmoid_ring(mesh, x, y, ids, scale, bias):
+def sigmoid_ring(mesh, x, y, rows, columns, scale, bias):
     """The same as `sigmoid_plain`, block by block."""
 
     def start(e):
@@ -219,12 +232,18 @@ def sigmoid_ring(mesh, x, y, ids, scale, bias):
         return dict(loss=zero, pairs=zero)
 
     def block(rows, columns, row_state, column_state, params):
-        mask = positives(rows[1], columns[1])
+        target = targets(rows[1:], columns[1])
         logits = params[0] * similarity(rows[0], columns[0]) + params[1]
-        loss = -jnp.sum(jax.nn.log_sigmoid(jnp.where(mask, logits, -logits)), axis=1)
-        return dict(loss=row_state["loss"] + loss, pairs=row_state["pairs"] + jnp.sum(mask, axis=1)), column_state
+        loss = jnp.sum(_cross_entropy(logits, target), axis=1)
+        return dict(loss=row_state["loss"] + loss, pairs=row_state["pairs"] + jnp.sum(target, axis=1)), column_state
 
     def finish(row_state, column_state):
-        return jnp.sum(row_state["loss"]), jnp.sum(row_state["pairs"] > 1)
+        return jnp.sum(row_state["loss"]), jnp.sum(row_state["pairs"] > _SEVERAL)
 
-    return ring(mesh, block, finish, start, (x, ids), (y, ids), (scale, bias))
+    return ring(mesh, block, finish, start, (x, *rows), (y, columns), (scale, bias))
+
+
+def _cross_entropy(logits, target):
+    """Cross-entropy of sigmoids with targets from 0 to 1."""
+    # In this order nothing cancels: far from 0 one part is exactly 0 and the other one small.
+    return (jnp.maximum(logits, 0.0) - target * logits) + jnp.log1p(jnp.exp(-jnp.abs(logits)))

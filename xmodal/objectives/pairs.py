@@ -28,6 +28,24 @@ def positives(rows: jax.Array, columns: jax.Array) -> jax.Array:
     return jnp.any(jnp.all(rows[:, None] == columns[None], axis=-1), axis=-1)
 
 
+def targets(rows: tuple[jax.Array, ...], columns: jax.Array) -> jax.Array:
+    """How much pairs belong together: 1 for positives, 0 for others, and between them where images are mixed.
+
+    Args:
+      rows: identities [rows, kinds, 2]; of mixed images also the identities of the other image [rows, kinds, 2] and
+        the share of the own one [rows].
+      columns: identities [columns, kinds, 2].
+
+    Returns:
+      float32 [rows, columns].
+    """
+    own = positives(rows[0], columns).astype(jnp.float32)
+    if len(rows) == 1:
+        return own
+    _, other, share = rows
+    return share[:, None] * own + (1 - share[:, None]) * positives(other, columns)
+
+
 def identities(batch: dict, multi_positive: bool) -> jax.Array:
     """Returns uint32 [batch, kinds, 2]: key and caption, or the row number alone when duplicates do not count."""
     if multi_positive:

@@ -54,10 +54,11 @@ class Losses:
         """Runs the model once per view; returns {objective: (outputs, view batch)}."""
         batch = self.preprocess(batch, key_tools.fold(keys, "preprocess"))
         results = {}
-        for view, names in self.views.items():
-            view_batch = view(batch, key_tools.fold(keys, "view"))
+        for number, (view, names) in enumerate(self.views.items()):
+            own = key_tools.fold(keys, f"view {number}")  # or what one view hides the others would hide, too
+            view_batch = view(batch, key_tools.fold(own, "view"))
             want = frozenset().union(*(self.objectives[name].needs for name in names))
-            outputs = self.model(params, view_batch, want, key_tools.fold(keys, "model"))
+            outputs = self.model(params, view_batch, want, key_tools.fold(own, "model"))
             results |= dict.fromkeys(names, (outputs, view_batch))
         return results
 
@@ -107,21 +108,25 @@ class Losses:
         keep = lambda results: {
             name: {key: results[name][0][key] for key in self.objectives[name].needs} for name in whole
         }
+        read = lambda results: {
+            name: {key: results[name][1][key] for key in self.objectives[name].reads if key in results[name][1]}
+            for name in whole
+        }
 
         def look(_, part):
             results = self.forward(params, *part)
             weights = {name: self.evaluate(name, *results[name], params)[1] for name in local}
-            return None, (keep(results), weights)
+            return None, (keep(results), read(results), weights)
 
-        _, (outputs, weights) = jax.lax.scan(look, None, micro)
-        outputs = jax.tree.map(lambda a: merge_rows(a, shards), outputs)
+        _, (outputs, batches, weights) = jax.lax.scan(look, None, micro)
+        outputs, batches = jax.tree.map(lambda a: merge_rows(a, shards), (outputs, batches))
         weights = {name: jnp.maximum(jnp.sum(w), 1.0) for name, w in weights.items()}
 
         def global_loss(outputs, objective_params):
             total, metrics = jnp.float32(0.0), {}
             for name in whole:
                 own = {"objectives": hold(objective_params, frozen and frozen["objectives"])}
-                loss_sum, weight, extra = self.evaluate(name, outputs[name], batch, own)
+                loss_sum, weight, extra = self.evaluate(name, outputs[name], batches[name], own)
                 loss = loss_sum / jnp.maximum(weight, 1.0)
                 total += self.objectives[name].weight * loss
                 metrics |= named(name, {"loss": loss} | extra)

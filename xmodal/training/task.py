@@ -9,13 +9,16 @@ from ml_collections import ConfigDict
 
 from data_pipelines.device import check_augmentation, preprocess_images
 from data_pipelines.errors import DataError
+from data_pipelines.mix import mix_images
 from data_pipelines.tokenizers import Tokenizer
+from xmodal import keys as key_tools
 from xmodal.config import ConfigError, did_you_mean, make_spec
+from xmodal.distributed.mesh import num_batch_shards
 from xmodal.distributed.sharding import shardings
 from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
 from xmodal.models.embed import PatchSpec, TokenSpec
 from xmodal.models.model import Functional, ModelSpec
-from xmodal.objectives import OBJECTIVES
+from xmodal.objectives import OBJECTIVES, Objective
 from xmodal.training.durations import to_steps
 from xmodal.training.losses import Losses
 from xmodal.training.optimizer import OptimizerPlan, make_optimizer
@@ -141,7 +144,26 @@ def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
             raise ConfigError(f"objectives.{name}: {error}") from error
     if not objectives:
         raise ConfigError("objectives: a run needs at least one, such as dict(type='softmax')")
+    _check_mixing(config, objectives, mesh)
     return Losses(model, objectives, preprocessor(config.data.image), mesh)
+
+
+def _check_mixing(config: ConfigDict, objectives: Mapping[str, Objective], mesh: jax.sharding.Mesh) -> None:
+    image = config.data.image
+    if not (image.mixup or image.cutmix):
+        return
+    for name, objective in objectives.items():
+        if not objective.takes_mixed:
+            raise ConfigError(
+                f"objectives.{name} needs images that show one sample each, and data.image.mixup={image.mixup}, "
+                f"cutmix={image.cutmix} mix two; set both to 0"
+            )
+    rows = config.batch_size // (config.accumulation * num_batch_shards(mesh))
+    if rows % 2:
+        raise ConfigError(
+            f"data.image.mixup and cutmix mix neighbours, so each device needs an even number of rows of a "
+            f"micro-batch, not {rows} (batch_size={config.batch_size}, accumulation={config.accumulation})"
+        )
 
 
 def _check_need(spec: ModelSpec, need: str, where: str) -> None:
@@ -169,16 +191,15 @@ def build_entry(registry: Mapping[str, type], entry: ConfigDict, where: str) -> 
 def preprocessor(image: ConfigDict) -> Callable:
     """Returns (batch, keys or None) -> batch with normalised, and with keys augmented, float images."""
     check_augmentation(image)
-    if image.mixup or image.cutmix:
-        raise ConfigError(
-            "data.image.mixup and data.image.cutmix mix pictures and need an objective with mixed targets; none of the "
-            "objectives has them. Set both to 0"
-        )
+    mixes = dict(mixup=image.mixup, cutmix=image.cutmix)
 
     def preprocess(batch: Mapping, keys: jax.Array | None) -> dict:
         if "image" not in batch:
             return dict(batch)
-        return {**batch, "image": preprocess_images(batch["image"], keys, image)}
+        images = preprocess_images(batch["image"], keys, image)
+        if keys is None or not any(mixes.values()):
+            return {**batch, "image": images}
+        return {**batch, **mix_images(images, key_tools.fold(keys, "mix"), **mixes)}
 
     return preprocess
 
