@@ -1,5 +1,6 @@
 """Captions: from the `.txt` member, or from templates over the fields of the `.json` member."""
 
+import contextlib
 import html
 import json
 import string
@@ -13,6 +14,7 @@ from data_pipelines.fields import lookup
 
 _MASK = 2**64 - 1
 _CLEANING = ("none", "basic")
+_LONGEST = 2**14  # characters of a caption that are used: of megabytes, each visit would cost seconds
 
 
 class Record(NamedTuple):
@@ -48,7 +50,7 @@ class Captions:
         text: `config.data.text`: `templates`, `max_list`, `lower` and `clean`.
         group_key: json field that names equal content; "" where the sample itself is the identity.
         keep: a condition on the json fields, see `expressions`; other samples are left out. "" keeps all.
-        always_json: read the json member where there is one, although no caption needs it.
+        always_json: read the json member where there is one that can be read, although no caption needs it.
 
     Raises:
         DataError: the condition is malformed, a template is not a `(weight, pattern)` pair or its pattern is malformed.
@@ -88,12 +90,15 @@ class Captions:
             BadSample: the member that the captions come from is missing or malformed.
         """
         text, fields = "", {}
-        if self._needs_json or self._always_json:
+        if self._needs_json:
             content = get("json")
-            if content is not None:
-                fields = _parse_json(content)
-            elif self._needs_json:
+            if content is None:
                 raise BadSample("no caption" if self._templates else "no json")
+            fields = _parse_json(content)
+        elif self._always_json:
+            # What no caption needs must not decide what is usable: the index was made without looking at it.
+            with contextlib.suppress(BadSample):
+                fields = _parse_json(get("json") or b"{}")
         if not self._templates:
             content = get("txt")
             if content is None:
@@ -206,9 +211,9 @@ class Captions:
 
     def _clean(self, text: str) -> str:
         # Half of a surrogate pair, which json may hold, is no character and cannot be encoded.
-        text = text.encode("utf-8", "replace").decode()
+        text = text[:_LONGEST].encode("utf-8", "replace").decode()
         if self._basic:  # twice: captions from the web hold entities of entities, such as "&amp;quot;"
-            text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))
+            text = unicodedata.normalize("NFC", _unescape(_unescape(text)))
         text = " ".join(text.split())
         return text.lower() if self._lower else text
 
@@ -231,9 +236,19 @@ def _template(entry: Any) -> Template:
 
 def _decode(content: bytes, reason: str) -> str:
     try:
-        return bytes(content).decode("utf-8-sig")
+        text = bytes(content).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise BadSample(reason) from None
+    if "\0" in text:  # no text holds it: the tail of a file that was never written
+        raise BadSample(reason)
+    return text
+
+
+def _unescape(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError:  # "&#" and thousands of digits
+        return text
 
 
 def _parse_json(content: bytes) -> dict[str, Any]:
@@ -247,9 +262,9 @@ def _parse_json(content: bytes) -> dict[str, Any]:
 
 
 def _entries(value: Any) -> list[str]:
-    """The texts of a field: of a list each entry, of a text or number itself; objects and nulls have none."""
+    """The texts of a field: of a list each entry, of a text or number itself; objects, nulls and NaN have none."""
     values = value if isinstance(value, list) else [value]
-    texts = (str(v).strip() for v in values if isinstance(v, str | int | float))
+    texts = (str(v).strip() for v in values if isinstance(v, str | int | float) and v == v)  # NaN is no equal
     return [text for text in texts if text]
 
 

@@ -58,7 +58,11 @@ _DEFAULT = Options()
 
 
 def training_image(
-    data: bytes | memoryview, size: int, crop: Callable[[int, int], Box], options: Options = _DEFAULT
+    data: bytes | memoryview,
+    size: int,
+    crop: Callable[[int, int], Box],
+    options: Options = _DEFAULT,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decodes, crops and resizes an image, fast.
 
@@ -67,9 +71,10 @@ def training_image(
         size: pixels of the square to make.
         crop: gives the rectangle to show for (height, width) of the upright image.
         options: what to turn and what to refuse.
+        out: receives the pixels, contiguous; None makes a new array.
 
     Returns:
-        uint8 [size, size, 3].
+        uint8 [size, size, 3]: `out` where it was given.
 
     Raises:
         BadSample: the data are no image, damaged or too large.
@@ -88,11 +93,14 @@ def training_image(
         pixels, orientation = _pillow(data, options)
         box = _stored(crop, *pixels.shape[:2], orientation)
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    if part.shape[:2] == (size, size):
-        return _upright(part, orientation)
-    shrinks = part.shape[0] >= size and part.shape[1] >= size
-    part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return _upright(part, orientation)
+    out = np.empty((size, size, 3), np.uint8) if out is None else out
+    if part.shape[:2] != (size, size):
+        shrinks = part.shape[0] >= size and part.shape[1] >= size
+        filtering = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        part = cv2.resize(part, (size, size), None if orientation in _TURNS else out, interpolation=filtering)
+    if part is not out:  # neither turned nor copied where cv2 could write to the right place at once
+        out[:] = _upright(part, orientation)
+    return out
 
 
 def evaluation_image(
@@ -124,6 +132,29 @@ def evaluation_image(
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+class Header(NamedTuple):
+    """What an image says of itself, upright; `kind` is "jpeg", "png", "webp", "gif" or "bmp"."""
+
+    kind: str
+    height: int
+    width: int
+
+
+def image_header(data: bytes | memoryview, options: Options = _DEFAULT) -> Header:
+    """Returns format and size of an image without decoding it. Raises BadSample."""
+    kind = _format(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+            (width, height), turn = image.size, _orientation(image) if options.exif else 1
+    except Image.DecompressionBombError:
+        raise BadSample("image too large") from None
+    except Exception:  # see `_pillow`
+        raise BadSample(f"corrupt {kind}") from None
+    _check_size(height, width, options.max_pixels)
+    swap = _TURNS.get(turn, _NO_TURN)[0]
+    return Header(kind, width, height) if swap else Header(kind, height, width)
 
 
 def check_image(data: bytes | memoryview, options: Options = _DEFAULT) -> None:

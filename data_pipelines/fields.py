@@ -13,10 +13,12 @@ def lookup(fields: Mapping[str, Any], name: str) -> Any:
     return lookup(inner, rest) if isinstance(inner, Mapping) else None
 
 
-def field_names(fields: Mapping[str, Any]) -> list[str]:
-    """Returns the names that a template may use for these fields, nested ones dotted."""
+def field_names(fields: Mapping[str, Any], levels: int = 8) -> list[str]:
+    """Returns the names that a template may use for these fields, nested ones dotted; so many levels of them."""
     names = []
     for name, value in fields.items():
-        nested = [f"{name}.{inner}" for inner in field_names(value)] if isinstance(value, Mapping) else [name]
-        names.extend(nested)
+        if isinstance(value, Mapping) and levels > 1:
+            names.extend(f"{name}.{inner}" for inner in field_names(value, levels - 1))
+        else:
+            names.append(name)
     return names

@@ -78,10 +78,10 @@ class Engine:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
 
-    async def read(self, path: str, start: int, end: int) -> bytes:
-        """Returns exactly bytes [start, end), large ranges in parallel parts."""
+    async def read(self, path: str, start: int, end: int, version: str = "") -> bytes:
+        """Returns exactly bytes [start, end), of `version` if the server tells it; large ranges in parallel parts."""
         bounds = [(first, min(first + PART, end)) for first in range(start, end, PART)]
-        parts = await _together(self._read_part(path, *part, end) for part in bounds)
+        parts = await _together(self._read_part(path, *part, end, version) for part in bounds)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def stat(self, path: str) -> Stat:
@@ -144,13 +144,13 @@ class Engine:
             f"last failed with: {retry.cause(error)}"
         ) from None
 
-    async def _read_part(self, path: str, start: int, end: int, needed: int) -> bytes:
+    async def _read_part(self, path: str, start: int, end: int, needed: int, version: str) -> bytes:
         store = _store(path)
 
         async def request() -> bytes:
             try:
                 if store == "http":
-                    content = await self._get(path, start, end)
+                    content = await self._get(path, start, end, version)
                 else:
                     content = await self._call(store, "cat_file", path, start=start, end=end)
             except Exception as error:
@@ -195,8 +195,10 @@ class Engine:
         except retry.MissingFile:
             return None
 
-    async def _get(self, url: str, start: int, end: int) -> bytes:
+    async def _get(self, url: str, start: int, end: int, version: str) -> bytes:
         async with await self._request(url, start, end) as reply:
+            if version and (found := _version(reply.headers)) and found != version:
+                raise DataError(f"stale index: {printable(url)} changed during the run. Start the run again")
             if reply.status == 206:
                 if not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                     raise DataError(f"{printable(url)} was asked for byte {start:,} on and the server sent other bytes")

@@ -6,6 +6,7 @@ a `Files` ends its own requests at once; when the last one closes, thread and co
 """
 
 import contextlib
+import errno
 import glob as local_glob
 import io
 import os
@@ -40,7 +41,9 @@ __all__ = [
     "stalled_reads",
 ]
 
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 _LOCAL_STATS = 16  # threads that ask a network disk for the sizes of many files
+_STATS_AT_ONCE = 64  # files that one of them is given together: handing one out costs more than a local disk takes
 
 _in_flight: dict[object, tuple[str, int, int, float]] = {}
 
@@ -138,7 +141,9 @@ class Files:
         found = {}
         if local:
             with ThreadPoolExecutor(_LOCAL_STATS, thread_name_prefix="storage-stat") as pool:
-                found |= {entry.path: entry for entry in pool.map(self._stat_or_none, local) if entry}
+                parts = [local[i : i + _STATS_AT_ONCE] for i in range(0, len(local), _STATS_AT_ONCE)]
+                for part in pool.map(lambda paths: list(map(self._stat_or_none, paths)), parts):
+                    found |= {entry.path: entry for entry in part if entry}
         if distant:
             where = f"{printable(distant[0])} and {len(distant) - 1} more"
             found |= self._wait(where, 0, 0, self._start(self._remote.stat_many(distant)))
@@ -158,18 +163,24 @@ class Files:
             return self._wait(pattern, 0, 0, self._start(self._remote.glob(pattern)))
         return sorted(filter(os.path.isfile, local_glob.glob(pattern)))
 
-    def read(self, path: str, start: int, end: int) -> bytes:
+    def read(self, path: str, start: int, end: int, version: str = "") -> bytes:
         """Returns exactly bytes [start, end) of a file; large ranges of remote files in parallel parts.
 
+        Args:
+            path: path or url.
+            start: first byte.
+            end: byte after the last one.
+            version: that the file must have, where a read tells it: on disk and on most web servers; "" is any.
+
         Raises:
-            DataError: the file is shorter than `end` ("stale index"), gone or forbidden, the server ignores ranges, or
-                no attempt succeeded.
+            DataError: the file is another version or shorter than `end` ("stale index"), gone or forbidden, the server
+                ignores ranges, or no attempt succeeded.
         """
         if end <= start:
             return b""
         if protocol(path):
-            return self._wait(path, start, end, self._start(self._remote.read(path, start, end)))
-        return self._local(path, start, end, lambda: _read(path, start, end))
+            return self._wait(path, start, end, self._start(self._remote.read(path, start, end, version)))
+        return self._local(path, start, end, lambda: _read(path, start, end, version))
 
     def read_all(self, path: str) -> bytes:
         """Returns a whole file."""
@@ -242,7 +253,9 @@ class Files:
         with _noted(path, start, end):
             try:
                 return work()
-            except OSError as error:
+            except DataError:
+                raise
+            except (OSError, ValueError) as error:
                 raise _explained(path, error) from error
 
     def _scanner(self, path: str, descriptor: int) -> Read:
@@ -308,8 +321,9 @@ def _noted(path: str, start: int, end: int) -> Iterator[None]:
         del _in_flight[ticket]
 
 
-def _explained(path: str, error: OSError) -> DataError:
-    if isinstance(error, FileNotFoundError):
+def _explained(path: str, error: OSError | ValueError) -> DataError:
+    # A ValueError is about characters that no name has.
+    if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError) or error.errno in _NO_NAME:
         return MissingFile(f"{path} does not exist")
     if isinstance(error, PermissionError):
         return Forbidden(f"{path} is forbidden: {error.strerror}")
@@ -323,8 +337,10 @@ def _stat(path: str) -> Stat:
     return Stat(path, info.st_size, str(info.st_mtime_ns))
 
 
-def _read(path: str, start: int, end: int) -> bytes:
+def _read(path: str, start: int, end: int, version: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
+        if version and version != str(os.fstat(file.fileno()).st_mtime_ns):
+            raise DataError(f"stale index: {path} changed during the run. Start the run again")
         content = os.pread(file.fileno(), end - start, start)
         while len(content) < end - start:  # one call returns at most 2 GiB
             more = os.pread(file.fileno(), end - start - len(content), start + len(content))

@@ -12,16 +12,22 @@ from typing import NamedTuple
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _LONG_HEADER = 2**20  # bytes of a long name or pax header; more is an attack or damage
+_DIGITS = 20  # of a number in a pax header; more is an attack or damage
+_MOST_ZEROS = 22 * BLOCK  # after an archive: its mark takes two blocks, and is filled up to twenty
 
 Read = Callable[[int, int], bytes]  # (offset, size) -> bytes, fewer at the end of the file
 
 
 class TarDamage(Exception):
-    """The archive cannot be read from `offset` on."""
+    """The archive cannot be read from `offset` on; `name` is that of the damaged member, where it is known."""
 
-    def __init__(self, reason: str, offset: int):
+    def __init__(self, reason: str, offset: int, name: str = ""):
         super().__init__(f"{reason} at byte {offset:,}")
-        self.reason, self.offset = reason, offset
+        self.reason, self.offset, self.name = reason, offset, name
+
+
+class TarEnd(TarDamage):
+    """The archive does not end as archives do: what precedes `offset` is whole, what should follow may be lost."""
 
 
 class Member(NamedTuple):
@@ -53,18 +59,30 @@ class Group:
     repeated: bool = False
 
 
-def members(read: Read, start: int, end: int) -> Iterator[Member]:
+def members(read: Read, start: int, end: int, whole: bool = False) -> Iterator[Member]:
     """Yields the regular files of bytes [start, end) of an archive, up to its end mark.
+
+    Args:
+        read: reads the archive.
+        start: where a member starts.
+        end: where to stop.
+        whole: the archive ends at `end`, and its end is to be checked.
 
     Raises:
         TarDamage: "truncated tail" or "corrupt header", after all members before it were yielded.
+        TarEnd: "no end mark" or "early end mark", where `whole` is asked for.
     """
     position, first, name, size = start, start, None, None
     while position < end:
         header = read(position, BLOCK)
         if header == _ZEROS:
+            # Of a download that broke off the rest may be zeros: up to the end, or up to members that are still there.
+            if whole and (end - position > _MOST_ZEROS or any(read(position, end - position))):
+                raise TarEnd("early end mark", position)
             return
         if len(header) < BLOCK:
+            if not any(header):  # of the end mark
+                break
             raise TarDamage("truncated tail", first)
         _verify(header, first)
         kind = header[156:157]
@@ -75,7 +93,8 @@ def members(read: Read, start: int, end: int) -> Iterator[Member]:
             length = 0
         after = data + -(-length // BLOCK) * BLOCK
         if data + length > end:
-            raise TarDamage("truncated tail", first)
+            mine = _name(header) if name is None else name
+            raise TarDamage("truncated tail", first, mine if kind in b"\0" + b"07" else "")
         if kind in (b"L", b"x"):
             if length > _LONG_HEADER:
                 raise TarDamage("corrupt header", first)
@@ -91,25 +110,28 @@ def members(read: Read, start: int, end: int) -> Iterator[Member]:
                 yield Member(_name(header) if name is None else name, first, data, length, min(after, end))
             first, name, size = after, None, None
         position = after
+    if whole:
+        raise TarEnd("no end mark", end)
 
 
-def groups(read: Read, start: int, end: int) -> Iterator[Group]:
+def groups(read: Read, start: int, end: int, whole: bool = False) -> Iterator[Group]:
     """Yields the samples of bytes [start, end): runs of members with the same key.
 
     The key is the path up to the first dot of its last part. Members without an extension, hidden files and
     webdataset's `__meta__` members belong to no sample.
 
+    Arguments as for `members`.
+
     Raises:
         TarDamage: as `members`. The sample that the damage touches is not yielded; the offset is its start.
+        TarEnd: as `members`, after all samples.
     """
     group = None
     try:
-        for member in members(read, start, end):
-            folder, slash, base = member.name.rpartition("/")
-            stem, dot, extension = base.partition(".")
-            if not (stem and dot) or member.name.startswith("__"):
+        for member in members(read, start, end, whole):
+            key, extension = _split(member.name)
+            if not key:
                 continue
-            key, extension = folder + slash + stem, extension.lower()
             if group is None or key != group.key:
                 if group is not None:
                     yield group
@@ -117,10 +139,37 @@ def groups(read: Read, start: int, end: int) -> Iterator[Group]:
             group.repeated |= extension in group.members
             group.members[extension] = member
             group.end = member.end
+    except TarEnd:
+        if group is not None:
+            yield group
+        raise
     except TarDamage as damage:
-        raise TarDamage(damage.reason, group.start if group else damage.offset) from None
+        if group is None:
+            raise
+        if _split(damage.name)[0] in ("", group.key):  # perhaps a member of this sample
+            raise TarDamage(damage.reason, group.start) from None
+        yield group
+        raise
     if group is not None:
         yield group
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Returns key and extension of a member; an empty key for one that belongs to no sample."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not (stem and dot) or name.startswith("__"):
+        return "", ""
+    return folder + slash + stem, extension.lower()
+
+
+def is_archive(read: Read) -> bool:
+    """Whether the file starts with a header, whatever may be wrong with what follows."""
+    try:
+        _verify(read(0, BLOCK), 0)
+    except TarDamage:
+        return False
+    return True
 
 
 def _verify(header: bytes, first: int) -> None:
@@ -155,16 +204,18 @@ def _text(raw: bytes) -> str:
 
 
 def _pax(content: bytes, first: int, name: str | None, size: int | None) -> tuple[str | None, int | None]:
-    while content:
-        length, space, _ = content.partition(b" ")
-        if not (space and length.isdigit() and 0 < int(length) <= len(content)):
+    at = 0  # and no slices of the rest, which would cost the square of its length
+    while at < len(content):
+        digits, space, _ = content[at : at + _DIGITS].partition(b" ")
+        if not (space and digits.isdigit() and 0 < int(digits) <= len(content) - at):
             raise TarDamage("corrupt header", first)
-        keyword, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
+        following = at + int(digits)
+        keyword, _, value = content[at + len(digits) + 1 : following - 1].partition(b"=")
         if keyword == b"path":
             name = value.decode("utf-8", "surrogateescape")
         elif keyword == b"size":
-            if not value.isdigit():
+            if not value.isdigit() or len(value) > _DIGITS:
                 raise TarDamage("corrupt header", first)
             size = int(value)
-        content = content[int(length) :]
+        at = following
     return name, size

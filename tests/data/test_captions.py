@@ -47,6 +47,21 @@ def test_basic_cleaning_is_clips():
         make(clean="basics")
 
 
+@pytest.mark.parametrize("clean", ["none", "basic"])
+def test_megabytes_of_caption_cost_no_more_than_a_page(clean):
+    captions = make(clean=clean)
+    for text in (b"a " * 2**21, b"&#" + b"9" * 2**21, b"&" * 2**21, b"x" * 2**21):
+        (caption,) = captions.every(record(captions, text=text))
+        assert 8000 < len(caption) <= 2**14 and caption[:4] == text[:4].decode()
+
+
+def test_names_of_fields_are_given_to_some_depth():
+    deep: dict = dict(leaf=1)
+    for _ in range(5000):
+        deep = dict(a=deep)
+    assert field_names(dict(b=deep, c=dict(d=1))) == ["b" + ".a" * 7, "c.d"]
+
+
 def test_templates_are_chosen_by_weight_and_lists_vary():
     captions = make((3.0, "{label}"), (1.0, "{label}, {tags}"), (0.0, "never {label}"), max_list=2)
     chosen = [captions.choose(record(captions), word) for word in WORDS]
