@@ -1,8 +1,9 @@
 """Builds webdataset shards from any source: in parallel, resumable, the same bytes however many workers there are.
 
 A plan says which blocks of the source make which shard; it follows from the source and the options alone. Each shard
-is then the work of one process. When it is done, a note in `.build/` says what became of its rows; the notes together
-become `manifest.json` and `skipped.jsonl`. A build that is started again keeps what is done.
+is then the work of one process. When it is done, a note in `.build/` says what became of its rows and what the index is
+to say; the notes together become `manifest.json`, `skipped.jsonl` and the index. A build that is started again keeps
+what is done.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import os
 import queue
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +22,21 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.blocks import Blocks
+from data_pipelines.captions import Captions
 from data_pipelines.errors import BadSample, DataError, Fault
+from data_pipelines.index import ShardIndex, examine, signature
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
+from data_pipelines.sidecar import Sidecars
 from data_pipelines.sources import Source
 from data_pipelines.storage import Files, is_remote, join
 from data_pipelines.workers import interrupts_to, process_pool, spawning
 from data_pipelines.writer import ImageRule, ShardWriter, is_draft, sample_members
 
-_VERSION = 1  # of the manifest
+_VERSION = 2  # of the manifest and the notes
 _BLOCK_BYTES = 8 * 2**20  # what a worker holds at a time, about
 _NOTES = ".build"
+_PATTERNS = "*?[]{}"
 _LISTED = 1000  # rows listed by name for each shard and reason; the counts are exact
 
 _log = logging.getLogger(__name__)
@@ -66,6 +71,7 @@ class Job:
         source: what is built from.
         out: folder of the shards, path or url.
         images: what becomes of the images.
+        captions: the rule of the index of the shards: that of the runs that will read them.
         blocks: of the source.
         firsts: int64 [shards + 1], the block that each shard starts with.
         files: writes.
@@ -74,6 +80,7 @@ class Job:
     source: Source
     out: str
     images: ImageRule
+    captions: Captions
     blocks: Blocks
     firsts: np.ndarray
     files: Files
@@ -102,8 +109,16 @@ class Job:
         return runs
 
 
-def plan(source: Source, out: str, limits: Limits, images: ImageRule, files: Files) -> Job:
-    """Decides which blocks make which shard."""
+def plan(source: Source, out: str, limits: Limits, images: ImageRule, captions: Captions, files: Files) -> Job:
+    """Decides which blocks make which shard; the arguments are the attributes of `Job`.
+
+    Raises:
+        DataError: the name of the output is a pattern, and no `urls` could name its shards.
+    """
+    if marks := [mark for mark in _PATTERNS if mark in out]:
+        raise DataError(
+            f"{out} cannot be read with `urls`, for which {' '.join(marks)} makes it a pattern; name another"
+        )
     mean = source.bytes // max(source.samples, 1)
     target = max(1, min(_BLOCK_BYTES, limits.bytes, mean * limits.samples))
     blocks, firsts = source.blocks(target), [0]
@@ -113,7 +128,7 @@ def plan(source: Source, out: str, limits: Limits, images: ImageRule, files: Fil
             firsts.append(number)
             size = samples = 0
         size, samples = size + amount, samples + count
-    return Job(source, out, images, blocks, np.asarray([*firsts, len(blocks)], np.int64), files)
+    return Job(source, out, images, captions, blocks, np.asarray([*firsts, len(blocks)], np.int64), files)
 
 
 def build(job: Job, options: Mapping[str, Any], workers: int = 1, run: Callable | None = None) -> dict[str, Any]:
@@ -158,8 +173,8 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
         if skipped[reason] <= _LISTED:
             listed.append(Fault(sample.shard, sample.key, reason))
 
-    place = 0
-    with ShardWriter(join(job.out, job.name(shard)), job.files) as writer:
+    place, path = 0, join(job.out, job.name(shard))
+    with ShardWriter(path, job.files) as writer:
         for block in range(int(job.firsts[shard]), int(job.firsts[shard + 1])):
             for sample in job.source.read(job.blocks, block):
                 if stop():
@@ -174,8 +189,13 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
                 except BadSample as bad:
                     skip(sample, bad.reason)
                 place += 1
+        read = writer.end()  # what was just written costs less to scan than a shard of a bucket would later
+        entry = ShardIndex(path, writer.bytes, "")
+        examine(entry, read, job.captions)
+    entry.version = job.files.stat(path).version
     note = dict(name=job.name(shard), samples=writer.samples, bytes=writer.bytes, rows=job.rows(shard))
     note |= dict(skipped=dict(skipped), listed=listed)
+    note["index"] = dict(facts=entry.facts(), ends=entry.ends.tolist(), counts=entry.counts.tolist())
     job.files.write_atomic(_note(job, shard), json.dumps(note).encode())
 
 
@@ -272,6 +292,7 @@ def _finish(job: Job, manifest: dict[str, Any]) -> dict[str, Any]:
     for note in notes:
         skipped.update(note["skipped"])
         lines.extend(json.dumps(Fault(*fault)._asdict()) for fault in note.pop("listed"))
+    _keep_index(job, notes)
     samples, size = (sum(note[name] for note in notes) for name in ("samples", "bytes"))
     manifest |= dict(complete=True, samples=samples, bytes=size, skipped=dict(sorted(skipped.items())), shards=notes)
     job.files.write_atomic(join(job.out, "skipped.jsonl"), "".join(f"{line}\n" for line in lines).encode())
@@ -279,6 +300,17 @@ def _finish(job: Job, manifest: dict[str, Any]) -> dict[str, Any]:
     if not is_remote(job.out):  # a bucket keeps its notes; they are small
         shutil.rmtree(os.path.join(job.out, _NOTES), ignore_errors=True)
     return manifest
+
+
+def _keep_index(job: Job, notes: Sequence[dict[str, Any]]) -> None:
+    """Takes the index out of the notes and writes it, so that a first run starts at once."""
+    path = lambda note: join(job.out, note["name"])
+    sidecars = Sidecars(map(path, notes), signature(job.captions, ()), job.files)
+    for note in notes:
+        found = note.pop("index")
+        ends, counts = np.array(found["ends"], np.int64), np.array(found["counts"], np.int32)
+        sidecars.put(ShardIndex(path(note), ends=ends, counts=counts, **found["facts"]))
+    sidecars.save()
 
 
 def _remove_drafts(out: str) -> None:

@@ -5,11 +5,14 @@ samples, fine enough that any block size can be put together from them. The tabl
 shards, or in the user's cache where that folder cannot be written.
 """
 
+import contextlib
+import copy
 import dataclasses
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,9 +28,9 @@ from data_pipelines.progress import progress
 from data_pipelines.samples import image_member, read_record
 from data_pipelines.sidecar import Sidecars
 from data_pipelines.storage import Files, Stat, is_remote, printable
-from data_pipelines.tar import BLOCK, Group, Read, TarDamage, groups
+from data_pipelines.tar import Group, Read, TarDamage, TarEnd, groups, is_archive
 from data_pipelines.urls import without_secrets
-from data_pipelines.workers import process_pool
+from data_pipelines.workers import in_processes, results_of
 
 _CELLS = 256  # of a shard, so that small data still make many blocks
 _CELL_BYTES = 4 * 2**20  # at most, so that large shards still make blocks of the configured size
@@ -38,6 +41,10 @@ _PROCESSES_FROM = 8 * 2**30  # bytes on disk from which processes are worth thei
 _REMOTE_SCANS = 8  # shards of a bucket scanned at a time
 
 _log = logging.getLogger(__name__)
+
+
+class NotIndexed(DataError):
+    """Shards are new or have changed, more than can be scanned in passing."""
 
 
 @dataclass
@@ -108,6 +115,15 @@ class Index:
         """Returns the numbers of a measure that the index was made with, [samples]."""
         return np.concatenate([shard.columns[measure.signature] for shard in self.shards])
 
+    def digest(self) -> str:
+        """Returns what tells two indexes apart."""
+        digest = hashlib.blake2b(digest_size=16)
+        for shard in self.shards:
+            digest.update(repr((shard.path, shard.facts())).encode())
+            for column in (shard.ends, shard.counts, *shard.columns.values()):
+                digest.update(column.tobytes())
+        return digest.hexdigest()
+
     def blocks(self, target: int) -> Blocks:
         """Joins neighbouring cells to blocks of about `target` bytes; blocks without a usable sample are left out."""
         ends = np.concatenate([shard.ends for shard in self.shards])
@@ -124,6 +140,10 @@ class Index:
         return Blocks(shard=shards[begins][keep], start=starts, end=ends, count=joined[keep], bytes=ends - starts)
 
 
+# Scans shards: called as `scan_all`.
+Engine = Callable[[Sequence[Stat], Captions, Files, Sequence[Measure], int], Iterator[ShardIndex]]
+
+
 def load(
     urls: str | Iterable[str],
     captions: Captions,
@@ -131,7 +151,8 @@ def load(
     measures: Sequence[Measure] = (),
     *,
     workers: int = 0,
-    at_most: int = _IN_PASSING,
+    at_most: float = _IN_PASSING,
+    engine: Engine | None = None,
 ) -> Index:
     """Returns the index of the shards that `urls` name; scans those that are new or have changed, and says so.
 
@@ -142,6 +163,7 @@ def load(
         measures: what to know of each usable sample.
         workers: shards scanned at a time; 0 decides by their place and size.
         at_most: bytes on disk to scan without being asked to; of a bucket a sixteenth.
+        engine: what to scan with; None takes `scan_all`.
 
     Raises:
         DataError: a shard is missing or is no tar, nothing can be used, a configured field does not exist, or more
@@ -167,10 +189,12 @@ def load(
                 *(printable(shard), entry.bytes, stat.size),
             )
     _check_amount(todo, urls, at_most)
-    for entry in _scan_all(todo, captions, files, measures, workers):
-        entries[entry.path] = entry
-        sidecars.put(entry)
-    sidecars.save()
+    try:
+        for entry in (engine or scan_all)(todo, captions, files, measures, workers) if todo else ():
+            entries[entry.path] = entry
+            sidecars.put(entry)
+    finally:  # what an interrupted scan has found is kept, too
+        sidecars.save()
     index = Index(tuple(entries[shard] for shard in shards))
     _check(index, urls, captions)
     return index
@@ -189,16 +213,17 @@ def scan(stat: Stat, captions: Captions, files: Files, measures: Sequence[Measur
     """
     entry = ShardIndex(stat.path, stat.size, stat.version)
     with files.buffered(stat.path, stat.size) as read:
-        _scan(entry, read, captions, measures)
+        examine(entry, read, captions, measures)
     return entry
 
 
-def _scan(entry: ShardIndex, read: Read, captions: Captions, measures: Sequence[Measure]) -> None:
+def examine(entry: ShardIndex, read: Read, captions: Captions, measures: Sequence[Measure] = ()) -> None:
+    """Fills the entry of a shard with what `read` finds in it; raises DataError as `scan`."""
     limit, name = min(entry.bytes // _CELLS, _CELL_BYTES), printable(entry.path)
     ends, counts, numbers = [], [], []
     start = end = count = 0
     try:
-        for group in groups(read, 0, entry.bytes):
+        for group in groups(read, 0, entry.bytes, whole=True):
             if end and group.start - start >= limit:
                 ends.append(group.start)
                 counts.append(count)
@@ -210,14 +235,12 @@ def _scan(entry: ShardIndex, read: Read, captions: Captions, measures: Sequence[
             except BadSample as bad:
                 entry.skip(group.key, bad.reason)
     except TarDamage as damage:
-        if damage.reason == "corrupt header" and damage.offset == 0:
+        if damage.reason == "corrupt header" and not is_archive(read):
             hint = " but compressed; unpack it to a plain .tar" if read(0, 2) == b"\x1f\x8b" else ""
             raise DataError(f"{name} is not a tar archive{hint}") from None
         entry.skip(f"from byte {damage.offset}", damage.reason)
-        _log.warning("%s: %s; nothing after it can be read", name, damage)
-    else:
-        if any(read(max(0, entry.bytes - BLOCK), BLOCK)):
-            _log.warning("%s has no end mark: it may have been cut off between two members", name)
+        lost = "more may have followed" if isinstance(damage, TarEnd) else "nothing after it can be read"
+        _log.warning("%s: %s; %s", name, damage, lost)
     if end:
         ends.append(end)
         counts.append(count)
@@ -241,29 +264,21 @@ def _examine(
     return tuple(measure.of(group.key, record, content) for measure in measures)
 
 
-def _scan_all(
-    stats: Sequence[Stat], captions: Captions, files: Files, measures: Sequence[Measure], workers: int
+def scan_all(
+    stats: Sequence[Stat], captions: Captions, files: Files, measures: Sequence[Measure], workers: int = 0
 ) -> Iterator[ShardIndex]:
-    """Yields the entries of shards as they are done."""
-    if not stats:
-        return
-    remote = any(is_remote(stat.path) for stat in stats)
-    processes = not remote and sum(stat.size for stat in stats) >= _PROCESSES_FROM
-    workers = min(workers or (_REMOTE_SCANS if remote else cores()), len(stats))
-    pool: Executor = process_pool(workers) if processes else ThreadPoolExecutor(workers, "data-index")
-    with progress(len(stats), "indexing") as advance, pool:
-        work = [
-            pool.submit(_scan_alone, stat, captions, measures)
-            if processes
-            else pool.submit(scan, stat, captions, files, measures)
-            for stat in stats
-        ]
-        try:
-            for done in as_completed(work):
-                yield done.result()
-                advance(1)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    """Yields the entries of shards as they are done; ends at once when it is closed, and at Ctrl-C."""
+    remote, own = any(is_remote(stat.path) for stat in stats), copy.copy(files)  # closing those ends the scans
+    workers = max(1, min(workers or (_REMOTE_SCANS if remote else cores()), len(stats)))
+    if not remote and sum(stat.size for stat in stats) >= _PROCESSES_FROM:
+        entries = in_processes(_scan_alone, stats, workers, captions, measures)
+    else:
+        calls = ((stat, captions, own, measures) for stat in stats)
+        entries = results_of(ThreadPoolExecutor(workers, "data-index"), scan, calls, workers, own.close)
+    with own, progress(len(stats), "indexing") as advance, contextlib.closing(entries):
+        for entry in entries:
+            yield entry
+            advance(1)
 
 
 def _scan_alone(stat: Stat, captions: Captions, measures: Sequence[Measure]) -> ShardIndex:
@@ -275,7 +290,7 @@ def _check_amount(todo: Sequence[Stat], urls: str | Iterable[str], at_most: int)
     amount = sum(stat.size * (_REMOTE_COST if is_remote(stat.path) else 1) for stat in todo)
     if amount > at_most:
         size, where = sum(stat.size for stat in todo), without_secrets(str(urls))
-        raise DataError(
+        raise NotIndexed(
             f"{len(todo)} shards of {where} ({size / 2**30:,.0f} GiB) are not indexed, or changed since they were "
             f"(stale index), such as {printable(todo[0].path)}. Index them first, in parallel and with a progress bar: "
             "python -m xmodal data index"

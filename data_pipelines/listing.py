@@ -13,6 +13,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_pipelines.errors import DataError, did_you_mean
 from data_pipelines.samples import IMAGE_EXTENSIONS
 from data_pipelines.storage import Files, parent, printable
@@ -51,12 +53,18 @@ class Listing(abc.ABC):
         folder: what relative image paths start from.
         columns: names of its columns, as far as they are known before a scan.
         bytes: size of the list itself.
+        version: changes whenever the list does; "" where nothing tells.
+        share: of the list that the scan has been through, 0 to 1.
+        marks: what the scan noted of where the rows are, int64 [marks].
     """
 
     path: str
     folder: str
     columns: tuple[str, ...]
     bytes: int
+    version: str = ""
+    share: float = 0.0
+    marks: np.ndarray = np.zeros(0, np.int64)
     _image: str = ""
     _caption: str = ""
 
@@ -87,6 +95,10 @@ class Listing(abc.ABC):
     def read(self, start: int, end: int) -> list[Row]:
         """Returns rows [start, end), images included; called by several threads, after the scan."""
 
+    def restore(self, marks: np.ndarray) -> None:
+        """Takes the place of a scan: of the same list, that noted these marks."""
+        self.marks = marks
+
     def edges(self) -> Sequence[int]:
         """Returns the rows from which reading is cheapest; a block does not reach across one."""
         return (0,)
@@ -112,7 +124,7 @@ class Listing(abc.ABC):
                 f"{self._caption!r} of row {number + 1} of {printable(self.path)} is a {type(text).__name__} and not a "
                 f"text; for several captions of an image use templates=((1, '{{{self._caption}}}'),) with max_list=1"
             )
-        text = text if text is None or isinstance(text, str) else str(text)
+        text = text if text is None or isinstance(text, str) else str(text) if text == text else None  # NaN
         return Row(number, image if isinstance(image, str) else None, -1, text, fields)
 
 
@@ -166,8 +178,8 @@ class _Text(Listing):
 
     def __init__(self, path: str, files: Files, columns: Sequence[str] = ()):
         self.path, self.folder, self._files = path, parent(path), files
-        self.bytes = files.stat(path).size
-        self._marks, self._rows = array("q"), 0
+        stat = files.stat(path)
+        self.bytes, self.version = stat.size, stat.version
         with files.open(path) as file:
             bom = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
             file.seek(bom)
@@ -177,22 +189,24 @@ class _Text(Listing):
 
     def scan(self) -> Iterator[Row]:
         """See `Listing`."""
-        self._marks, self._rows = array("q"), 0
+        marks = array("q")
         with self._files.open(self.path) as file:
             file.seek(self._first)
             lines = _Lines(file, self._first)
             start = lines.position
             for row in self._parse(lines, 0):
                 if row.number % _MARK == 0:
-                    self._marks.append(start)
-                self._rows, start = row.number + 1, lines.position
+                    marks.append(start)
+                start = lines.position
+                self.share = start / self.bytes
                 yield row
-        self._marks.append(start)
+        marks.append(start)
+        self.marks = np.frombuffer(marks, np.int64)
 
     def read(self, start: int, end: int) -> list[Row]:
         """See `Listing`."""
-        first, last = start // _MARK, min(-(-end // _MARK), len(self._marks) - 1)
-        content = self._files.read(self.path, self._marks[first], self._marks[last])
+        first, last = start // _MARK, min(-(-end // _MARK), len(self.marks) - 1)
+        content = self._files.read(self.path, int(self.marks[first]), int(self.marks[last]), self.version)
         lines = _Lines(io.BytesIO(content))
         rows = list(self._parse(lines, first * _MARK))
         return rows[start - first * _MARK : end - first * _MARK]
@@ -296,6 +310,7 @@ class Folder(Listing):
         """See `Listing`."""
         for number in range(len(self._ends)):
             yield self._of(number)
+            self.share = (number + 1) / len(self._ends)
 
     def read(self, start: int, end: int) -> list[Row]:
         """See `Listing`."""
@@ -346,5 +361,5 @@ def _beside(path: str) -> str | None:
     try:
         with open(path, "rb") as file:
             return file.read(_LARGEST_TEXT).decode("utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None

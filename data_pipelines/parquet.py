@@ -20,7 +20,8 @@ class Parquet(Listing):
 
     def __init__(self, path: str, files: Files):
         self.path, self.folder, self._files = path, parent(path), files
-        self.bytes = files.stat(path).size
+        stat = files.stat(path)
+        self.bytes, self.version = stat.size, stat.version
         arrow, parquet = _pyarrow()
         try:
             with files.open(path) as file, parquet.ParquetFile(file) as table:
@@ -88,6 +89,7 @@ class Parquet(Listing):
                         row = self._of(number, fields)
                         yield row._replace(image=b"", size=size) if certain else row
                         number += 1
+                    self.share = number / self._starts[-1]
 
     def read(self, start: int, end: int) -> list[Row]:
         """See `Listing`."""

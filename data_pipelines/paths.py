@@ -10,7 +10,7 @@ from pathlib import Path
 from data_pipelines.errors import DataError
 from data_pipelines.gzipped import is_gzipped, unpacked
 from data_pipelines.storage import Files
-from data_pipelines.urls import is_remote, printable, protocol, without_secrets
+from data_pipelines.urls import has_wildcard, is_remote, printable, protocol, without_secrets
 
 # Recipes name the data that ships with the repository by relative paths, and must run from anywhere.
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -97,8 +97,8 @@ def _expand_one(pattern: str, files: Files) -> list[str]:
 
 
 def _remote(name: str, files: Files) -> list[str]:
-    wildcards = "*[" if protocol(name) in ("http", "https") else "*?["  # `?` starts the query of a web address
-    if not any(wildcard in name for wildcard in wildcards):
+    protocol(name)  # must be one that can be read
+    if not has_wildcard(name):
         return [name]  # whether it exists, and its size, one listing tells for all of them later
     found = files.glob(name)
     if not found:

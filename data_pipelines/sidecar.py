@@ -1,6 +1,7 @@
-"""The files that keep the entries of an index: one for each folder of shards and each rule of what is usable.
+"""The files that keep what was found in data: beside the data, or else in the user's cache.
 
-A file is an `.npz` of plain arrays: the cells of all shards end to end, and the rest as json. Nothing in it is run.
+Of tars there is one for each folder and each rule of what is usable, of lists one for each of them. A file is an `.npz`
+of plain arrays, some of which are json. Nothing in it is run.
 """
 
 import hashlib
@@ -10,23 +11,75 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Files, basename, join, parent, printable
+from data_pipelines.storage import Files, basename, is_remote, join, parent, printable
 
 if TYPE_CHECKING:
     from data_pipelines.index import ShardIndex
 
-_VERSION = 3  # of the format; files of another one are not looked at
+_VERSION = 4  # of the format for tars; files of another one are not looked at
 _SAVE_SECONDS = 30.0  # between saves of a long scan, so that an interruption costs little
 _CACHE = Path("~/.cache/xmodal/index")
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Kept:
+    """One file, in `.index/` of a folder of data or, where that cannot be written, in the user's cache.
+
+    Args:
+        folder: path or url.
+        rule: what the content depends on besides the data, the version of the format included.
+        files: reads and writes it.
+    """
+
+    def __init__(self, folder: str, rule: str, files: Files):
+        name, place = _digest(rule), _digest(folder if is_remote(folder) else os.path.abspath(folder))
+        self._files = files
+        self._places = (join(folder, ".index", f"{name}.npz"), str(_CACHE.expanduser() / f"{place}-{name}.npz"))
+
+    def read(self, parse: Callable[[Mapping[str, np.ndarray]], T]) -> T | None:
+        """Returns what `parse` makes of the arrays; None where there are none, or damaged ones."""
+        for path in self._places:
+            try:
+                with np.load(io.BytesIO(self._files.read_all(path)), allow_pickle=False) as arrays:
+                    return parse(arrays)
+            except DataError:  # not there, or a web server that does not give it
+                continue
+            except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+                _log.warning("the index %s cannot be read (%s); it is made again", printable(path), error)
+        return None
+
+    def write(self, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Says whether it wrote the arrays. A reader never sees half a file, and of two writers one wins."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        for path in self._places:
+            try:
+                self._files.write_atomic(path, buffer.getvalue())
+                return True
+            except OSError as error:
+                _log.info("the index cannot be kept at %s: %s", printable(path), error)
+        _log.warning("the index could not be kept anywhere; the next start looks at all the data again")
+        return False
+
+
+def to_array(value: Any) -> np.ndarray:
+    """Returns an array of bytes that holds a value as json."""
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def from_array(array: np.ndarray) -> Any:
+    """Returns the value that `to_array` was given."""
+    return json.loads(array.tobytes())
 
 
 class Sidecars:
@@ -67,69 +120,45 @@ class _Sidecar:
     """The file of one folder."""
 
     def __init__(self, folder: str, signature: str, files: Files):
-        digest = hashlib.blake2b(f"{_VERSION} {signature}".encode(), digest_size=6).hexdigest()
-        place = hashlib.blake2b(os.path.abspath(folder).encode() if "://" not in folder else folder.encode(),
-                                digest_size=6).hexdigest()  # fmt: skip
-        self._folder, self._signature, self._files = folder, signature, files
-        self._candidates = (
-            join(folder, ".index", f"{digest}.npz"),
-            str(_CACHE.expanduser() / f"{place}-{digest}.npz"),
-        )
+        self._folder, self._signature = folder, signature
+        self._kept = Kept(folder, f"{_VERSION} {signature}", files)
         self.changed = False
-        self.entries = next(filter(None, map(self._read, self._candidates)), {})
+        self.entries = self._kept.read(self._parse) or {}
 
-    def _read(self, path: str) -> "dict[str, ShardIndex]":
+    def _parse(self, content: Mapping[str, np.ndarray]) -> "dict[str, ShardIndex]":
         from data_pipelines.index import ShardIndex
 
-        try:
-            with np.load(io.BytesIO(self._files.read_all(path)), allow_pickle=False) as content:
-                facts, cells = json.loads(content["facts"].tobytes()), content["cells"]
-                cuts = np.cumsum(cells)[:-1]
-                ends, counts = np.split(content["ends"], cuts), np.split(content["counts"], cuts)
-                numbers = np.cumsum([part.sum() for part in counts])[:-1]
-                measures = json.loads(content["measures"].tobytes())
-                columns = [np.split(content[f"column{i}"], numbers) for i in range(len(measures))]
-            # Names and not paths: the folder may have moved since, with its index.
-            return {
-                name: ShardIndex(
-                    path=join(self._folder, name), ends=ends[i], counts=counts[i],
-                    columns={measure: column[i] for measure, column in zip(measures, columns)}, **facts[name],
-                )
-                for i, name in enumerate(facts)
-            }  # fmt: skip
-        except DataError:  # not there, or a web server that does not give it
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            _log.warning("the index %s cannot be read (%s); scanning its shards again", printable(path), error)
-            return {}
+        facts, cuts = from_array(content["facts"]), np.cumsum(content["cells"])[:-1]
+        ends, counts = np.split(content["ends"], cuts), np.split(content["counts"], cuts)
+        numbers = np.cumsum([part.sum() for part in counts])[:-1]
+        measures = from_array(content["measures"])
+        columns = [np.split(content[f"column{i}"], numbers) for i in range(len(measures))]
+        # Names and not paths: the folder may have moved since, with its index.
+        return {
+            name: ShardIndex(
+                path=join(self._folder, name), ends=ends[i], counts=counts[i],
+                columns={measure: column[i] for measure, column in zip(measures, columns)}, **facts[name],
+            )
+            for i, name in enumerate(facts)
+        }  # fmt: skip
 
     def save(self) -> None:
-        """Writes the entries; a reader never sees half a file, and of two writers one wins."""
-        entries, buffer = list(self.entries.values()), io.BytesIO()
+        """Writes the entries."""
+        entries = list(self.entries.values())
         measures = list(entries[0].columns)
-        np.savez(
-            buffer,
-            usable_if=_text(self._signature),
-            facts=_text(json.dumps({name: entry.facts() for name, entry in self.entries.items()})),
-            measures=_text(json.dumps(measures)),
+        arrays = dict(
+            usable_if=to_array(self._signature),
+            facts=to_array({name: entry.facts() for name, entry in self.entries.items()}),
+            measures=to_array(measures),
             cells=np.array([len(entry.ends) for entry in entries], np.int64),
             ends=np.concatenate([entry.ends for entry in entries]),
             counts=np.concatenate([entry.counts for entry in entries]),
-            **{
-                f"column{i}": np.concatenate([entry.columns[measure] for entry in entries])
-                for i, measure in enumerate(measures)
-            },
         )
-        for path in self._candidates:
-            try:
-                self._files.write_atomic(path, buffer.getvalue())
-            except OSError as error:
-                _log.info("the index cannot be kept at %s: %s", printable(path), error)
-            else:
-                self.changed = False
-                return
-        _log.warning("the index could not be kept anywhere; the next start scans the shards again")
+        for i, measure in enumerate(measures):
+            arrays[f"column{i}"] = np.concatenate([entry.columns[measure] for entry in entries])
+        if self._kept.write(arrays):
+            self.changed = False
 
 
-def _text(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8)
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()

@@ -84,11 +84,20 @@ class Tokenizer:
         bos = [] if self.bos_id is None else [self.bos_id]
         ids = np.full((len(texts), length), self.pad_id, np.int32)
         valid = np.zeros((len(texts), length), bool)
-        for row, encoding in enumerate(self._hf.encode_batch_fast(list(texts), add_special_tokens=False)):
-            tokens = [*bos, *encoding.ids[: length - 1 - len(bos)], self.eos_id]
+        for row, found in enumerate(self.tokens(texts)):
+            tokens = [*bos, *found[: length - self.marks], self.eos_id]
             ids[row, : len(tokens)] = tokens
             valid[row, : len(tokens)] = True
         return ids, valid
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of texts at their full length, without begin and end."""
+        return [encoding.ids for encoding in self._hf.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    @property
+    def marks(self) -> int:
+        """Number of begin and end tokens that every caption gets."""
+        return 1 if self.bos_id is None else 2
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of one sequence: what lies before its first end token, without special tokens."""

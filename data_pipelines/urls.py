@@ -49,6 +49,17 @@ def without_secrets(text: str) -> str:
     return _SECRETS.sub(r"\1\2", text)
 
 
+def has_wildcard(url: str) -> bool:
+    """Whether a url is a pattern of files.
+
+    Of a web address only the path counts: brackets before it hold an IPv6 address, and `?` starts its query.
+    """
+    if url.startswith(_WEB):
+        path = _without_query(url).partition("://")[2].partition("/")[2]
+        return any(mark in path for mark in "*[")
+    return any(mark in url for mark in "*?[")
+
+
 def basename(path: str) -> str:
     """Returns the last part of a path or url; the query of a web address does not belong to it."""
     return printable(path).rpartition("/")[2]

@@ -16,7 +16,7 @@ from PIL import Image
 from data_pipelines.decode import check_image, full_image
 from data_pipelines.errors import DataError
 from data_pipelines.storage import Files, is_remote
-from data_pipelines.tar import BLOCK
+from data_pipelines.tar import BLOCK, Read
 
 _ORIENTATION = 0x0112  # EXIF
 _EXTENSIONS = dict(JPEG="jpg", MPO="jpg", PNG="png", WEBP="webp", GIF="gif", BMP="bmp")
@@ -59,17 +59,18 @@ class ShardWriter:
         self._path, self._files = path, files
         self._draft = "" if is_remote(path) else f"{path}.{uuid.uuid4().hex}{_PART}"
         self._file: BinaryIO
+        self._ended = False
 
     def __enter__(self) -> "ShardWriter":
         if self._draft:
             os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
-        self._file = open(self._draft, "wb") if self._draft else io.BytesIO()
+        self._file = open(self._draft, "w+b") if self._draft else io.BytesIO()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         try:
             if kind is None:
-                self._write(bytes(_END + -(self.bytes + _END) % _RECORD))
+                self.end()
                 self._publish()
         finally:
             self._file.close()
@@ -96,6 +97,18 @@ class ShardWriter:
             self._write(content)
             self._write(bytes(-len(content) % BLOCK))
         self.samples += 1
+
+    def end(self) -> Read:
+        """Ends the tar, and returns a `Read` of it that works as long as this is open."""
+        if not self._ended:
+            self._write(bytes(_END + -(self.bytes + _END) % _RECORD))
+            self._ended = True
+
+        def read(offset: int, size: int) -> bytes:
+            self._file.seek(offset)
+            return self._file.read(size)
+
+        return read
 
     def _write(self, content: bytes | memoryview) -> None:
         self.bytes += self._file.write(content)

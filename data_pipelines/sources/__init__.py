@@ -1,12 +1,15 @@
 """Where samples come from. A new kind of source is one file here and one line in SOURCES."""
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+from data_pipelines import index
 from data_pipelines.captions import Captions
 from data_pipelines.errors import DataError, did_you_mean
-from data_pipelines.measures import LIKENESS, TokenCount, first_of_each, likeness
-from data_pipelines.sources.base import Source, read_spec
+from data_pipelines.measures import LIKENESS, Measure, TokenCount, first_of_each, likeness
+from data_pipelines.sources.base import Source, SourceSpec, read_spec
 from data_pipelines.sources.files import FilesSource
 from data_pipelines.sources.selected import Selected
 from data_pipelines.sources.synthetic import SyntheticSource
@@ -17,7 +20,21 @@ from data_pipelines.tokenizers import Tokenizer
 
 SOURCES: dict[str, type[Source]] = dict(tar=TarSource, files=FilesSource, tfds=TfdsSource, synthetic=SyntheticSource)
 
-__all__ = ["SOURCES", "Source", "open_source"]
+__all__ = ["SOURCES", "Source", "index_source", "open_source"]
+
+
+class _Opening(NamedTuple):
+    """What an entry of `data.sources` comes to."""
+
+    cls: type[Source]
+    spec: SourceSpec
+    captions: Captions
+    unique: Measure | None
+    tokens: TokenCount | None
+
+    @property
+    def measures(self) -> list[Measure]:
+        return [measure for measure in (self.unique, self.tokens) if measure]
 
 
 def open_source(
@@ -28,6 +45,7 @@ def open_source(
     *,
     every_field: bool = False,
     tokenizer: Tokenizer | None = None,
+    where: str = "",
 ) -> Source:
     """Opens one entry of `data.sources`.
 
@@ -38,30 +56,92 @@ def open_source(
         files: reads its files; the caller closes it.
         every_field: the records of its samples hold all fields, whether captions use them or not.
         tokenizer: counts the tokens of the captions, for the `lengths` of the source; None leaves them uncounted.
+        where: path of the entry in the config; "" is `data.sources.NAME`.
 
     Raises:
+        NotIndexed: there are too many new shards to be scanned in passing; see `index_source`.
         DataError: an option is wrong, or the data cannot be used; the message starts with the entry's path.
     """
-    where, kind = f"data.sources.{name}", entry.get("type", "tar")
+    where = where or f"data.sources.{name}"
+    with _located(where):
+        opening = _plan(where, entry, config, every_field, tokenizer)
+        unique, tokens = opening.unique, opening.tokens
+        source = opening.cls.open(name, opening.spec, opening.captions, files, opening.measures)
+        if tokens:
+            source.lengths = source.column(tokens)
+        return Selected(source, first_of_each(source.column(unique)), reason="duplicate") if unique else source
+
+
+def index_source(
+    name: str,
+    entry: Mapping[str, Any],
+    config: Any,
+    files: Files,
+    *,
+    tokenizer: Tokenizer | None = None,
+    workers: int = 0,
+    engine: index.Engine | None = None,
+    where: str = "",
+) -> index.Index | None:
+    """Indexes the shards of an entry of `data.sources`, however large they are; None where its type has no index.
+
+    Args:
+        name: its key.
+        entry: its options.
+        config: the `data` section of a config.
+        files: reads and writes; the caller closes it.
+        tokenizer: as for `open_source`: the index then holds numbers of tokens.
+        workers: shards scanned at a time; 0 decides by their place and size.
+        engine: as for `index.load`.
+        where: as for `open_source`.
+
+    Raises:
+        DataError: as `open_source`, or the index could not be kept.
+    """
+    where = where or f"data.sources.{name}"
+    with _located(where):
+        opening = _plan(where, entry, config, False, tokenizer)
+        if opening.cls is not TarSource:
+            return None
+        load = lambda **how: index.load(opening.spec.urls, opening.captions, files, opening.measures, **how)
+        made = load(workers=workers, at_most=math.inf, engine=engine)
+        try:
+            kept = load(at_most=0)
+        except index.NotIndexed as error:
+            raise DataError(
+                f"the index that was just made is not there, or shards changed meanwhile: {error}"
+            ) from None
+        if kept.digest() != made.digest():
+            raise DataError(f"the index of {opening.spec.urls} that was kept is not the one that was made; delete it")
+        return kept
+
+
+@contextlib.contextmanager
+def _located(where: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        kind = index.NotIndexed if isinstance(error, index.NotIndexed) else DataError
+        raise error if str(error).startswith(where) else kind(f"{where}: {error}") from error
+
+
+def _plan(
+    where: str, entry: Mapping[str, Any], config: Any, every_field: bool, tokenizer: Tokenizer | None
+) -> _Opening:
+    kind = entry.get("type", "tar")
     if kind not in SOURCES:
         raise DataError(f"{where}.type is {kind!r}, not one of {', '.join(SOURCES)}{did_you_mean(str(kind), SOURCES)}")
     cls = SOURCES[kind]
     spec = read_spec(cls.Spec, entry, where)
     text = config.text if spec.templates is None else _Replaced(config.text, templates=spec.templates)
     group_key = config.group_key if spec.group_key is None else spec.group_key
-    try:
-        captions = Captions(text, group_key, keep=spec.filter, always_json=every_field)
-        if spec.unique and spec.unique not in LIKENESS:
-            close = did_you_mean(spec.unique, LIKENESS)
-            raise DataError(f"unique is {spec.unique!r}, not one of {', '.join(LIKENESS)}{close}")
-        unique = likeness(spec.unique, captions) if spec.unique else None
-        tokens = TokenCount(captions, tokenizer, config.text.length) if tokenizer else None
-        source = cls.open(name, spec, captions, files, [measure for measure in (unique, tokens) if measure])
-        if tokens:
-            source.lengths = source.column(tokens)
-        return Selected(source, first_of_each(source.column(unique)), reason="duplicate") if unique else source
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+    captions = Captions(text, group_key, keep=spec.filter, always_json=every_field)
+    if spec.unique and spec.unique not in LIKENESS:
+        close = did_you_mean(spec.unique, LIKENESS)
+        raise DataError(f"unique is {spec.unique!r}, not one of {', '.join(LIKENESS)}{close}")
+    unique = likeness(spec.unique, captions) if spec.unique else None
+    tokens = TokenCount(captions, tokenizer, config.text.length) if tokenizer else None
+    return _Opening(cls, spec, captions, unique, tokens)
 
 
 class _Replaced:

@@ -1,13 +1,12 @@
 """Images in folders, or named or held by the rows of CSV, TSV, JSONL and parquet lists."""
 
-import itertools
+import functools
+import json
 import os
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -15,18 +14,14 @@ from data_pipelines import paths
 from data_pipelines.blocks import Blocks
 from data_pipelines.captions import Captions, Record
 from data_pipelines.errors import BadSample, DataError, Fault
-from data_pipelines.fields import field_names
 from data_pipelines.listing import Listing, Row, open_list
+from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, SourceSpec
+from data_pipelines.sources.examined import LARGEST, Examined, examined
 from data_pipelines.sources.rows import UNUSED, row_blocks
 from data_pipelines.storage import Files, Forbidden, MissingFile, basename, is_remote, join, printable
-from data_pipelines.urls import protocol
 
-_CHUNK = 4096  # rows whose files are looked at together
-_LISTED = 1000  # faults kept per list and reason; the counts are exact
-_LARGEST = 64 * 2**20  # bytes of an image
-_DISTANT = 128 * 1024  # bytes, about, of an image that has not been fetched yet
 _AT_ONCE = 16  # images of a block that are fetched at a time from far away
 
 
@@ -53,8 +48,8 @@ class FilesSpec(SourceSpec):
 class FilesSource(Source):
     """Folders and lists; see `Source`.
 
-    Opening it reads all rows, and looks for the files that are on this machine; of each row 4 bytes are kept. What is
-    far away is fetched when its block is read, and where that fails the sample has a `fault`.
+    The first time, all rows are read and the files on this machine looked for; see `examined`. Of each row 4 bytes are
+    kept. What is far away is fetched when its block is read, and where that fails the sample has a `fault`.
     """
 
     Spec = FilesSpec
@@ -62,28 +57,23 @@ class FilesSource(Source):
     def __init__(self, name: str, spec: FilesSpec, captions: Captions, files: Files):
         self.name, self.spec, self.captions, self._files = name, spec, captions, files
         self._lists = [open_list(path, files, spec.columns) for path in _lists(spec.urls, files)]
-        self._faults: dict[tuple[int, str], list[str]] = {}  # (list, reason) -> what was left out
-        self._counts: Counter[tuple[int, str]] = Counter()
-        self._sizes: list[np.ndarray] = []  # of each list int32 [rows], UNUSED for those left out
-        filled, available = Counter(), {}
-        for number, listing in enumerate(self._lists):
+        for listing in self._lists:
             listing.use(spec.image, spec.caption, None if captions.every_field else captions.fields)
-            self._sizes.append(self._examine(number, listing, filled, available))
-        self.samples = sum(int((sizes != UNUSED).sum()) for sizes in self._sizes)
-        self.bytes = sum(int(sizes[sizes != UNUSED].sum(dtype=np.int64)) for sizes in self._sizes)
-        self.shards, self.skipped = len(self._lists), {}
-        for (_, reason), count in self._counts.items():
-            self.skipped[reason] = self.skipped.get(reason, 0) + count
-        self._check(filled, available)
+        self._found = self._examine()
+        sizes = [found.sizes[found.sizes != UNUSED] for found in self._found]
+        self.samples, self.bytes = sum(map(len, sizes)), sum(int(part.sum(dtype=np.int64)) for part in sizes)
+        self.shards = len(self._lists)
+        self.skipped = dict(sum((Counter(found.skipped) for found in self._found), Counter()))
+        self._check()
 
     def blocks(self, target: int) -> Blocks:
         """See `Source`."""
-        return row_blocks([(sizes, table.edges()) for sizes, table in zip(self._sizes, self._lists)], target)
+        return row_blocks([(found.sizes, table.edges()) for found, table in zip(self._found, self._lists)], target)
 
     def read(self, blocks: Blocks, i: int) -> list[Sample]:
         """See `Source`."""
         shard, start, end = int(blocks.shard[i]), int(blocks.start[i]), int(blocks.end[i])
-        listing, used = self._lists[shard], self._sizes[shard][start:end] != UNUSED
+        listing, used = self._lists[shard], self._found[shard].sizes[start:end] != UNUSED
         rows, path = listing.read(start, end), printable(listing.path)
         try:
             if len(rows) != len(used):
@@ -95,7 +85,7 @@ class FilesSource(Source):
                 f"stale index: rows {start + 1:,} to {end:,} of {path} were usable and are not now ({bad.reason}); the "
                 f"list changed during the run. Start the run again"
             ) from None
-        images = self._fetch([self._resolve(listing, row.image) for row in rows])
+        images = self._fetch([self._place(listing, row) for row in rows])
         return [
             Sample(path, listing.name(row), image, record, fault)
             for row, record, (image, fault) in zip(rows, records, images)
@@ -103,43 +93,45 @@ class FilesSource(Source):
 
     def identity(self) -> list[tuple[str, int, int]]:
         """See `Source`."""
-        return [(basename(table.path), table.bytes, len(sizes)) for table, sizes in zip(self._lists, self._sizes)]
+        both = zip(self._lists, self._found)
+        return [(basename(table.path), table.bytes, len(found.sizes)) for table, found in both]
 
     def faults(self) -> Iterator[Fault]:
         """See `Source`."""
-        for (number, reason), names in self._faults.items():
-            path = printable(self._lists[number].path)
-            yield from (Fault(path, name, reason) for name in names)
-            unlisted = self._counts[number, reason] - len(names)
-            if unlisted:
-                yield Fault(path, f"and {unlisted} more", reason)
+        for listing, found in zip(self._lists, self._found):
+            path = printable(listing.path)
+            for reason, names in found.names.items():
+                yield from (Fault(path, name, reason) for name in names)
+                unlisted = found.skipped[reason] - len(names)
+                if unlisted:
+                    yield Fault(path, f"and {unlisted} more", reason)
 
-    def _examine(self, number: int, listing: Listing, filled: Counter, available: dict[str, None]) -> np.ndarray:
-        """Returns the size of each row's image, or UNUSED; counts what is left out."""
-        sizes, rows = array("i"), listing.scan()
-        while chunk := list(itertools.islice(rows, _CHUNK)):
-            images = [self._resolve(listing, row.image) for row in chunk]
-            local = [image for image in images if isinstance(image, str) and not is_remote(image)]
-            found = self._files.stat_many(local)
-            for row, image in zip(chunk, images):
-                filled.update(self.captions.filled(Record("", row.fields)))
-                if not available:
-                    available.update(dict.fromkeys(field_names(row.fields)))
-                try:
-                    self.captions.check(self._record(row))
-                    sizes.append(_size(row, image, found))
-                except BadSample as bad:
-                    sizes.append(UNUSED)
-                    self._skip(number, listing.name(row), bad.reason)
-        return np.frombuffer(sizes, np.int32) if sizes else np.zeros(0, np.int32)
+    def _examine(self) -> list[Examined]:
+        """Returns what is known of each list, or learns it: of long lists it takes minutes."""
+        spec, whole, done = self.spec, sum(listing.bytes for listing in self._lists), 0.0
+        root = spec.root if not spec.root or is_remote(spec.root) else os.path.abspath(spec.root)
+        rule = json.dumps([spec.image, spec.caption, root, spec.columns])
+        found = []
+        with progress(100, f"examining {self.name}", "%") as advance:
+
+            def note(listing: Listing, share: float) -> None:
+                nonlocal done
+                before, done = int(done), done + 100 * share * listing.bytes / max(whole, 1)
+                advance(int(done) - before)
+
+            for listing in self._lists:
+                place, noted = functools.partial(self._place, listing), functools.partial(note, listing)
+                found.append(examined(listing, self.captions, place, rule, self._files, noted))
+        return found
 
     def _record(self, row: Row) -> Record:
         if row.problem:
             raise BadSample(row.problem)
         return self.captions.from_fields(row.fields, row.text)
 
-    def _resolve(self, listing: Listing, image: str | bytes | None) -> str | bytes | None:
+    def _place(self, listing: Listing, row: Row) -> str | bytes | None:
         """Returns where an image lies, or an embedded image itself."""
+        image = row.image
         if not isinstance(image, str) or not image or is_remote(image) or os.path.isabs(image):
             return image
         return join(self.spec.root or listing.folder or ".", image)
@@ -158,7 +150,7 @@ class FilesSource(Source):
             return image, "" if image else "empty image"
         try:
             size = self._files.stat(image).size
-            if not 0 < size <= _LARGEST:
+            if not 0 < size <= LARGEST:
                 return b"", "image too large" if size else "empty image"
             return self._files.read(image, 0, size), ""
         except MissingFile:
@@ -168,14 +160,10 @@ class FilesSource(Source):
         except DataError:
             return b"", "fetch failed"
 
-    def _skip(self, number: int, name: str, reason: str) -> None:
-        self._counts[number, reason] += 1
-        listed = self._faults.setdefault((number, reason), [])
-        if len(listed) < _LISTED:
-            listed.append(name)
-
-    def _check(self, filled: Counter, available: dict[str, None]) -> None:
+    def _check(self) -> None:
         where = str(self.spec.urls)
+        filled = sum((Counter(found.filled) for found in self._found), Counter())
+        available = next((found.available for found in self._found if found.available), [])
         if self.captions.fields and (self.samples or available):
             self.captions.check_fields(filled, available, where)
         if self.samples:
@@ -188,28 +176,6 @@ class FilesSource(Source):
         elif "no image" in self.skipped:
             hint = f". Relative paths start from {self.spec.root or self._lists[0].folder or '.'}: see `root`"
         raise DataError(f"no usable image in {where} ({reasons}){hint}")
-
-
-def _size(row: Row, image: str | bytes | None, found: dict[str, Any]) -> int:
-    """Returns the bytes of an image, about; raises BadSample."""
-    size = row.size
-    if not image and size < 0:
-        raise BadSample("no image")
-    if isinstance(image, str):
-        if is_remote(image):
-            try:
-                protocol(image)
-            except DataError:
-                raise BadSample("unsupported url") from None
-            return _DISTANT
-        if image not in found:
-            raise BadSample("no image")
-        size = found[image].size
-    if size == 0:
-        raise BadSample("empty image")
-    if size > _LARGEST:
-        raise BadSample("image too large")
-    return size
 
 
 def _lists(urls: str | tuple, files: Files) -> list[str]:

@@ -35,9 +35,8 @@ class TarSource(Source):
     def __init__(self, name: str, spec: TarSpec, captions: Captions, files: Files, measures: Sequence[Measure] = ()):
         self.name, self.spec, self.captions, self._files = name, spec, captions, files
         self._index = index.load(spec.urls, captions, files, measures)
-        self._paths = [shard.path for shard in self._index.shards]
         self.samples, self.bytes = self._index.samples, self._index.bytes
-        self.shards, self.skipped = len(self._paths), self._index.skipped
+        self.shards, self.skipped = len(self._index.shards), self._index.skipped
 
     @classmethod
     def open(cls, name: str, spec: TarSpec, captions: Captions, files: Files, measures: Sequence[Measure]) -> Source:
@@ -54,8 +53,9 @@ class TarSource(Source):
 
     def read(self, blocks: Blocks, i: int) -> list[Sample]:
         """See `Source`."""
-        path, start, end = self._paths[blocks.shard[i]], int(blocks.start[i]), int(blocks.end[i])
-        samples = parse_block(path, self._files.read(path, start, end), start, self.captions)
+        shard, start, end = self._index.shards[blocks.shard[i]], int(blocks.start[i]), int(blocks.end[i])
+        path = shard.path
+        samples = parse_block(path, self._files.read(path, start, end, shard.version), start, self.captions)
         if len(samples) != blocks.count[i]:
             raise DataError(
                 f"stale index: bytes {start:,} to {end:,} of {printable(path)} hold {len(samples)} usable samples and "

@@ -13,6 +13,7 @@ from data_pipelines.captions import Captions, Record
 from data_pipelines.errors import BadSample, DataError, Fault, did_you_mean
 from data_pipelines.fields import field_names
 from data_pipelines.listing import CAPTION_COLUMNS
+from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.rows import UNUSED, row_blocks
@@ -154,16 +155,21 @@ class TfdsSource(Source):
             )
 
     def _filter(self) -> None:
-        for first in range(0, len(self._sizes), _AT_ONCE):
-            rows = range(first, min(first + _AT_ONCE, len(self._sizes)))
-            for row, example in zip(rows, self._get(rows)):
-                try:
-                    self.captions.check(self._record(example))
-                except BadSample as bad:
-                    self._sizes[row] = UNUSED
-                    self.skipped[bad.reason] = self.skipped.get(bad.reason, 0) + 1
-                    if len(self._faults) < _LISTED:
-                        self._faults.append(Fault(self.spec.dataset, f"example {row}", bad.reason))
+        with progress(len(self._sizes), f"filtering {self.name}", "examples") as advance:
+            for first in range(0, len(self._sizes), _AT_ONCE):
+                rows = range(first, min(first + _AT_ONCE, len(self._sizes)))
+                for row, example in zip(rows, self._get(rows)):
+                    try:
+                        self.captions.check(self._record(example))
+                    except BadSample as bad:
+                        self._leave_out(row, bad.reason)
+                advance(len(rows))
+
+    def _leave_out(self, row: int, reason: str) -> None:
+        self._sizes[row] = UNUSED
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        if len(self._faults) < _LISTED:
+            self._faults.append(Fault(self.spec.dataset, f"example {row}", reason))
 
     def _get(self, rows: Any) -> list[Mapping[str, Any]]:
         try:

@@ -15,6 +15,7 @@ from tiny_shards import encode
 
 from configs.base import get_config
 from data_pipelines.building import Limits, build, build_shard, plan
+from data_pipelines.captions import Captions
 from data_pipelines.errors import DataError
 from data_pipelines.sources import open_source
 from data_pipelines.storage import Files, join
@@ -51,18 +52,27 @@ def job_of(files, listed, out, limits=LIMITS):
     config = get_config().data
     config.text.lower = False
     source = open_source("input", dict(type="files", urls=str(listed)), config, files, every_field=True)
-    return plan(source, str(out), limits, ImageRule(), files)
+    return plan(source, str(out), limits, ImageRule(), Captions(config.text), files)
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def built_source(files, out, every_field=False):
+    """Opens built shards as a run does, and looks at none of them: their index must be there."""
+    config, scanned = get_config().data, []
+    config.text.lower = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_pipelines.index.examine", lambda entry, *_: scanned.append(entry.path))
+        source = open_source("built", dict(urls=join(str(out), "*.tar")), config, files, every_field=every_field)
+    assert not scanned
+    return source
 
 
 def read_back(files, out):
     """Returns caption -> (key, image, fields) of all samples of built shards."""
-    config = get_config().data
-    config.text.lower = False
-    source = open_source("built", dict(urls=join(str(out), "*.tar")), config, files, every_field=True)
+    source = built_source(files, out, every_field=True)
     blocks = source.blocks(10**6)
     samples = [sample for i in range(len(blocks)) for sample in source.read(blocks, i)]
     assert len({sample.key for sample in samples}) == len(samples)
@@ -74,7 +84,7 @@ def test_every_row_is_in_a_shard_or_in_the_account(files, listed, tmp_path):
     manifest = build(job_of(files, listed, out), dict(a=1))
     assert manifest == json.loads((out / "manifest.json").read_text())
     names = {shard["name"] for shard in manifest["shards"]}
-    assert {path.name for path in out.iterdir()} == {*names, "manifest.json", "skipped.jsonl"}
+    assert {path.name for path in out.iterdir()} == {*names, "manifest.json", "skipped.jsonl", ".index"}
     assert manifest["complete"]
     assert manifest["skipped"] == {"corrupt jpeg": 1, "empty caption": 1, "no image": 1, "not an image": 1}
     assert manifest["samples"] == 66 == sum(shard["samples"] for shard in manifest["shards"])
@@ -119,6 +129,19 @@ def test_workers_interruptions_and_buckets_change_nothing(files, listed, tmp_pat
     assert {name: (third / name).stat().st_mtime_ns for name in written} == written
     for name, content in contents(third).items():
         assert files.read_all(f"{bucket}/{name}") == content
+    assert read_back(files, bucket) == read_back(files, third) == read_back(files, tmp_path / "two")
+
+
+def test_the_index_is_that_of_a_scan(files, listed, tmp_path):
+    build(job_of(files, listed, tmp_path / "out"), {})
+    written = built_source(files, tmp_path / "out")
+    (kept,) = (tmp_path / "out" / ".index").iterdir()
+    kept.unlink()
+    config = get_config().data
+    scanned = open_source("scanned", dict(urls=str(tmp_path / "out" / "*.tar")), config, files)
+    assert kept.exists()
+    assert written.blocks(1).digest() == scanned.blocks(1).digest()
+    assert written.identity() == scanned.identity() and written.samples == scanned.samples == 66
 
 
 def test_another_build_in_the_same_folder_is_refused(files, listed, tmp_path):
@@ -198,11 +221,12 @@ def test_beam_that_is_missing_is_named_before_anything_is_written(tmp_path, caps
         (["x", "--type", "file"], "did you mean 'files'"),
         (["x.csv", "--runner", "DirectRunner"], "--engine beam"),
         (["x.csv", "--workers", "0"], "must be above 0"),
+        (["9", "--type", "synthetic", "--out", "shards-{a,b}"], "makes it a pattern"),
     ],
 )
 def test_wrong_commands_say_what_is_wrong(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
-        main(["data", "build", *arguments, "--out", str(tmp_path / "out")])
+        main(["data", "build", "--out", str(tmp_path / "out"), *arguments])
     assert stopped.value.code == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -189,6 +189,17 @@ def test_patterns(shards, monkeypatch):
     assert paths.expand_braces("{a,b}-{8..10}") == ["a-8", "a-9", "a-10", "b-8", "b-9", "b-10"]
 
 
+def test_only_the_path_of_a_web_address_holds_wildcards():
+    with Files() as files:
+        here = "http://[::1]:8000/x-{0..1}.tar"  # an IPv6 address
+        assert paths.expand(here, files) == ["http://[::1]:8000/x-0.tar", "http://[::1]:8000/x-1.tar"]
+        signed = "https://user:a*b@host/x.tar?signature=c*[d"
+        assert paths.expand(signed, files) == [signed]
+        for pattern in ("http://[::1]:8000/x-*.tar", "https://host/x-[01].tar"):
+            with pytest.raises(DataError, match="web servers cannot list files"):
+                paths.expand(pattern, files)
+
+
 def test_relative_paths_fall_back_to_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert expand("configs/base.py") == [str(paths.REPOSITORY / "configs" / "base.py")]

@@ -81,34 +81,6 @@ def test_epochs_are_exact_and_differ(config):
     assert sum(a == b for a, b in zip(epochs[0], epochs[1])) < 20
 
 
-@pytest.mark.parametrize("processes", [2, 4, 8])
-def test_processes_share_the_same_global_batches(config, straight, processes):
-    parts = [take(config, 5, shard=(i, processes)) for i in range(processes)]
-    joined = [{name: np.concatenate([part[name] for part in batch]) for name in batch[0]} for batch in zip(*parts)]
-    assert_equal(joined, reference(config, straight)[:5])
-
-
-@pytest.mark.parametrize("position", [16, 160, 208, 224, 400, 528])
-def test_resume_is_bit_identical(config, straight, position):
-    assert_equal(take(config, 3, position=position), reference(config, straight)[position // 16 :][:3])
-
-
-@pytest.mark.parametrize(("threads", "prefetch"), [(1, 0), (1, 1), (7, 20)])
-def test_threads_and_prefetch_change_nothing(config, straight, threads, prefetch):
-    config.threads, config.prefetch = threads, prefetch
-    assert_equal(take(config, 12), reference(config, straight)[:12])
-
-
-def test_the_batch_size_may_change_on_resume(config, straight):
-    """A lane goes on where it was: two batches of 16 hold the rows of one batch of 32."""
-    (wide,) = take(config, 1, batch_size=32, position=64)
-    first, second = reference(config, straight)[4:6]
-    for name, array in wide.items():
-        lanes = array.reshape(8, 4, *array.shape[1:])
-        for half, narrow in zip((lanes[:, :2], lanes[:, 2:]), (first, second)):
-            np.testing.assert_array_equal(half.reshape(narrow[name].shape), narrow[name])
-
-
 def test_position_counts_global_samples(config):
     with open_stream(config, batch_size=16, seed=3, position=32, shard=(1, 2)) as stream:
         assert stream.position == 32

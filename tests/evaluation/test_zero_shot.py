@@ -1,11 +1,14 @@
 """Zero-shot accuracy agrees with a reference in NumPy, with several prompts per class."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
-from tiny_world import KINDS, SAMPLES
+from tiny_world import KINDS, SAMPLES, held_out
 
 from data_pipelines.errors import DataError
+from xmodal.config import ConfigError, make_spec
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.zero_shot import ZeroShot, accuracy
 
@@ -72,3 +75,24 @@ def test_ties_count_against_the_sample():
 def test_what_is_not_there_is_named(world, fields, message):
     with pytest.raises(DataError, match=message):
         ZeroShot(world.urls, **fields).prepare("x", world.context)
+
+
+def test_a_list_gives_the_figures_of_a_tar_of_the_same_samples(world, tmp_path):
+    rows = []
+    for i in range(SAMPLES):
+        members = held_out(i)
+        (tmp_path / f"{i}.png").write_bytes(members["png"])
+        rows.append(json.loads(members["json"]) | dict(path=f"{i}.png", caption=members["txt"].decode()))
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = dict(label_field="kind", batch_size=16)
+    source = dict(type="files", urls=str(tmp_path / "list.jsonl"))
+    from_list = world.evaluate(make_spec(ZeroShot, dict(source=source, **options), "evals.x"))
+    assert from_list.metrics == world.evaluate(ZeroShot(world.urls, **options)).metrics
+    with pytest.raises(DataError, match=r"evals\.x\.source: .*nowhere\.jsonl"):
+        world.evaluate(ZeroShot(source=dict(type="files", urls="nowhere.jsonl")))
+
+
+@pytest.mark.parametrize("entry", [{}, dict(urls="a.tar", source=dict(urls="b.tar"))])
+def test_an_evaluation_has_one_set(entry):
+    with pytest.raises(ConfigError, match=r"evals\.x: give either `urls` of tar shards, or `source`"):
+        make_spec(ZeroShot, entry, "evals.x")

@@ -1,13 +1,21 @@
-"""Prepare data: `data build` writes shards from folders, lists, tfds or other shards.
+"""Prepare and examine data: `data build`, `index`, `verify`, `stats`, `preview`, `bench`.
 
 python -m xmodal data build photos.csv --out shards --caption title
+python -m xmodal data stats 'shards/*.tar'
+python -m xmodal data preview --config configs/demo.py --config.data.image.jitter=0.4
 """
 
 import argparse
 import importlib
+import sys
 
 ACTIONS = {
     "build": "write webdataset shards from folders, CSV, TSV, JSONL and parquet lists, tfds, or other shards",
+    "index": "scan the headers of shards, so that runs start at once",
+    "verify": "read every sample, decode every image, and name every fault",
+    "stats": "lengths, sizes, shapes, duplicates and fields, with plots",
+    "preview": "a page of samples as the model sees them",
+    "bench": "how fast the data arrive, what limits that, and how many accelerators it feeds",
 }
 
 
@@ -24,4 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the chosen action."""
-    importlib.import_module(f"xmodal.commands.data_{args.action}").run(args)
+    try:
+        importlib.import_module(f"xmodal.commands.data_{args.action}").run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -32,12 +32,18 @@ class EvalContext:
     tokenizer: Tokenizer
     data: Any
 
-    def open(self, urls: str | tuple[str, ...], templates: tuple[str, ...], limit: int) -> EvalSet:
-        """Opens held-out samples whose captions come from `templates` (() is the .txt member)."""
-        data = self.data.copy_and_resolve_references()
-        with data.unlocked():
-            data.text.templates = tuple((1.0, template) for template in templates)
-        return EvalSet(urls, data, limit=limit)
+    def open(
+        self,
+        data: str | tuple[str, ...] | Mapping[str, Any],
+        templates: tuple[str, ...] = (),
+        limit: int = 0,
+        where: str = "evaluation",
+    ) -> EvalSet:
+        """Opens held-out samples whose captions come from `templates` (() is their text); see `EvalSet`."""
+        config = self.data.copy_and_resolve_references()
+        with config.unlocked():
+            config.text.templates = tuple((1.0, template) for template in templates)
+        return EvalSet(data, config, limit, where)
 
     @functools.cached_property
     def embed(self) -> dict[str, Callable]:
@@ -61,18 +67,29 @@ class Evaluator(abc.ABC):
     """One evaluation. Subclasses are frozen dataclasses whose fields are the keys of the config entry.
 
     Attributes:
-      urls: held-out tar shards.
-      captions: templates over the json fields; () is the .txt member.
+      urls: held-out tar shards; or else:
+      source: held-out data of any kind, as an entry of `data.sources`.
+      captions: templates over the json fields or columns; () is the .txt member or the caption column.
       every: how often during training; the end of the run always evaluates.
       batch_size: samples embedded at once, over all devices.
       limit: samples to use; 0 uses all.
     """
 
-    urls: str | tuple[str, ...]
+    urls: str | tuple[str, ...] = ()
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
     captions: tuple[str, ...] = ()
     every: str | int = "25%"
     batch_size: int = 256
     limit: int = 0
+
+    def __post_init__(self):
+        if bool(self.urls) == bool(self.source):
+            raise ValueError("give either `urls` of tar shards, or `source`, an entry as in data.sources")
+
+    def open(self, name: str, context: EvalContext) -> EvalSet:
+        """Opens its held-out samples; `name` is that of the config entry. Raises DataError as `EvalSet`."""
+        where = f"evals.{name}.source" if self.source else f"evals.{name}"
+        return context.open(self.source or self.urls, self.captions, self.limit, where)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -36,7 +36,7 @@ class Captioning(Evaluator):
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        dataset, tokenizer = context.open(self.urls, self.captions, self.limit), context.tokenizer
+        dataset, tokenizer = self.open(name, context), context.tokenizer
         length, prefix = context.data.text.length, f"captioning/{name}"
         truth = [record["captions"][0] for record in dataset.records]
         ids, valid = tokenizer.encode(truth, length)

@@ -34,7 +34,7 @@ class Retrieval(Evaluator):
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        dataset = context.open(self.urls, self.captions, self.limit)
+        dataset = self.open(name, context)
         own = [self._captions(record, context.data.text.lower) for record in dataset.records]
         texts = list(dict.fromkeys(text for captions in own for text in captions))
         number = {text: i for i, text in enumerate(texts)}
@@ -42,7 +42,9 @@ class Retrieval(Evaluator):
         embedder, prefix = Embedder(context, self.batch_size), f"retrieval/{name}"
         by = np.array([str(record.get(self.by, "")) for record in dataset.records]) if self.by else None
         if by is not None and not any(by):
-            raise DataError(f"by: no sample of {self.urls} has the field {self.by!r}; {_fields(dataset.records[0])}")
+            raise DataError(
+                f"by: no sample of {dataset.where} has the field {self.by!r}; {_fields(dataset.records[0])}"
+            )
 
         def run(params: Mapping) -> EvalResult:
             images, captions = embedder.images(params, dataset), embedder.texts(params, texts)

@@ -26,12 +26,12 @@ class ZeroShot(Evaluator):
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        dataset = context.open(self.urls, self.captions, self.limit)
+        dataset = self.open(name, context)
         values = [str(record.get(self.label_field, "")) for record in dataset.records]
         classes = list(self.classes or sorted(set(values) - {""}))
         if not set(classes) & set(values):
             raise DataError(
-                f"no sample of {self.urls} has one of its classes in its field {self.label_field!r}; "
+                f"no sample of {dataset.where} has one of its classes in its field {self.label_field!r}; "
                 f"fields there: {', '.join(sorted(dataset.records[0]))}"
             )
         if bad := [prompt for prompt in self.prompts if "{label}" not in prompt]:

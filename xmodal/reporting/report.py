@@ -15,9 +15,6 @@ Captions and file names come from data and are not trusted: all text is escaped 
 pictures must be `data:` URIs, and the page's own security policy allows no script but the one that is built in.
 """
 
-import base64
-import hashlib
-import importlib.resources
 import itertools
 import json
 import os
@@ -36,6 +33,7 @@ from xmodal.reporting.formatting import TIMES, compact, duration, figure, number
 from xmodal.reporting.gallery import read_gallery, render_gallery
 from xmodal.reporting.markup import Markup, el, join
 from xmodal.reporting.metrics import read_metrics
+from xmodal.reporting.page import card, document
 from xmodal.reporting.results import CHANCE, Figure, evaluation_tables, nest, read_results
 from xmodal.reporting.svg import smoothed
 
@@ -89,38 +87,9 @@ def build_report(workdir: str | os.PathLike) -> Path:
 
 def _page(run: Run) -> str:
     sections = [(title, content) for title, content in _sections(run) if content]
-    style, script = _asset("report.css"), _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     name = run.folder.resolve().name
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", f"{name} · xmodal"),
-        el("style", style),
-    )
-    anchors = [(title, title.lower().replace(" ", "-")) for title, _ in sections]
-    body = el(
-        "body",
-        _header(run, name),
-        el("nav", el("div", [el("a", title, href=f"#{anchor}") for title, anchor in anchors])),
-        el(
-            "main",
-            [
-                el("section", el("h2", title), content, id=anchor)
-                for (title, anchor), (_, content) in zip(anchors, sections)
-            ],
-        ),
-        el("footer", f"Written by xmodal on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC from the files of this run."),
-        el("script", script),
-    )
-    return "<!doctype html>\n" + el("html", head, body, lang="en")
-
-
-def _asset(name: str) -> Markup:
-    return Markup(importlib.resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8"))
+    footer = f"Written by xmodal on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC from the files of this run."
+    return document(name, _header(run, name), sections, footer)
 
 
 def _sections(run: Run) -> Iterator[tuple[str, Markup | None]]:
@@ -179,9 +148,7 @@ def _headline(run: Run) -> Iterator[Markup]:
         recalls = [cell for cell in judged if cell.metric.startswith("R@")]
         for cell in [recalls[0], recalls[-1]] if len(recalls) > 1 else judged[:1]:
             label = f"{table.title} {words(cell.metric)}"
-            yield _card(
-                label, str(figure(cell.metric, cell.value)), place, f"chance {figure(cell.metric, cell.chance)}"
-            )
+            yield card(label, str(figure(cell.metric, cell.value)), place, f"chance {figure(cell.metric, cell.chance)}")
 
 
 def _numbers(run: Run) -> Iterator[Markup]:
@@ -189,27 +156,17 @@ def _numbers(run: Run) -> Iterator[Markup]:
     if losses := _values(run, "train/loss"):
         chance = run.facts.get("chance_loss", {})
         level = chance.get("total") or (next(iter(chance.values())) if len(chance) == 1 else None)
-        yield _card("loss", f"{smoothed(losses)[-1]:.3g}", f"chance {number(level)}" if level else "smoothed")
+        yield card("loss", f"{smoothed(losses)[-1]:.3g}", f"chance {number(level)}" if level else "smoothed")
     if run.rows:
-        yield _card("samples seen", compact(run.rows[-1]["samples"]), f"{run.step:,} steps")
-        yield _card("training time", duration(_seconds(run)), "pauses left out")
+        yield card("samples seen", compact(run.rows[-1]["samples"]), f"{run.step:,} steps")
+        yield card("training time", duration(_seconds(run)), "pauses left out")
     if rates := _values(run, "throughput/samples_per_s"):
         rate, waits = statistics.median(rates), _values(run, "throughput/data_wait")
         wait = f"data wait {percent(statistics.median(waits))}" if waits else "median"
-        yield _card("samples per second", f"{rate:,.0f}" if 10 < rate < 100_000 else compact(rate), wait)
+        yield card("samples per second", f"{rate:,.0f}" if 10 < rate < 100_000 else compact(rate), wait)
     if parameters := run.facts.get("parameters"):
         towers = [f"{words(tower)} {compact(count)}" for tower, count in parameters.items() if count >= 1000]
-        yield _card("parameters", compact(sum(parameters.values())), " · ".join(towers))
-
-
-def _card(label: str, value: str, *notes: str) -> Markup:
-    return el(
-        "div",
-        el("div", label, class_="label"),
-        el("div", value, class_="value"),
-        [el("div", note, class_="note") for note in notes],
-        class_="card",
-    )
+        yield card("parameters", compact(sum(parameters.values())), " · ".join(towers))
 
 
 def _values(run: Run, name: str) -> list[float]:

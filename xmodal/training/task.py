@@ -257,5 +257,5 @@ def open_evaluators(config: ConfigDict, model: Functional, mesh, preprocess: Cal
         try:
             opened[name] = (evaluator.every, evaluator.prepare(name, context))
         except DataError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     return opened

@@ -1,0 +1,189 @@
+"""What one look at all rows of a list found, kept beside the list so that the next start need not look again.
+
+What the list itself says holds as long as the list does not change. It says nothing of images on this disk, and to ask
+for each of them would be most of the work again: so those that were missing are looked for at every start, and of the
+others a few. One that is gone all the same is a fault when it is read, as one far away is.
+"""
+
+import itertools
+import logging
+from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_pipelines.captions import Captions, Record
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.fields import field_names
+from data_pipelines.listing import Listing, Row
+from data_pipelines.sidecar import Kept, from_array, to_array
+from data_pipelines.sources.rows import UNUSED
+from data_pipelines.storage import Files, Stat, basename, is_remote, parent, printable
+from data_pipelines.urls import protocol
+
+LARGEST = 64 * 2**20  # bytes of an image
+_VERSION = 1  # of the format; files of another one are not looked at
+_CHUNK = 4096  # rows whose files are looked at together
+_LISTED = 1000  # names kept per reason; the counts are exact
+_DISTANT = 128 * 1024  # bytes, about, of an image that has not been fetched yet
+_SPOTS, _RUN = 16, 16  # places of a list, and rows there, whose files are looked for again
+
+_log = logging.getLogger(__name__)
+
+# Where the image of a row lies, or an embedded image itself.
+Place = Callable[[Row], str | bytes | None]
+
+
+@dataclass
+class Examined:
+    """The rows of a list.
+
+    Attributes:
+        bytes: size of the list, and with `version` the check that all this still describes it.
+        version: changes whenever the list does.
+        sizes: of each row's image in bytes, about; UNUSED for rows left out; int32 [rows].
+        marks: what the listing noted, see `Listing.marks`.
+        local: there are rows that name images on this disk.
+        skipped: reason -> rows left out.
+        names: reason -> the first of them.
+        filled: configured field -> rows in which it has a content.
+        available: field names of the first row that has any.
+        absent: images on this disk that cannot be used -> their size, -1 where there is none.
+    """
+
+    bytes: int
+    version: str
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    marks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    local: bool = False
+    skipped: dict[str, int] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
+    available: list[str] = field(default_factory=list)
+    absent: dict[str, int] = field(default_factory=dict)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Counts a row that cannot be used."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        listed = self.names.setdefault(reason, [])
+        if len(listed) < _LISTED:
+            listed.append(name)
+
+
+def examined(
+    listing: Listing, captions: Captions, place: Place, rule: str, files: Files, advance: Callable[[float], None]
+) -> Examined:
+    """Returns what is known of a list and prepares the list for reading; examines it if that is not known any more.
+
+    Args:
+        listing: with its columns chosen.
+        captions: decide which rows have a caption.
+        place: says where images lie.
+        rule: tells other options from these.
+        files: looks for them.
+        advance: notes which further share of the list is done.
+    """
+    if not listing.version:  # a folder: only its files say what is in them
+        return _examine(listing, captions, place, files, advance)
+    kept = Kept(parent(listing.path), f"list {_VERSION} {basename(listing.path)} {rule} {captions.signature}", files)
+    found = kept.read(_parse)
+    if found is not None:
+        listing.restore(found.marks)
+        problem = _problem(found, listing, place, files)
+        if not problem:
+            advance(1.0)
+            return found
+        _log.warning("stale index: of %s, %s; looking at all its rows again", printable(listing.path), problem)
+    found = _examine(listing, captions, place, files, advance)
+    facts = {name: value for name, value in vars(found).items() if name not in ("sizes", "marks")}
+    kept.write(dict(facts=to_array(facts), sizes=found.sizes, marks=found.marks))
+    return found
+
+
+def _parse(arrays: Mapping[str, np.ndarray]) -> Examined:
+    return Examined(sizes=arrays["sizes"], marks=arrays["marks"], **from_array(arrays["facts"]))
+
+
+def _problem(found: Examined, listing: Listing, place: Place, files: Files) -> str:
+    """Returns what does not hold any more; "" if nothing was noticed."""
+    if (found.bytes, found.version) != (listing.bytes, listing.version):
+        return "the list changed"
+    stats = files.stat_many(found.absent)
+    if any((stats[path].size if path in stats else -1) != size for path, size in found.absent.items()):
+        return "images that could not be used changed"
+    if found.local:
+        images: list[str] = []
+        for start in np.unique(np.linspace(0, max(0, len(found.sizes) - _RUN), _SPOTS).astype(int)).tolist():
+            used = found.sizes[start : start + _RUN] != UNUSED
+            rows = listing.read(start, start + len(used))
+            images += filter(_is_local, (place(row) for row, wanted in zip(rows, used) if wanted))
+        if len(files.stat_many(images)) < len(set(images)):
+            return "images are missing that were there"
+    return ""
+
+
+def _examine(
+    listing: Listing, captions: Captions, place: Place, files: Files, advance: Callable[[float], None]
+) -> Examined:
+    found, sizes, rows = Examined(listing.bytes, listing.version), array("i"), listing.scan()
+    filled, done = Counter(), 0.0
+    while chunk := list(itertools.islice(rows, _CHUNK)):
+        images = [place(row) for row in chunk]
+        local = list(filter(_is_local, images))
+        found.local = found.local or bool(local)
+        stats = files.stat_many(local)
+        for row, image in zip(chunk, images):
+            filled.update(captions.filled(Record("", row.fields)))
+            if not found.available:
+                found.available = field_names(row.fields)
+            try:
+                if row.problem:
+                    raise BadSample(row.problem)
+                captions.check(captions.from_fields(row.fields, row.text))
+                sizes.append(_size(row, image, stats, found))
+            except BadSample as bad:
+                sizes.append(UNUSED)
+                found.skip(listing.name(row), bad.reason)
+        share = listing.share
+        advance(share - done)
+        done = share
+    advance(1.0 - done)
+    found.sizes = np.frombuffer(sizes, np.int32) if sizes else np.zeros(0, np.int32)
+    found.marks, found.filled = listing.marks, dict(filled)
+    return found
+
+
+def _size(row: Row, image: str | bytes | None, stats: Mapping[str, Stat], found: Examined) -> int:
+    """Returns the bytes of an image, about; raises BadSample."""
+    if not image and row.size < 0:
+        raise BadSample("no image")
+    if not isinstance(image, str):
+        return _checked(row.size)
+    if is_remote(image):
+        try:
+            protocol(image)
+        except DataError:
+            raise BadSample("unsupported url") from None
+        return _DISTANT
+    size = stats[image].size if image in stats else -1
+    try:
+        return _checked(size)
+    except BadSample:
+        found.absent[image] = size
+        raise
+
+
+def _checked(size: int) -> int:
+    if size < 0:
+        raise BadSample("no image")
+    if not size:
+        raise BadSample("empty image")
+    if size > LARGEST:
+        raise BadSample("image too large")
+    return size
+
+
+def _is_local(image: str | bytes | None) -> bool:
+    return isinstance(image, str) and bool(image) and not is_remote(image)

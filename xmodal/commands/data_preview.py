@@ -1,0 +1,151 @@
+"""A page of samples as the model sees them: crops, changes of colour, captions, tokens; beside the original images.
+
+python -m xmodal data preview --config configs/demo.py --out preview.html
+python -m xmodal data preview 'shards/*.tar' --config.data.image.policy=trivial --tokenizer tokenizer.json
+
+Nothing is drawn in another way than in training: the decoder, the crops, the choice of captions and the changes on the
+device are those of the stream. Other samples are chosen with `--config.seed=1`.
+"""
+
+import argparse
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from xmodal.commands.data_inputs import add_data_arguments, load_data, open_sources, title_of, weights
+
+_SHADES = ("jitter", "grey", "blur", "solarize", "erase", "mixup", "cutmix")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the action's arguments."""
+    add_data_arguments(parser, workers=False)
+    parser.add_argument("--samples", type=int, default=24, metavar="N", help="shown, of all sources by their weights")
+    parser.add_argument("--views", type=int, default=4, metavar="N", help="of each sample")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("preview.html"), metavar="FILE", help="page")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the page."""
+    from data_pipelines.tokenizers import Tokenizer
+    from xmodal.config import ConfigError
+    from xmodal.reporting.data_preview import render
+    from xmodal.reporting.files import write_text
+
+    if args.samples < 1 or args.views < 1:
+        raise ConfigError(f"--samples is {args.samples} and --views {args.views}; expected numbers from 1")
+    config = load_data(args)
+    named = config.data.text.tokenizer
+    tokenizer = Tokenizer.load(named) if named else None
+    with open_sources(config) as sources:
+        chosen = _choose(config, sources, args.samples)
+        shown = _show(config, chosen, tokenizer, args.views)
+    notes = [] if named else ["No tokenizer is named, so tokens are not shown: --tokenizer FILE."]
+    print(write_text(args.out, render(title_of(args), shown, _settings(config.data), notes)))
+
+
+def _choose(config: Any, sources: list, wanted: int) -> list[tuple[Any, Any]]:
+    """Returns (source, sample), of each source by its share of the stream and at least one."""
+    from data_pipelines.sampling import choose, read_part
+
+    shares = weights(config, sum(source.samples for source in sources))
+    chosen = []
+    for source in sources:
+        tables, count = [source.blocks(2**20)], max(1, round(shares[source.name] * wanted))
+        for part in choose(tables, count, config.seed):
+            chosen += [(source, sample) for sample in read_part(part, [source], tables)]
+    return chosen
+
+
+def _show(config: Any, chosen: list[tuple[Any, Any]], tokenizer: Any, views: int) -> list:
+    """Makes the views of all samples in one batch, view by view, so that the neighbours of a row are other samples."""
+    from data_pipelines import augment, rng
+    from data_pipelines.hooks import Hooks
+    from data_pipelines.rows import Row
+    from xmodal.reporting.data_preview import Shown, View
+
+    data, found = config.data, [_look(source, sample, config) for source, sample in chosen]
+    usable = [i for i, shown in enumerate(found) if not shown.fault]
+    if not usable:
+        return found
+    number = len(usable) * views
+    draw = lambda words, use: rng.row_words(0, number, words, config.seed, use)
+    crops, words = rng.uniform(draw(augment.WORDS, "crop")), draw(4, "caption")[:, 0].tolist()
+    places = usable * views
+    rows = [Row(_window(*chosen[i]), 0, crop, word) for i, crop, word in zip(places, crops, words)]
+    pixels = _pixels(config, rows, tokenizer)
+    hooks, own = Hooks(data.image.transform, data.text.transform, data.image.size), {i: [] for i in usable}
+    for i, row, image in zip(places, rows, pixels):
+        source, sample = chosen[i]
+        caption = hooks.text(source.captions.choose(sample.record, row.word), row.word, sample.key)
+        own[i].append(View(image, caption, *(_read(caption, tokenizer, data.text.length) if tokenizer else ())))
+    return [Shown(**vars(shown) | dict(views=own.get(i, ()))) for i, shown in enumerate(found)]
+
+
+def _look(source: Any, sample: Any, config: Any) -> Any:
+    """Returns a sample without its views."""
+    from data_pipelines.decode import Options, full_image, image_header
+    from data_pipelines.errors import BadSample
+    from xmodal.reporting.data_preview import Shown
+
+    options = Options.of(config.data.image)
+    facts = dict(source=source.name, shard=sample.shard, key=sample.key, bytes=len(sample.image))
+    facts["group"] = source.captions.identity(sample.record) or ""
+    try:
+        if sample.fault:
+            raise BadSample(sample.fault)
+        kind = image_header(sample.image, options).kind
+        return Shown(**facts, kind=kind, original=full_image(sample.image, options))
+    except BadSample as bad:
+        return Shown(**facts, fault=bad.reason)
+
+
+def _window(source: Any, sample: Any) -> Any:
+    """Returns a shuffle window of one sample."""
+    from concurrent.futures import Future
+
+    from data_pipelines.order import WindowPlan
+    from data_pipelines.windows import Window
+
+    block, zero = Future(), np.zeros(1, np.int32)
+    block.set_result([sample])
+    return Window(source, WindowPlan(zero, zero, zero), (block,))
+
+
+def _pixels(config: Any, rows: list, tokenizer: Any) -> np.ndarray:
+    """Returns what enters the model, normalisation undone; uint8 [rows, size, size, 3]."""
+    import jax
+
+    from data_pipelines.rows import RowFiller, empty_batch
+    from data_pipelines.tokenizers import Tokenizer
+    from xmodal import keys
+    from xmodal.commands.data_inputs import DEMO_TOKENIZER
+    from xmodal.training.task import preprocessor
+
+    image, text = config.data.image, config.data.text
+    rows = rows + rows[-1:] * (len(rows) % 2)  # mixing takes pairs
+    batch = empty_batch(len(rows), image.size, text.length)
+    RowFiller(image, tokenizer or Tokenizer.load(DEMO_TOKENIZER), text.transform).fill(batch, 0, rows)
+    row_keys = keys.fold(keys.sample_keys(config.seed, 0, len(rows)), "preprocess")
+    normal = np.asarray(jax.jit(preprocessor(image))(dict(image=batch["image"]), row_keys)["image"])
+    return np.clip(np.round(255 * (normal * np.array(image.std) + np.array(image.mean))), 0, 255).astype(np.uint8)
+
+
+def _read(caption: str, tokenizer: Any, length: int) -> tuple[list[str], int, str]:
+    """Returns the texts of the tokens, how many of them are kept, and what those say."""
+    (ids,) = tokenizer.tokens([caption])
+    return (
+        [tokenizer.decode([i]) or "·" for i in ids],
+        length - tokenizer.marks,
+        tokenizer.decode(tokenizer.encode([caption], length)[0][0]),
+    )
+
+
+def _settings(data: Any) -> list[str]:
+    image = data.image
+    crop = image.crop + (f" {image.scale[0]:g} to {image.scale[1]:g} of the area" * (image.crop == "random_resized"))
+    parts = [f"{image.size} pixels", crop, *(["flip"] if image.flip else []), *([image.policy] if image.policy else [])]
+    parts += [f"{name} {image[name]:g}" for name in _SHADES if image[name]]
+    parts += [f"transform {hook}" for hook in (image.transform, data.text.transform) if hook]
+    return [*parts, f"{data.text.length} tokens"]

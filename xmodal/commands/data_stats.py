@@ -1,0 +1,58 @@
+"""What a data set is like: lengths of captions, sizes and shapes of images, duplicates, fields; printed and plotted.
+
+python -m xmodal data stats 'shards/*.tar' --caption title --out stats
+python -m xmodal data stats --config configs/clip.py --sample 100000
+
+Some samples are read, all over the data (`--sample 0` reads all). Images are not decoded, but for a small version whose
+perceptual hash tells duplicates. With `--out` the folder gets stats.html and stats.json.
+"""
+
+import argparse
+import pathlib
+
+from xmodal.commands.data_inputs import add_data_arguments, load_data, open_sources, processes, title_of, weights
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the action's arguments."""
+    add_data_arguments(parser)
+    parser.add_argument("--sample", type=int, default=20_000, metavar="N", help="samples to read; 0 reads all")
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="also write stats.html and stats.json there")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures the data, prints the tables and writes the page."""
+    from data_pipelines.decode import Options
+    from data_pipelines.survey import Rules, survey, together
+    from data_pipelines.tokenizers import Tokenizer
+    from xmodal.config import ConfigError
+    from xmodal.reporting import data_stats
+    from xmodal.reporting.files import write_json, write_text
+    from xmodal.reporting.summary import print_table
+
+    if args.sample < 0:
+        raise ConfigError(f"--sample is {args.sample}; expected a number of samples, or 0 for all")
+    config = load_data(args)
+    data = config.data
+    tokenizer = Tokenizer.load(data.text.tokenizer) if data.text.tokenizer else None
+    rules = Rules(Options.of(data.image), tokenizer, data.text.length, data.image.size)
+    with open_sources(config, every_field=True) as sources:
+        surveys = survey(sources, rules, wanted=args.sample, seed=config.seed, workers=processes(args))
+        shares = weights(config, sum(source.samples for source in sources))
+        facts = {
+            source.name: data_stats.SourceFacts(
+                source.samples, source.bytes, source.shards, source.skipped, shares[source.name]
+            )
+            for source in sources
+        }
+    stats = data_stats.Stats(title_of(args), facts, surveys, together(surveys), data.text.length, data.image.size)
+    for table in data_stats.tables(stats):
+        print_table(*table)
+    if tokenizer:
+        cut = stats.whole.cut / max(1, stats.whole.tokens.count)
+        print(f"{cut:.2%} of the captions are longer than data.text.length={data.text.length} tokens and are cut")
+    else:
+        print("tokens were not counted: name a tokenizer with --tokenizer FILE")
+    if args.out:
+        write_json(args.out / "stats.json", stats.as_json())
+        print(write_text(args.out / "stats.html", data_stats.render(stats)))

@@ -1,0 +1,244 @@
+"""Tables and the page of `data stats`: lengths, sizes, shapes, repetitions and fields of a data set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from data_pipelines.distributions import Distribution
+from data_pipelines.measures import LIKENESS
+from data_pipelines.survey import Survey
+from xmodal.reporting.bars import histogram, share_bar
+from xmodal.reporting.formatting import TIMES, compact, number, percent, size
+from xmodal.reporting.markup import Markup, el, join
+from xmodal.reporting.page import card, document, table
+
+_QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
+_MOST = 5  # repeated things shown of a kind
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What is known of a source without looking at its samples.
+
+    Attributes:
+      samples: usable ones.
+      bytes: size of its shards.
+      shards: number of them.
+      skipped: reason -> samples left out.
+      share: of the stream.
+    """
+
+    samples: int
+    bytes: int
+    shards: int
+    skipped: Mapping[str, int]
+    share: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Everything that is shown.
+
+    Attributes:
+      title: what the data are called.
+      facts: of each source.
+      surveys: of the samples of each source that were looked at.
+      whole: of all of them.
+      length: tokens of a caption.
+      size: pixels of an image.
+    """
+
+    title: str
+    facts: Mapping[str, SourceFacts]
+    surveys: Mapping[str, Survey]
+    whole: Survey
+    length: int
+    size: int
+
+    @property
+    def samples(self) -> int:
+        """Usable samples of all sources."""
+        return sum(facts.samples for facts in self.facts.values())
+
+    def as_json(self) -> dict:
+        """Returns everything as json has it."""
+        sources = {}
+        for name, facts in self.facts.items():
+            found = self.surveys[name].summary()
+            sources[name] = {**vars(facts), "looked_at": found.pop("samples"), **found}
+        return dict(
+            data=self.title, samples=self.samples, text_length=self.length, image_size=self.size,
+            together=self.whole.summary(), sources=sources,
+        )  # fmt: skip
+
+
+Table = tuple[str, list[str], list[list]]
+
+
+def tables(stats: Stats) -> list[Table]:
+    """Returns (title, columns, rows) of all tables, as text."""
+    found = [_sources(stats), _numbers(stats), _duplicates(stats)]
+    return [*found, *([_fields(stats)] if stats.whole.fields else [])]
+
+
+def render(stats: Stats) -> str:
+    """Returns the page."""
+    whole, looked = stats.whole, stats.whole.samples
+    share = f" of {stats.samples:,}" if looked < stats.samples else ""
+    parts = f"{looked:,}{share} samples looked at · {len(stats.facts)} source{'s' * (len(stats.facts) > 1)}"
+    header = el(
+        "header",
+        el("p", "xmodal data", class_="eyebrow"),
+        el("h1", stats.title),
+        el("p", parts, class_="soft"),
+        el("div", list(_cards(stats)), class_="cards"),
+    )
+    sections = [
+        ("Sources", join(table(*_sources(stats)[1:], "narrow"), _left_out(stats))),
+        ("Captions", el("div", _caption_plots(stats), class_="charts")),
+        ("Images", join(el("div", _image_plots(stats), class_="charts"), _formats(whole))),
+        ("Figures", table(*_numbers(stats)[1:], "narrow")),
+        ("Duplicates", join(table(*_duplicates(stats)[1:], "narrow"), _most(whole))),
+    ]
+    if whole.fields:
+        sections.append(("Fields", _field_table(stats)))
+    note = "Numbers are those of the samples looked at."
+    return document(f"{stats.title} data", header, sections, note, ("report.css", "data.css"))
+
+
+def _cards(stats: Stats) -> list[Markup]:
+    whole = stats.whole
+    cards = [
+        card("usable samples", compact(stats.samples), size(sum(facts.bytes for facts in stats.facts.values()))),
+        card("caption", f"{whole.characters.quantile(0.5):,.0f} characters", "median"),
+    ]
+    if whole.tokens.count:
+        cut = whole.cut / whole.tokens.count
+        cards.append(card("captions cut", percent(cut), f"longer than {stats.length} tokens"))
+    small = whole.small / max(1, whole.shorter.count)
+    side = f"{whole.width.quantile(0.5):,.0f} {TIMES} {whole.height.quantile(0.5):,.0f}"
+    cards.append(card("image", side, "median width and height"))
+    cards.append(card("enlarged", percent(small), f"shorter side below {stats.size} pixels"))
+    repeats = {kind: repeats.share for kind, repeats in whole.repeats.items()}
+    cards.append(card("same caption", percent(repeats["caption"]), f"same image {percent(repeats['image'])}"))
+    return cards
+
+
+def _sources(stats: Stats) -> Table:
+    rows = []
+    for name, facts in stats.facts.items():
+        found = stats.surveys[name]
+        counts = [sum(facts.skipped.values()), found.samples, sum(found.bad.values())]
+        row = [name, percent(facts.share), f"{facts.samples:,}", f"{facts.shards:,}", size(facts.bytes)]
+        rows.append([*row, *(f"{count:,}" for count in counts)])
+    columns = ["source", "share of the stream", "samples", "shards", "size", "left out", "looked at", "bad images"]
+    return "sources", columns, rows
+
+
+def _left_out(stats: Stats) -> Markup | None:
+    rows = [[name, reason, f"{n:,}"] for name, facts in stats.facts.items() for reason, n in facts.skipped.items()]
+    rows += [
+        [name, f"{reason} (found now)", f"{n:,}"]
+        for name, found in stats.surveys.items()
+        for reason, n in found.bad.items()
+    ]
+    return join(el("h3", "Left out"), table(["source", "reason", "samples"], rows, "narrow")) if rows else None
+
+
+def _caption_plots(stats: Stats) -> list[Markup | None]:
+    whole = stats.whole
+    cut = (f"cut at {stats.length}", float(stats.length) + 1)
+    return [
+        histogram("characters of a caption", whole.characters),
+        histogram("tokens of a caption, marks included", whole.tokens, reference=cut),
+    ]
+
+
+def _image_plots(stats: Stats) -> list[Markup | None]:
+    whole, side = stats.whole, (f"seen at {stats.size}", float(stats.size))
+    return [
+        histogram("shorter side in pixels", whole.shorter, log=True, reference=side),
+        histogram(
+            "aspect ratio, width / height", whole.aspect, log=True, text=lambda v: f"{v:.2g}", reference=("square", 1.0)
+        ),
+        histogram("size of the file", whole.bytes, log=True, text=size),
+    ]
+
+
+def _formats(whole: Survey) -> Markup:
+    count = max(1, sum(whole.kinds.values()))
+    parts = [f"{kind} {percent(n / count)}" for kind, n in whole.kinds.most_common()]
+    return el("p", " · ".join(parts), class_="soft")
+
+
+def _numbers(stats: Stats) -> Table:
+    whole = stats.whole
+    lines: list[tuple[str, Distribution]] = [
+        ("caption characters", whole.characters),
+        ("caption tokens", whole.tokens),
+        ("image width", whole.width),
+        ("image height", whole.height),
+        ("shorter side", whole.shorter),
+        ("width / height", whole.aspect),
+        ("image bytes", whole.bytes),
+    ]
+    columns = ["of a sample", "mean", "min", *(f"{100 * q:.0f} %" for q in _QUANTILES), "max"]
+    rows = [
+        [name, *(_figure(v) for v in (d.mean, d.low, *(d.quantile(q) for q in _QUANTILES), d.high))]
+        for name, d in lines
+        if d.count
+    ]
+    return "lengths and sizes", columns, rows
+
+
+def _figure(value: float) -> str:
+    return number(value) if value < 1000 else f"{value:,.0f}"
+
+
+def _duplicates(stats: Stats) -> Table:
+    groups = {**stats.surveys, **({"together": stats.whole} if len(stats.surveys) > 1 else {})}
+    rows = [
+        [name, *(percent(found.repeats[kind].share) for kind in LIKENESS), _basis(found)]
+        for name, found in groups.items()
+    ]
+    columns = ["copies of an earlier sample", *(f"same {kind}" for kind in LIKENESS), "among"]
+    return "duplicates", columns, rows
+
+
+def _basis(found: Survey) -> str:
+    kept = min(repeats.kept for repeats in found.repeats.values())
+    return f"{found.samples:,} samples" + (f", estimated from 1 in {1 / kept:.0f}" if kept < 1 else "")
+
+
+def _most(whole: Survey) -> Markup | None:
+    rows = [
+        [f"same {kind}", f"{copies:,} {TIMES}", example]
+        for kind in LIKENESS
+        for copies, example in whole.repeats[kind].most(_MOST)
+    ]
+    return join(el("h3", "Most often"), table(["", "", "the first of them"], rows, "list")) if rows else None
+
+
+def _fields(stats: Stats) -> Table:
+    rows = [
+        [name, percent(found.filled / max(1, stats.whole.samples)), _kinds(found), " | ".join(found.examples)]
+        for name, found in _sorted_fields(stats)
+    ]
+    return "json fields", ["field", "filled", "type", "examples"], rows
+
+
+def _field_table(stats: Stats) -> Markup:
+    rows = []
+    for name, found in _sorted_fields(stats):
+        share = found.filled / max(1, stats.whole.samples)
+        examples = [el("span", example, class_="sample", dir="auto") for example in found.examples]
+        rows.append([el("code", name), join(share_bar(share), percent(share)), _kinds(found), join(examples)])
+    return table(["field", "filled", "type", "examples"], rows, "list")
+
+
+def _sorted_fields(stats: Stats) -> list:
+    return sorted(stats.whole.fields.items(), key=lambda item: (-item[1].filled, item[0]))
+
+
+def _kinds(found) -> str:
+    names = dict(str="text", int="integer", float="number", bool="true or false", list="list", dict="object")
+    return ", ".join(names.get(kind, kind) for kind, _ in found.kinds.most_common())
