@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -282,9 +283,14 @@ def test_full_disk_for_metrics(data, workdir, capsys):
 
 def test_full_disk_for_a_checkpoint(data, workdir, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    act = ActAt(3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1])))
+
+    def fill_up():
+        while not (workdir / "checkpoints" / "2").exists():  # saved beside the steps
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
     try:
-        error = fail(workdir, flags(data), capsys, act)
+        error = fail(workdir, flags(data), capsys, ActAt(3, fill_up))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert re.search(r"error: the checkpoint of step 4 could not be written to .*checkpoints: .*MiB were free", error)

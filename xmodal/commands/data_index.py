@@ -75,7 +75,7 @@ def _index(name: str, entry: Any, config: Any, files: Any, args: argparse.Namesp
     source = open_source(name, entry, config.data, files, tokenizer=tokenizer)
     if found is None:
         kind = entry.get("type", "tar")
-        print(f"{name}: data of the type {kind!r} have no index; they are listed when they are opened")
+        print(f"{name}: data of the type {kind!r} need no index; they are looked through when they are opened")
         scan.shards += source.shards
     else:
         spot_check(source)
