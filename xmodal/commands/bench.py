@@ -1,7 +1,7 @@
-"""Measure: `bench loss` (memory of the contrastive losses), `bench step` (speed of a recipe's training step).
+"""Measure: speed, memory and quality of the parts, each benchmark beside what it competes with.
 
-python -m xmodal bench loss
-python -m xmodal bench step --config configs/demo.py
+python -m xmodal bench data
+python -m xmodal bench step --config configs/demo.py --json step.json
 """
 
 import argparse
@@ -11,7 +11,9 @@ import pathlib
 BENCHES = {
     "data": "the input pipeline beside the raw decoder, the webdataset library and open_clip's loader",
     "loss": "memory per device of the contrastive losses, plain and as rings",
+    "plan": "memory and time that a data set of a billion samples takes before its first batch",
     "remote": "throughput of ranged reads from disk, a web server with latency, and S3",
+    "shuffle": "how well batches are mixed for the memory it takes, beside shuffle buffers",
     "step": "speed of a recipe's training step, with its data",
 }
 

@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from xmodal.commands.bench_data_loaders import BATCH, LOADERS, Job, missing
+from xmodal.commands.bench_data_loaders import LOADERS, Job, missing
 from xmodal.commands.bench_data_sets import SETS, write_set, write_tokenizer
 from xmodal.errors import TrainingError
 
@@ -37,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", choices=("big", "small", "both"), default="both", help="which images")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loader; the table has their medians")
     parser.add_argument("--samples", type=int, default=2048, help="of a set; each turn reads as many")
+    parser.add_argument("--batch", type=int, default=128, help="samples of a batch")
     parser.add_argument("--workers", type=int, default=2, help="our threads, and the others' processes")
 
 
 def measure(args: argparse.Namespace) -> tuple[str, list[str], list[list]]:
     """Makes the shards and runs the loaders on them; returns (title, columns, rows)."""
-    if args.rounds < 1 or args.samples < BATCH or args.samples % BATCH:
-        raise TrainingError(f"--rounds must be at least 1 and --samples a multiple of the batch, {BATCH}")
+    if min(args.rounds, args.batch, args.samples, args.workers) < 1 or args.samples % args.batch:
+        raise TrainingError("--rounds, --batch and --workers must be at least 1, and --samples a multiple of --batch")
     if not pathlib.Path("/proc/self/stat").exists():
         raise TrainingError("bench data reads the CPU time of worker processes from /proc, which only Linux has")
     rows = []
@@ -58,7 +59,7 @@ def measure(args: argparse.Namespace) -> tuple[str, list[str], list[list]]:
                 continue
             shards = write_set(pathlib.Path(folder, spec.name), spec, args.samples, _DISTINCT)
             kilobytes = sum(shard.stat().st_size for shard in shards) / args.samples / 1000
-            job = Job(tuple(map(str, shards)), str(tokenizer), args.workers)
+            job = Job(tuple(map(str, shards)), str(tokenizer), args.workers, args.batch)
             rows += table_rows(f"{spec.name}, {kilobytes:.0f} KB", _take_turns(processes, job, args))
     lacking = [f"{name} (needs {', '.join(missing(name))})" for name in LOADERS if missing(name)]
     absent = f"; not installed: {'; '.join(lacking)}" if lacking else ""
@@ -85,7 +86,7 @@ def take_turn(name: str, job: Job, samples: int) -> Round:
         for _ in range(_WARM_UP):
             next(batches)
         cpu, wall = cpu_seconds(), time.perf_counter()
-        for _ in range(samples // BATCH):
+        for _ in range(samples // job.batch):
             next(batches)
         return Round((cpu_seconds() - cpu) / samples, (time.perf_counter() - wall) / samples)
 

@@ -1,4 +1,4 @@
-"""The loaders that `bench data` compares. Each is a generator of batches of `BATCH` training samples, without end.
+"""The loaders that `bench data` compares. Each is a generator of batches of training samples, without end.
 
 Closing a generator ends its threads and processes.
 """
@@ -15,7 +15,6 @@ from PIL import Image
 
 from data_pipelines import augment, rng
 
-BATCH = 128
 _SIZE = 224  # pixels
 _SCALE, _RATIO = (0.9, 1.0), (0.75, 4 / 3)  # of all random crops: open_clip's defaults, and ours
 _SHUFFLE = 256  # samples in the buffers of webdataset and open_clip: few, so that they are full when timing starts
@@ -29,11 +28,13 @@ class Job:
         shards: paths of the shards.
         tokenizer: path of a `tokenizer.json`.
         workers: threads, or processes where a loader works with those.
+        batch: samples of a batch.
     """
 
     shards: tuple[str, ...]
     tokenizer: str
     workers: int
+    batch: int
 
 
 def raw_decoder(job: Job) -> Iterator[None]:
@@ -46,8 +47,8 @@ def raw_decoder(job: Job) -> Iterator[None]:
             images += [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]
     uniform = rng.uniform(rng.row_words(0, len(images), augment.WORDS, "bench"))
     while True:
-        for first in range(0, len(images) - BATCH + 1, BATCH):
-            for image, u in zip(images[first : first + BATCH], uniform[first : first + BATCH]):
+        for first in range(0, len(images) - job.batch + 1, job.batch):
+            for image, u in zip(images[first : first + job.batch], uniform[first : first + job.batch]):
                 training_image(image, _SIZE, lambda h, w, u=u: augment.random_resized(h, w, u, _SCALE, _RATIO))
             yield
 
@@ -61,7 +62,7 @@ def our_stream(job: Job) -> Iterator[None]:
     config.sources.bench = dict(urls=job.shards)
     config.image.update(size=_SIZE, crop="random_resized", scale=_SCALE, ratio=_RATIO)
     config.text.tokenizer, config.threads = job.tokenizer, job.workers
-    with open_stream(config, batch_size=BATCH, seed=0) as stream:
+    with open_stream(config, batch_size=job.batch, seed=0) as stream:
         for _ in stream:
             yield
 
@@ -77,7 +78,7 @@ def webdataset(job: Job) -> Iterator[None]:
         wds.shuffle(_SHUFFLE, initial=_SHUFFLE),
         wds.to_tuple("jpg", "txt"),
         wds.map_tuple(_pillow_crop, bytes.decode),
-        wds.batched(BATCH, partial=False),
+        wds.batched(job.batch, partial=False),
     ).repeat()
     if importlib.util.find_spec("torch"):
         dataset = wds.WebLoader(dataset, batch_size=None, num_workers=job.workers)
@@ -97,7 +98,7 @@ def open_clip(job: Job) -> Iterator[None]:
         train_data_upsampling_factors=None,
         dataset_resampled=False,
         seed=0,
-        batch_size=BATCH,
+        batch_size=job.batch,
         workers=job.workers,
         world_size=1,
     )
