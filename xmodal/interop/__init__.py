@@ -1,0 +1,11 @@
+"""Models in and out: name tables of reference models, and the folders they live in.
+
+A family is one file with one table, and one line here.
+"""
+
+from xmodal.interop.clip import CLIP
+from xmodal.interop.siglip import SIGLIP
+from xmodal.interop.tables import Family
+
+# By `model_type` of a Hugging Face config.json.
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (CLIP, SIGLIP)}
