@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
             # Evaluation without squash: the shorter side gets this many pixels before the square is cut out; 0: `size`.
             resize=0,
             filter="bicubic",  # of the evaluation's resizing: bicubic | bilinear
+            rounding="even",  # of odd margins of that square: even (as torchvision, open_clip) | down (transformers)
             scale=(0.9, 1.0),  # share of the area that a random crop keeps (CLIP: 0.9 to 1)
             ratio=(0.75, 4 / 3),  # aspect ratio of a random crop
             exif=False,  # turn photographs as their EXIF orientation says; published CLIP and SigLIP models were not

@@ -61,7 +61,7 @@ def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
         problems.append(f"it makes pictures of {shown[0]} x {shown[1]} pixels, and the model takes {size} x {size}")
     if problems:
         raise InteropError(f"{where}: these pictures cannot be prepared here:\n  " + "\n  ".join(problems))
-    return _image(size, config["image_mean"], config["image_std"], _FILTERS[kind], short)
+    return _image(size, config["image_mean"], config["image_std"], _FILTERS[kind], short, "down")
 
 
 def to_processor(image: Mapping[str, Any], image_processor: str, processor: str) -> dict:
@@ -96,7 +96,7 @@ def from_open_clip(config: Mapping[str, Any], size: int, where: str) -> dict:
         raise InteropError(f"{where}: preprocess_cfg.interpolation {kind!r} is not known: known are bicubic, bilinear")
     mean = config.get("mean", (0.48145466, 0.4578275, 0.40821073))
     std = config.get("std", (0.26862954, 0.26130258, 0.27577711))
-    return _image(size, mean, std, kind, None if mode == "squash" else size)
+    return _image(size, mean, std, kind, None if mode == "squash" else size, "even")
 
 
 def to_open_clip(image: Mapping[str, Any]) -> dict:
@@ -131,8 +131,8 @@ def _sides(size: Any) -> tuple[int, int]:
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
-def _image(size: int, mean: Any, std: Any, kind: str, short: int | None) -> dict:
+def _image(size: int, mean: Any, std: Any, kind: str, short: int | None, rounding: str) -> dict:
     crop = "squash" if short is None else "center"
     resize = 0 if short in (None, size) else short
-    numbers = lambda values: tuple(float(v) for v in values)
-    return dict(size=size, crop=crop, resize=resize, filter=kind, mean=numbers(mean), std=numbers(std))
+    numbers = dict(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+    return dict(size=size, crop=crop, resize=resize, filter=kind, rounding=rounding, **numbers)
