@@ -5,6 +5,7 @@ Pictures and texts are prepared by what is stored with the weights, so nothing a
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,10 +83,11 @@ class Model:
         self._params = jax.tree.map(lambda a, s: jax.device_put(np.asarray(a), s), params, placed)
         self._towers = {
             kind: functools.partial(jax.jit(functools.partial(self._embed, model, name)), self._params)
-            for name, kind in _own_inputs(model).items()
+            for name, kind in own_inputs(model).items()
         }
         shards = num_batch_shards(self._mesh)
         up = lambda size: -(-size // shards) * shards
+        self.inputs = tuple(self._towers)  # "image", "text": what can be embedded
         self._sizes = sorted({up(size) for size in (*_SIZES, batch_size) if size <= batch_size})
 
     @property
@@ -106,28 +108,27 @@ class Model:
           DataError: a picture cannot be read; the message says which.
         """
         pictures = [pictures] if isinstance(pictures, Picture) else list(pictures)
-        image = self._data.image
-        show = functools.partial(_prepare, size=image.size, squash=image.crop == "squash", options=Options.of(image))
-
-        def rows(start: int, stop: int) -> dict[str, np.ndarray]:
-            return {"image": np.stack(list(pool.map(show, range(start, stop), pictures[start:stop])))}
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return self._run("image", rows, len(pictures))
+        return self._run("image", lambda start, stop: self.prepare_images(pictures[start:stop], start), len(pictures))
 
     def embed_text(self, texts: str | Iterable[str]) -> np.ndarray:
         """Embeds texts, one or several, to unit vectors, float32 [texts, dim]."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if wrong := next((t for t in texts if not isinstance(t, str)), None):
-            raise DataError(f"embed_text takes strings, got {wrong!r}")
+        if wrong := [t for t in texts if not isinstance(t, str)]:
+            raise DataError(f"embed_text takes strings, got {wrong[0]!r}")
+        return self._run("text", lambda start, stop: self.prepare_texts(texts[start:stop]), len(texts))
+
+    def prepare_images(self, pictures: Sequence[Picture], first: int = 0) -> dict[str, np.ndarray]:
+        """Returns the model's input for some pictures, of which the first is number `first` of the user's."""
+        image = self._data.image
+        show = functools.partial(_prepare, size=image.size, squash=image.crop == "squash", options=Options.of(image))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return {"image": np.stack(list(pool.map(show, itertools.count(first), pictures)))}
+
+    def prepare_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns the model's input for some texts."""
         text = self._data.text
-
-        def rows(start: int, stop: int) -> dict[str, np.ndarray]:
-            chosen = [t.lower() if text.lower else t for t in texts[start:stop]]
-            ids, valid = self.tokenizer.encode(chosen, text.length)
-            return {"text": ids, "text_valid": valid}
-
-        return self._run("text", rows, len(texts))
+        ids, valid = self.tokenizer.encode([t.lower() if text.lower else t for t in texts], text.length)
+        return {"text": ids, "text_valid": valid}
 
     def zero_shot(
         self,
@@ -196,7 +197,7 @@ class Model:
         return np.concatenate(parts).astype(np.float32)
 
 
-def _own_inputs(model: Functional) -> dict[str, str]:
+def own_inputs(model: Functional) -> dict[str, str]:
     """Returns {tower: input} of the towers that embed one modality by themselves."""
     towers = model.spec.towers.items()
     return {name: t.embed.input for name, t in towers if t.embed and not t.reads and t.pool != "none"}
