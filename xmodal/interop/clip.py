@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines.tokenizers import Tokenizer
 from xmodal.interop.encoders import (
     IMAGE,
     OBJECTIVE,
@@ -18,7 +19,7 @@ from xmodal.interop.encoders import (
     vision_config,
     with_defaults,
 )
-from xmodal.interop.tables import Entry, Family, linear, norm
+from xmodal.interop.tables import Entry, Family, InteropError, linear, norm
 from xmodal.models.model import ModelSpec
 
 # Defaults of the reference's configuration classes.
@@ -26,6 +27,7 @@ _VISION = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, nu
                patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5)  # fmt: skip
 _TEXT = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8, vocab_size=49408,
              max_position_embeddings=77, hidden_act="quick_gelu", layer_norm_eps=1e-5)  # fmt: skip
+EOS, LEGACY_EOS = 49407, 2
 # What the reference fixes.
 IMAGE_TOWER = dict(pool="cls", embed=dict(class_token=True, position="learned", bias=False, pre_norm=True))
 TEXT_TOWER = dict(pool="eos", embed=dict(position="learned", causal=True, mask_padding=True))
@@ -64,10 +66,27 @@ def to_config(spec: ModelSpec) -> dict:
     )  # fmt: skip
 
 
+def check_marks(config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Checks that the reference pools where the tower here does: at the end mark.
+
+    The reference takes the first `eos_token_id`, or, when that is 2 as in OpenAI's files, the largest id of a text.
+    """
+    stated = (config.get("text_config") or {}).get("eos_token_id", EOS)
+    last, rule = tokenizer.vocab_size - 1, f"the id {stated}"
+    if stated == LEGACY_EOS:
+        stated, rule = last, f"the largest id of a text (eos_token_id={LEGACY_EOS} means that; the last one is {last})"
+    if stated != tokenizer.eos_id:
+        raise InteropError(
+            f"text_config.eos_token_id: this model pools a text at {rule}, and the end mark of tokenizer.json has the "
+            f"id {tokenizer.eos_id}: texts would be embedded at another token. Take the model's own tokenizer"
+        )
+
+
 CLIP = Family(
     model_type="clip", architecture="CLIPModel", model_config=model_config, table=table, to_config=to_config,
     fits=lambda spec: {IMAGE, TEXT} <= spec.towers.keys() and spec.towers[IMAGE].pool == "cls",
     objective=dict(type="softmax"),
+    check_marks=check_marks,
     ignored=frozenset({"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}),
     image_processor="CLIPImageProcessor", processor="CLIPProcessor",
 )  # fmt: skip

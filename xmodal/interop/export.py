@@ -14,6 +14,7 @@ from PIL import Image
 
 from xmodal.inference import Model
 from xmodal.interop import OPEN_CLIP, jax_programs, open_clip, preprocessing
+from xmodal.interop.clip import LEGACY_EOS
 from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder
 from xmodal.interop.huggingface import family_for
 from xmodal.interop.model_card import Card, write_card
@@ -24,7 +25,6 @@ from xmodal.paths import map_paths
 
 # Largest difference of a unit embedding's entries between the live model and what was read back.
 TOLERANCE = {"f32": 2e-5, "bf16": 5e-2}
-_LEGACY_EOS = 2  # a CLIPModel whose end mark has this id takes the largest id of a text for its end
 _TEXTS = (
     "a photo of a cat",
     "Zwei rote Äpfel, 苹果 & 🍎",
@@ -116,12 +116,12 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
     notes: list[str] = []
     family = family_for(stored.spec)
     config = family.to_config(stored.spec)
-    if family.model_type == "clip" and stored.tokenizer is not None and stored.tokenizer.eos_id == _LEGACY_EOS:
+    if family.model_type == "clip" and stored.tokenizer is not None and stored.tokenizer.eos_id == LEGACY_EOS:
         last = stored.spec.towers["text"].embed.vocab_size - 1
-        stored = _with_swapped_ids(stored, _LEGACY_EOS, min(last, stored.tokenizer.vocab_size - 1))
+        stored = _with_swapped_ids(stored, LEGACY_EOS, min(last, stored.tokenizer.vocab_size - 1))
         notes.append(
-            f"the end mark's id {_LEGACY_EOS} and {stored.tokenizer.eos_id} are exchanged in the tokenizer and the "
-            f"embedding: a CLIPModel takes an end mark of id {_LEGACY_EOS} for another rule of pooling"
+            f"the end mark's id {LEGACY_EOS} and {stored.tokenizer.eos_id} are exchanged in the tokenizer and the "
+            f"embedding: a CLIPModel takes an end mark of id {LEGACY_EOS} for another rule of pooling"
         )
     if stored.tokenizer is not None:
         config.setdefault("text_config", {}).update(_mark_ids(stored))
@@ -174,7 +174,10 @@ def _write_jax(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], A
 
 def _write_texts(stored: Stored, folder: Path, processor: str = "") -> None:
     text = stored.config.data.text
-    write_tokenizer(folder, stored.tokenizer, length=text.length, lower=text.lower, processor=processor)
+    embeds = (tower.embed for tower in stored.spec.towers.values() if getattr(tower.embed, "type", "") == "token")
+    masked = all(embed.mask_padding for embed in embeds)
+    options = dict(length=text.length, lower=text.lower, masked=masked, processor=processor)
+    write_tokenizer(folder, stored.tokenizer, **options)
 
 
 def _mark_ids(stored: Stored) -> dict[str, int]:

@@ -200,7 +200,13 @@ def _open_hf(path: Path) -> Stored:
         raise InteropError(f"{path / CONFIG}: {error}") from None
     data = preprocessing.read_processor(path) if family.image_processor else None
     image = lambda size: preprocessing.from_processor(data, size, str(path))
-    return _converted(path, path, WEIGHTS, family, model, image if data else None)
+    stored = _converted(path, path, WEIGHTS, family, model, image if data else None)
+    if family.check_marks and stored.tokenizer is not None:
+        try:
+            family.check_marks(config, stored.tokenizer)
+        except InteropError as error:
+            raise InteropError(f"{path / CONFIG}: {error}") from None
+    return stored
 
 
 def _open_open_clip(path: Path) -> Stored:

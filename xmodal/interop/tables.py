@@ -79,6 +79,8 @@ class Family:
       fits: whether a spec is of this family rather than another: what tells it apart, not whether it is exact.
       objective: entry of `objectives` that the weights carry parameters for, such as dict(type="softmax"); {} for none.
       ignored: arrays that files carry beside the weights, such as index tables.
+      check_marks: (config.json, tokenizer) -> None; raises an InteropError when the model would read a text in another
+        way than the tower here, as its configuration states marks of its own.
       image_processor: class of the reference that prepares images, "" without images.
       processor: class of the reference that prepares images and texts.
     """
@@ -91,6 +93,7 @@ class Family:
     fits: Callable[[ModelSpec], bool]
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    check_marks: Callable[[Mapping[str, Any], Any], None] | None = None
     image_processor: str = ""
     processor: str = ""
 

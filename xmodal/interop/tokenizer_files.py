@@ -56,7 +56,9 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     return tokenizer, int(length) if length < _ENDLESS else 0
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, length: int, lower: bool, processor: str = "") -> None:
+def write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, *, length: int, lower: bool, masked: bool = True, processor: str = ""
+) -> None:
     """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, as `AutoTokenizer` reads them.
 
     Args:
@@ -64,6 +66,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, length: int, lower: b
       tokenizer: as the model was trained with.
       length: tokens per text.
       lower: texts are lower-cased before: the file then does it.
+      masked: padding is invisible to the model; otherwise its users get no mask that would hide it (SigLIP).
       processor: class of the reference for images and texts.
     """
     stated = json.loads(tokenizer.json)
@@ -84,7 +87,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, length: int, lower: b
     settings = dict(
         tokenizer_class="PreTrainedTokenizerFast", model_max_length=length, padding_side="right",
         truncation_side="right", clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"], **marks,
+        model_input_names=["input_ids", "attention_mask"] if masked else ["input_ids"], **marks,
     ) | ({"processor_class": processor} if processor else {})  # fmt: skip
     for name, value in (
         ("tokenizer.json", stated), ("tokenizer_config.json", settings), ("special_tokens_map.json", marks)
