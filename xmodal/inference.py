@@ -82,8 +82,7 @@ class Model:
         placed = shardings(jax.eval_shape(lambda p: p, params), self._mesh, config.mesh.rules)
         self._params = jax.tree.map(lambda a, s: jax.device_put(np.asarray(a), s), params, placed)
         self._towers = {
-            kind: functools.partial(jax.jit(functools.partial(self._embed, model, name)), self._params)
-            for name, kind in own_inputs(model).items()
+            kind: jax.jit(functools.partial(self._embed, model, name)) for name, kind in own_inputs(model).items()
         }
         shards = num_batch_shards(self._mesh)
         up = lambda size: -(-size // shards) * shards
@@ -189,7 +188,7 @@ class Model:
             pad = lambda a: np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)])  # noqa: B023 (used at once)
             batch = jax.device_put({name: pad(a) for name, a in batch.items()}, batch_sharding(self._mesh))
             with jax.set_mesh(self._mesh):
-                result = self._towers[kind](batch)
+                result = self._towers[kind](self._params, batch)
             if pending is not None:
                 parts.append(np.asarray(pending[0])[: pending[1]])
             pending = result, stop - start
@@ -207,7 +206,7 @@ def _prepare(number: int, picture: Picture, *, size: int, squash: bool, options:
     """Reads a picture and cuts it to the model's square as the evaluations do."""
     try:
         if isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+            if picture.dtype != np.uint8 or not (picture.ndim == 2 or picture.ndim == 3 and picture.shape[2] in (3, 4)):
                 raise BadSample(f"expected uint8 [height, width, 3], got {picture.dtype} {picture.shape}")
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):
