@@ -206,7 +206,8 @@ def _prepare(number: int, picture: Picture, *, size: int, squash: bool, options:
     """Reads a picture and cuts it to the model's square as the evaluations do."""
     try:
         if isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8 or not (picture.ndim == 2 or picture.ndim == 3 and picture.shape[2] in (3, 4)):
+            grey = picture.ndim == 2
+            if picture.dtype != np.uint8 or not (grey or (picture.ndim == 3 and picture.shape[2] in (3, 4))):
                 raise BadSample(f"expected uint8 [height, width, 3], got {picture.dtype} {picture.shape}")
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):

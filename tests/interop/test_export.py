@@ -150,9 +150,7 @@ def test_a_run_goes_out_with_its_figures(run, tmp_path):
     # The end mark has id 2 here, which a CLIPModel takes for its legacy rule.
     assert (live.tokenizer.eos_id, back.tokenizer.eos_id) == (2, live.tokenizer.vocab_size - 1)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert (
-        "step 4" in card and "image to text" in card and "After 64 samples" in card and "contrastive (softmax" in card
-    )
+    assert "step 4" in card and "image → text" in card and "After 64 samples" in card and "contrastive (softmax" in card
     published = (tmp_path / "out" / "xmodal_config.json").read_text()
     assert str(workdir.parent) not in json.dumps(json.loads(published)["data"]["sources"])
 
@@ -191,8 +189,8 @@ def test_steps_that_are_not_there(run, tmp_path, capsys, flags, message):
 
 
 def test_a_model_that_a_format_cannot_express_is_refused(run, tmp_path, capsys):
-    workdir, data = run
-    flags = tiny_runs.flags(data, schedule__total=1, evals="{}", model__towers__image__embed__stem="((8, 4, 4),)")
+    _, data = run
+    flags = tiny_runs.flags(data, schedule__total=2, evals="{}", model__towers__image__embed__stem="((8, 4, 4),)")
     tiny_runs.run(tmp_path / "run", flags)
     for to, reason in (("hf", "image/embed/stem"), ("open_clip", "image/embed/stem")):
         with pytest.raises(SystemExit):

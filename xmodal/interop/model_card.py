@@ -41,8 +41,8 @@ tokenizer = open_clip.get_tokenizer("local-dir:DIR")
 
 Before a push to the Hub, set `text_cfg.hf_tokenizer_name` in `open_clip_config.json` to the repository's name.""",
 }
-_JAX = """The tower is a program (serialised StableHLO) with its weights beside it. It needs `pip install jax
-flatbuffers`, takes batches of any size, runs on CPUs, NVIDIA GPUs and TPUs, and gives unit vectors:
+_JAX = """The tower is a program (serialised StableHLO) with its weights beside it. It needs JAX alone
+(`pip install jax flatbuffers`), takes batches of any size, runs on CPUs, NVIDIA GPUs and TPUs, gives unit vectors:
 
 ```python
 import jax.export, numpy as np
@@ -121,9 +121,9 @@ def _towers(stored: Stored) -> str:
 
 
 def _figures(results: Mapping[str, Any]) -> str:
-    if not results:
-        return "None were measured with exactly these weights."
     tables = [f"**{title}**\n\n" + _table(columns, rows) for title, columns, rows in evaluation_tables(results)]
+    if not tables:
+        return "None were measured with exactly these weights."
     return "\n\n".join([f"After {results['samples']:,} samples; in brackets what guessing gives.", *tables])
 
 
