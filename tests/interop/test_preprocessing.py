@@ -66,9 +66,11 @@ def test_processors_return_as_they_came(config):
     assert all(image[key] == value for key, value in again.items())
 
 
-def test_an_older_processor_with_plain_numbers():
-    image = preprocessing.from_processor(CLIP | dict(size=16, crop_size=16, do_center_crop=True), PIXELS, "here")
-    assert (image["crop"], image["resize"], image["rounding"]) == ("squash", 0, "down") or image["crop"] == "center"
+def test_older_processors_with_plain_numbers():
+    older = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    clip = preprocessing.from_processor(older | dict(size=20, crop_size=16, do_center_crop=True), PIXELS, "here")
+    assert (clip["crop"], clip["resize"]) == ("center", 20)
+    assert preprocessing.from_processor(older | dict(size=16), PIXELS, "here")["crop"] == "squash"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,10 @@ def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
     if kind not in _FILTERS:
         problems.append(f"resample is {kind}, needs 2 (bilinear) or 3 (bicubic)")
     resized, crop = config.get("size", size), config.get("crop_size", size)
-    short = resized.get("shortest_edge") if isinstance(resized, Mapping) else resized
+    if not isinstance(resized, Mapping):  # files of before 2022: CLIP meant the shorter side, and crops; ViT both
+        both = dict(height=resized, width=resized)
+        resized = dict(shortest_edge=resized) if config.get("do_center_crop") else both
+    short = resized.get("shortest_edge")
     if short is not None and not config.get("do_center_crop", True):
         problems.append("do_center_crop is false, and only the shorter side is resized: the picture is not square")
     shown = (resized["height"], resized["width"]) if short is None else _sides(crop)
