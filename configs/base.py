@@ -21,6 +21,10 @@ def get_config() -> ConfigDict:
         rules=(),  # extra ((path regex, (axis, ...)), ...), tried before the built-in ones
     )
 
+    # Weights to start from instead of random ones: an imported folder, a run, or "hf:DIR"; "" starts afresh. Every
+    # parameter must be in it and fit, but for those whose path one of the patterns of `init_from_except` matches.
+    c.init_from = ""
+    c.init_from_except = ()  # such as ("text/.*", "objectives/.*")
     c.model = {}  # towers and how they read each other: made by xmodal.models.presets
     c.objectives = {}  # name -> dict(type=..., weight=..., ...)
 
@@ -32,6 +36,10 @@ def get_config() -> ConfigDict:
             # square as large as the shorter side, anywhere) | center | squash. Evaluation: squash where that is chosen
             # here, or else center.
             crop="random_resized",
+            # Evaluation without squash: the shorter side gets this many pixels before the square is cut out; 0: `size`.
+            resize=0,
+            filter="bicubic",  # of the evaluation's resizing: bicubic | bilinear
+            rounding="even",  # of odd margins of that square: even (as torchvision, open_clip) | down (transformers)
             scale=(0.9, 1.0),  # share of the area that a random crop keeps (CLIP: 0.9 to 1)
             ratio=(0.75, 4 / 3),  # aspect ratio of a random crop
             exif=False,  # turn photographs as their EXIF orientation says; published CLIP and SigLIP models were not

@@ -23,35 +23,49 @@ from data_pipelines.augment import Box
 from data_pipelines.errors import BadSample, DataError
 
 MAX_PIXELS = 2**26  # of a decoded image; a small file can claim any size
-_LONGEST = 16  # long side / short side that the evaluation keeps before it cuts out the square
+_LONGEST = 16  # long side / short side above which the evaluation resizes only the part that it shows
 _OVERSAMPLING = 1.5  # pixels decoded for each output pixel and axis
 _ORIENTATION = 0x0112  # EXIF tag
 # How an image of each orientation is turned upright: swap its axes or not, then go down and right along them.
 _TURNS = {2: (0, 1, -1), 3: (0, -1, -1), 4: (0, -1, 1), 5: (1, 1, 1), 6: (1, 1, -1), 7: (1, -1, -1), 8: (1, -1, 1)}
 _NO_TURN = (0, 1, 1)
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_ROUNDINGS = {"even": round, "down": math.floor}
 _FORMATS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 
 cv2.setNumThreads(1)  # the stream has its own threads; cv2's would compete with them
 
 
 class Options(NamedTuple):
-    """How images are decoded: `config.data.image.exif` and `max_pixels`.
+    """How images are decoded, and how the evaluation shows them: keys of `config.data.image`.
 
     Attributes:
         exif: turn images as their EXIF orientation says.
         max_pixels: larger images are rejected before they are decoded.
+        resize: pixels of the shorter side from which the evaluation cuts its central square; 0: as many as the square.
+        filter: of the evaluation's resizing, "bicubic" or "bilinear".
+        rounding: of an odd margin of the evaluation's square, "even" (torchvision) or "down" (transformers).
     """
 
     exif: bool = False
     max_pixels: int = MAX_PIXELS
+    resize: int = 0
+    filter: str = "bicubic"
+    rounding: str = "even"
 
     @classmethod
     def of(cls, image: Any) -> "Options":
-        """Reads them from `config.data.image`. Raises DataError for a limit that Pillow would not keep."""
+        """Reads them from `config.data.image`. Raises DataError for a value that cannot be used."""
         most = 2 * Image.MAX_IMAGE_PIXELS  # Pillow itself refuses more
         if not 1 <= image.max_pixels <= most:
             raise DataError(f"data.image.max_pixels is {image.max_pixels}; expected 1 to {most}")
-        return cls(image.exif, image.max_pixels)
+        if image.filter not in _FILTERS:
+            raise DataError(f"data.image.filter is {image.filter!r}; expected {' or '.join(_FILTERS)}")
+        if image.rounding not in _ROUNDINGS:
+            raise DataError(f"data.image.rounding is {image.rounding!r}; expected {' or '.join(_ROUNDINGS)}")
+        if image.resize and image.resize < image.size:
+            raise DataError(f"data.image.resize is {image.resize}, less than data.image.size, which is cut out of it")
+        return cls(image.exif, image.max_pixels, image.resize, image.filter, image.rounding)
 
 
 _DEFAULT = Options()
@@ -106,13 +120,13 @@ def training_image(
 def evaluation_image(
     data: bytes | memoryview, size: int, squash: bool = False, options: Options = _DEFAULT
 ) -> np.ndarray:
-    """Decodes and resizes an image as the published evaluations do: Pillow's bicubic filter on all pixels.
+    """Decodes and resizes an image as the published evaluations do: see `evaluation_pixels`.
 
     Args:
         data: encoded image.
         size: pixels of the square to make.
         squash: resize both sides to `size`; otherwise the shorter one, and cut out the central square.
-        options: what to turn and what to refuse.
+        options: what to turn and what to refuse, and the resizing.
 
     Returns:
         uint8 [size, size, 3].
@@ -120,17 +134,22 @@ def evaluation_image(
     Raises:
         BadSample: the data are no image, damaged or too large.
     """
-    image = full_image(data, options)
+    return evaluation_pixels(full_image(data, options), size, squash, options)
+
+
+def evaluation_pixels(image: Image.Image, size: int, squash: bool = False, options: Options = _DEFAULT) -> np.ndarray:
+    """Resizes a decoded RGB image with Pillow's filter on all pixels; arguments as for `evaluation_image`."""
+    kind = _FILTERS[options.filter]
     if squash:
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+        return np.asarray(image.resize((size, size), kind))
     short = min(image.size)
-    if max(image.size) > _LONGEST * short:  # resized, a line of pixels would become an endless strip
-        keep = _LONGEST * short
-        left, top = max(0, (image.width - keep) // 2), max(0, (image.height - keep) // 2)
-        image = image.crop((left, top, min(image.width, left + keep), min(image.height, top + keep)))
-    width, height = (int(size * side / short) for side in image.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    width, height = (int((options.resize or size) * side / short) for side in image.size)
+    left, top = (_ROUNDINGS[options.rounding]((side - size) / 2) for side in (width, height))
+    if max(image.size) > _LONGEST * short:  # resized whole, a line of pixels would become an endless strip
+        across, down = image.width / width, image.height / height
+        part = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return np.asarray(image.resize((size, size), kind, box=part))
+    image = image.resize((width, height), kind)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
@@ -242,7 +261,7 @@ def _pillow(data: bytes | memoryview, options: Options) -> tuple[np.ndarray, int
             _check_png(data)
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             _check_size(image.height, image.width, options.max_pixels)
-            return np.asarray(_on_white(image)), _orientation(image) if options.exif else 1
+            return np.asarray(on_white(image)), _orientation(image) if options.exif else 1
     except (BadSample, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -263,7 +282,8 @@ def _check_png(data: bytes | memoryview) -> None:
         position = end + 4
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
+    """Converts a picture of any mode to RGB, on white where it is transparent."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
         grey = np.clip(np.asarray(image), 0, 65535) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

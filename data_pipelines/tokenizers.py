@@ -19,12 +19,14 @@ _PAD = ("<pad>", "[PAD]", "<|pad|>")
 
 
 class Tokenizer:
-    """Encodes captions as `bos, tokens, eos, pad...`, whatever template the file itself has.
+    """Encodes captions as `bos, tokens, eos, pad...`.
+
+    The marks are those that the file's own template adds; a file without one gets those of its vocabulary.
 
     Attributes:
         json: text of the `tokenizer.json`, to be kept with a run.
         vocab_size: number of ids, added tokens included.
-        bos_id: begins every caption; None where the vocabulary has no such token (T5, GPT-2).
+        bos_id: begins every caption; None where there is no such mark (SigLIP, T5, GPT-2).
         eos_id: ends every caption, cut ones too.
         pad_id: fills the rest.
     """
@@ -46,10 +48,12 @@ class Tokenizer:
             raise DataError(f"{name} is not a Hugging Face tokenizer.json: {error}") from None
         self._hf.no_padding()
         self._hf.no_truncation()
+        first, last = self._template()
         self._hf.encode_special_tokens = True  # a caption that says "<eos>" must not end itself
         self.json = text
         self.vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values()) + 1
-        self.bos_id, eos = self._find(_BOS), self._find(_EOS)
+        self.bos_id = self._find(_BOS) if first is last is None else first
+        eos = self._find(_EOS) if last is None else last
         if eos is None:
             raise DataError(f"{name} has no end token: none of {', '.join(_EOS)} is in its vocabulary")
         self.eos_id = eos
@@ -108,6 +112,15 @@ class Tokenizer:
         text = self._hf.decode([i for i in tokens if i not in special], skip_special_tokens=True)
         # CLIP marks the ends of words by a suffix that its file's decoder leaves in place.
         return " ".join(text.replace("</w>", " ").split())
+
+    def _template(self) -> tuple[int | None, int | None]:
+        """Returns the ids that the file's template puts before and after a text, None where it puts none."""
+        encoding = self._hf.encode("a", add_special_tokens=True)
+        inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+        if not inside:  # the vocabulary has no "a"
+            return None, None
+        before, after = encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
+        return (before[0] if before else None), (after[-1] if after else None)
 
     def _find(self, names: Sequence[str]) -> int | None:
         ids = (self._hf.token_to_id(name) for name in names)

@@ -3,10 +3,17 @@
 import argparse
 import sys
 
-from xmodal.commands import bench, data, evaluate, report
+from xmodal.commands import bench, data, evaluate, export_model, import_model, report
 from xmodal.errors import user_errors
 
-COMMANDS = {"eval": evaluate, "report": report, "bench": bench, "data": data}
+COMMANDS = {
+    "eval": evaluate,
+    "report": report,
+    "bench": bench,
+    "data": data,
+    "import": import_model,
+    "export": export_model,
+}
 
 
 def main(argv: list[str]) -> int:

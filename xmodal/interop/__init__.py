@@ -1,0 +1,14 @@
+"""Models in and out: name tables of reference models, and the folders they live in.
+
+A family is one file with one table, and one line here.
+"""
+
+from xmodal.interop import open_clip
+from xmodal.interop.clip import CLIP
+from xmodal.interop.siglip import SIGLIP
+from xmodal.interop.tables import Family
+
+# By `model_type` of a Hugging Face config.json.
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (CLIP, SIGLIP)}
+# By `open_clip.kind_of` the model_cfg of an open_clip_config.json.
+OPEN_CLIP: dict[str, Family] = {"vit": open_clip.VIT}

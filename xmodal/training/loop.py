@@ -22,6 +22,7 @@ from xmodal.reporting.files import write_text
 from xmodal.reporting.recorder import Recorder
 from xmodal.training.checkpoints import Checkpoints
 from xmodal.training.durations import samples_of
+from xmodal.training.init_from import start_from
 from xmodal.training.startup import checkpoint_options, model_facts, print_startup
 from xmodal.training.task import Task, build_task
 
@@ -97,7 +98,10 @@ def _restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints, workd
         began = workdir / "config.json"
         changes = diff(with_new_options(load_saved(began)), task.config) if began.exists() else []
         raise ConfigError("\n  ".join([f"{error}\nThis config differs from that one in:", *changes])) from error
-    return (task.init_sharded(abstract), {"position": 0}) if restored is None else restored
+    if restored is not None:
+        return restored
+    state = task.init_sharded(abstract)
+    return start_from(task, state) if task.config.init_from else state, {"position": 0}
 
 
 def _changes(task: Task, stream: Stream, meta: Mapping) -> list[str]:

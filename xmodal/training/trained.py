@@ -30,7 +30,7 @@ class TrainedRun:
       config: resolved config of the run.
       tokenizer: that it trained with.
       losses: its model and objectives.
-      params: averaged weights where the run kept them, else the trained ones.
+      params: averaged weights where the run kept them (or as asked for), else the trained ones.
       step: of the checkpoint.
       samples: seen until then.
     """
@@ -43,16 +43,18 @@ class TrainedRun:
     samples: int
 
 
-def load_run(workdir: Path, mesh: jax.sharding.Mesh, *, step: int | None = None) -> TrainedRun:
+def load_run(workdir: Path, mesh: jax.sharding.Mesh, *, step: int | None = None, ema: bool | None = None) -> TrainedRun:
     """Loads a checkpoint of a run.
 
     Args:
       workdir: the run folder.
       mesh: where the parameters go; need not be the mesh that they were trained on.
       step: of the checkpoint; None takes the newest good one.
+      ema: the averaged weights or the trained ones; None takes the averaged ones where the run kept them.
 
     Raises:
       CheckpointError: there is none, or it is damaged.
+      ConfigError: the run kept no averaged weights.
     """
     path = latest_valid(workdir) if step is None else checkpoint_folder(workdir) / str(step)
     try:
@@ -65,5 +67,6 @@ def load_run(workdir: Path, mesh: jax.sharding.Mesh, *, step: int | None = None)
     shapes = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
     placed = shardings(shapes, mesh, config.mesh.rules)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
-    params = restore_params(path, abstract, "ema" if config.optimizer.ema else "params")
+    averaged = bool(config.optimizer.ema) if ema is None else ema
+    params = restore_params(path, abstract, "ema" if averaged else "params")
     return TrainedRun(config, Tokenizer(meta["tokenizer"], str(path)), losses, params, meta["step"], meta["position"])

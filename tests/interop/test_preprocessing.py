@@ -1,0 +1,101 @@
+"""Pictures are prepared as the reference processors do: 200 of mixed sizes, modes and formats, see tests/golden."""
+
+import numpy as np
+import pytest
+
+from configs import base
+from data_pipelines.decode import Options, evaluation_image
+from tests import helpers
+from tests.interop import folders
+from xmodal.interop import preprocessing
+from xmodal.interop.tables import InteropError
+from xmodal.objectives.contrastive import normalize
+
+PIXELS = 16
+CLIP = dict(
+    image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+)
+SIGLIP = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"height": 16, "width": 16})
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(folders.GOLDEN / "preprocessing.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    data, ends = arrays["files"].tobytes(), arrays["ends"]
+    arrays["files"] = [data[start:end] for start, end in zip([0, *ends], ends)]
+    return arrays
+
+
+@pytest.mark.parametrize("name, config", [("clip", CLIP), ("siglip", SIGLIP)])
+def test_pixels_and_embeddings_agree_with_the_reference(golden, name, config):
+    image = base.get_config().data.image
+    image.update(preprocessing.from_processor(config, PIXELS, "here"))
+    squash, options = image.crop == "squash", Options.of(image)
+    got = np.stack([evaluation_image(data, PIXELS, squash, options) for data in golden["files"]])
+    error = np.abs(got.astype(float) - golden[name]).mean(axis=(1, 2, 3))
+    assert len(error) == 200 and error.mean() < 0.1
+    # Black and white drawings: Pillow clips between its two passes, torchvision only after them.
+    line_art = np.array([str(n).startswith("1 ") for n in golden["names"]])
+    assert error[~line_art].max() < 0.5 and error[line_art].max() < 2
+
+    model = helpers.build(dict(image=helpers.image("clip" if name == "clip" else "siglip")))
+    embed, params = helpers.forward(model, "image.pooled"), helpers.random_params(model)
+    units = [
+        np.asarray(normalize(embed(params, {"image": (p.astype(np.float32) / 255 - 0.5) / 0.5})["image.pooled"]))
+        for p in (got, golden[name])
+    ]
+    assert np.sum(units[0] * units[1], axis=1).min() >= 0.999
+
+
+def test_the_rounding_of_margins_is_what_tells_the_libraries_apart(golden):
+    even = [evaluation_image(data, PIXELS, options=Options(rounding="even")) for data in golden["files"]]
+    differ = [np.abs(e.astype(float) - g).mean() > 2 for e, g in zip(even, golden["clip"])]
+    assert 5 < sum(differ) < 60
+
+
+@pytest.mark.parametrize("config", [CLIP, SIGLIP, CLIP | dict(size={"shortest_edge": 20}, resample=2)])
+def test_processors_return_as_they_came(config):
+    image = base.get_config().data.image
+    image.update(preprocessing.from_processor(config, PIXELS, "here"))
+    back = preprocessing.to_processor(image, "CLIPImageProcessor", "CLIPProcessor")
+    for key, value in {"resample": 3, **config}.items():
+        assert back[key] == value, key
+    assert back["do_center_crop"] == ("crop_size" in config) and back["do_convert_rgb"]
+    again = preprocessing.from_processor(back, PIXELS, "there")
+    assert all(image[key] == value for key, value in again.items())
+
+
+def test_older_processors_with_plain_numbers():
+    older = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    clip = preprocessing.from_processor(older | dict(size=20, crop_size=16, do_center_crop=True), PIXELS, "here")
+    assert (clip["crop"], clip["resize"]) == ("center", 20)
+    assert preprocessing.from_processor(older | dict(size=16), PIXELS, "here")["crop"] == "squash"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(do_normalize=False), "do_normalize is false"),
+        (dict(rescale_factor=1 / 127.5), r"rescale_factor is 0\.0078.*, needs 1/255"),
+        (dict(resample=1), r"resample is 1, needs 2 \(bilinear\) or 3 \(bicubic\)"),
+        (dict(crop_size={"height": 18, "width": 16}), "18 x 16 pixels, and the model takes 16 x 16"),
+        (dict(do_center_crop=False), "the picture is not square"),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused(change, message):
+    with pytest.raises(InteropError, match=message):
+        preprocessing.from_processor(CLIP | change, PIXELS, "here")
+
+
+def test_open_clip_says_the_same_in_other_words():
+    image = base.get_config().data.image
+    config = dict(size=16, interpolation="bilinear", resize_mode="squash", mean=[0.1, 0.2, 0.3], std=[0.4] * 3)
+    image.update(preprocessing.from_open_clip(config, 16, "here"))
+    assert preprocessing.to_open_clip(image) == config | dict(mode="RGB", fill_color=0)
+    image.update(crop="center", resize=20)
+    with pytest.raises(InteropError, match="resize=20"):
+        preprocessing.to_open_clip(image)
+    for change, message in ((dict(size=18), "size is 18"), (dict(resize_mode="longest"), "longest")):
+        with pytest.raises(InteropError, match=message):
+            preprocessing.from_open_clip(config | change, 16, "here")

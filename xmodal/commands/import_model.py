@@ -1,0 +1,44 @@
+"""Bring a Hugging Face or open_clip model in: a folder that recipes start from and that `xmodal.load` opens.
+
+python -m xmodal import hf:clip-vit-base-patch32 --out models/clip_b32
+python -m xmodal import open_clip:CLIP-ViT-B-16 --out models/openclip_b16
+
+Folders are local and their weights are safetensors; nothing is downloaded and no pickled file is opened.
+"""
+
+import argparse
+import pathlib
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("source", help="hf:DIR, open_clip:DIR or open_clip:FILE")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder to make")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    import jax
+
+    from xmodal.interop.folder import open_stored, write_stored
+    from xmodal.reporting.formatting import compact
+    from xmodal.reporting.summary import print_summary
+
+    stored = open_stored(args.source)
+    write_stored(stored, args.out)
+    towers = {
+        name: f"{compact(sum(a.size for a in jax.tree.leaves(stored.params[name])))} parameters, width {tower.width}, "
+        f"{tower.trunk.depth} layers, pool {tower.pool}"
+        for name, tower in stored.spec.towers.items()
+    }
+    image, text = stored.config.data.image, stored.config.data.text
+    resized = f"{image.resize or image.size} pixels, {image.filter}"
+    print_summary(
+        f"xmodal import · {args.out}",
+        {
+            **towers,
+            "pictures": f"{image.size} pixels, crop {image.crop} of {resized}, mean {image.mean}, std {image.std}",
+            "texts": f"{text.length} tokens, vocabulary {stored.tokenizer.vocab_size:,}" if stored.tokenizer else "",
+            "next": ("python -m xmodal export --workdir DIR --to ...", "xmodal.load(DIR)", "init_from in a recipe"),
+        },
+    )

@@ -1,0 +1,219 @@
+"""Three lines to embeddings: `model = xmodal.load(...)`, `model.embed_image(pictures)`, `model.embed_text(texts)`.
+
+Pictures and texts are prepared by what is stored with the weights, so nothing about a model has to be known to use it.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from data_pipelines.decode import Options, evaluation_pixels, full_image, on_white
+from data_pipelines.device import preprocess_images
+from data_pipelines.errors import BadSample, DataError
+from xmodal.config import ConfigError
+from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
+from xmodal.distributed.sharding import shardings
+from xmodal.interop.folder import Stored, open_stored
+from xmodal.models.model import Functional
+from xmodal.objectives.contrastive import normalize
+
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+_SIZES = (1, 8, 64)  # batch sizes that are compiled, beside `batch_size`; a smaller batch is padded to the next one
+
+
+def load(
+    where: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    batch_size: int = 256,
+    step: int | None = None,
+    ema: bool | None = None,
+) -> "Model":
+    """Loads a model, ready to embed.
+
+    Args:
+      where: a run folder, an imported or exported folder, or "hf:DIR".
+      dtype: "bfloat16" computes in bfloat16 (weights, norms and embeddings stay in float32), "float32" does not; None
+        takes what the model was trained with.
+      mesh: devices, of this process; by default all of them, each with a share of the batch.
+      batch_size: pictures or texts embedded at once.
+      step: checkpoint of a run; None takes the newest good one.
+      ema: averaged or trained weights of a run; None takes those that its evaluations used.
+
+    Raises:
+      ConfigError: there is no model that can be read; the message says what is wrong with it.
+    """
+    return Model(open_stored(where, step=step, ema=ema), dtype=dtype, mesh=mesh, batch_size=batch_size)
+
+
+class Model:
+    """A model with its tokenizer and the preparation of its pictures."""
+
+    def __init__(
+        self,
+        stored: Stored,
+        *,
+        dtype: str | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        batch_size: int = 256,
+    ):
+        """See `load`."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: at least 1 picture or text is embedded at once")
+        # Without the towers' weights: those on the devices are the ones that count.
+        self.stored = dataclasses.replace(stored, params={"objectives": stored.params.get("objectives", {})})
+        self.tokenizer = stored.tokenizer
+        config = stored.config.copy_and_resolve_references()
+        config.model.dtype = dtype or config.model.dtype
+        self._data = config.data
+        self._mesh = mesh or make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.local_devices())
+        model = Functional.build(Stored(config, {}, None, stored.origin).spec)
+        params = {name: stored.params[name] for name in model.spec.towers}
+        placed = shardings(jax.eval_shape(lambda p: p, params), self._mesh, config.mesh.rules)
+        self._params = jax.tree.map(lambda a, s: jax.device_put(np.asarray(a), s), params, placed)
+        self._towers = {
+            kind: jax.jit(functools.partial(self._embed, model, name)) for name, kind in own_inputs(model).items()
+        }
+        shards = num_batch_shards(self._mesh)
+        up = lambda size: -(-size // shards) * shards
+        self.inputs = tuple(self._towers)  # "image", "text": what can be embedded
+        self._sizes = sorted({up(size) for size in (*_SIZES, batch_size) if size <= batch_size})
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return next(iter(self.stored.spec.towers.values())).pooled_width
+
+    def embed_image(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
+        """Embeds pictures.
+
+        Args:
+          pictures: one or several, each a path, the bytes of a file, a Pillow image, or uint8 [height, width(, 3)].
+
+        Returns:
+          Unit vectors, float32 [pictures, dim].
+
+        Raises:
+          DataError: a picture cannot be read; the message says which.
+        """
+        pictures = [pictures] if isinstance(pictures, Picture) else list(pictures)
+        return self._run("image", lambda start, stop: self.prepare_images(pictures[start:stop], start), len(pictures))
+
+    def embed_text(self, texts: str | Iterable[str]) -> np.ndarray:
+        """Embeds texts, one or several, to unit vectors, float32 [texts, dim]."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if wrong := [t for t in texts if not isinstance(t, str)]:
+            raise DataError(f"embed_text takes strings, got {wrong[0]!r}")
+        return self._run("text", lambda start, stop: self.prepare_texts(texts[start:stop]), len(texts))
+
+    def prepare_images(self, pictures: Sequence[Picture], first: int = 0) -> dict[str, np.ndarray]:
+        """Returns the model's input for some pictures, of which the first is number `first` of the user's."""
+        image = self._data.image
+        show = functools.partial(_prepare, size=image.size, squash=image.crop == "squash", options=Options.of(image))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return {"image": np.stack(list(pool.map(show, itertools.count(first), pictures)))}
+
+    def prepare_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns the model's input for some texts."""
+        text = self._data.text
+        ids, valid = self.tokenizer.encode([t.lower() if text.lower else t for t in texts], text.length)
+        return {"text": ids, "text_valid": valid}
+
+    def zero_shot(
+        self,
+        pictures: Picture | Iterable[Picture],
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = ("{label}",),
+    ) -> np.ndarray:
+        """Says how well each label fits each picture.
+
+        Args:
+          pictures: as for `embed_image`.
+          labels: class names.
+          templates: prompts with `{label}`, such as "a photo of a {label}"; a label's prompts are averaged after
+            normalisation (Radford et al. 2021, section 3.1.4).
+
+        Returns:
+          Probabilities, float32 [pictures, labels]: over the labels (softmax) for a model trained so, of each label by
+          itself (sigmoid) for SigLIP.
+        """
+        labels = list(labels)
+        if bad := [t for t in templates if "{label}" not in t] or not labels or not templates:
+            raise DataError(
+                f"zero_shot needs labels, and templates with a place {{label}}; got {bad if labels else []}"
+            )
+        images = self.embed_image(pictures)
+        texts = self.embed_text([t.replace("{label}", label) for label in labels for t in templates])
+        classes = texts.reshape(len(labels), len(templates), -1).mean(axis=1)
+        classes /= np.maximum(np.linalg.norm(classes, axis=1, keepdims=True), 1e-12)
+        own = self._objective()
+        logits = np.exp(own["logit_scale"]) * (images @ classes.T) + own.get("logit_bias", 0.0)
+        if "logit_bias" in own:
+            return (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def _objective(self) -> dict[str, float]:
+        for name, own in self.stored.params.get("objectives", {}).items():
+            if "logit_scale" in own and {"image", "text"} == set(self.stored.config.objectives[name]["between"]):
+                return {key: float(value) for key, value in own.items()}
+        raise ConfigError(f"{self.stored.origin} has no contrastive objective between images and texts: no zero_shot")
+
+    def _embed(self, model: Functional, name: str, params: Mapping, batch: Mapping) -> jax.Array:
+        if "image" in batch:
+            batch = {**batch, "image": preprocess_images(batch["image"], None, self._data.image)}
+        return normalize(model(params, batch, frozenset({f"{name}.pooled"}))[f"{name}.pooled"])
+
+    def _run(self, kind: str, rows: Any, count: int) -> np.ndarray:
+        """Embeds `count` rows, which `rows(start, stop)` prepares: while the devices work, the next ones are made."""
+        if kind not in self._towers:
+            raise ConfigError(f"{self.stored.origin} has no tower that embeds {kind}s alone")
+        if not count:
+            return np.zeros((0, self.dim), np.float32)
+        step, pending, parts = self._sizes[-1], None, []
+        for start in range(0, count, step):
+            batch = rows(start, stop := min(start + step, count))
+            size = next(s for s in self._sizes if s >= stop - start)
+            pad = lambda a: np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)])  # noqa: B023 (used at once)
+            batch = jax.device_put({name: pad(a) for name, a in batch.items()}, batch_sharding(self._mesh))
+            with jax.set_mesh(self._mesh):
+                result = self._towers[kind](self._params, batch)
+            if pending is not None:
+                parts.append(np.asarray(pending[0])[: pending[1]])
+            pending = result, stop - start
+        parts.append(np.asarray(pending[0])[: pending[1]])
+        return np.concatenate(parts).astype(np.float32)
+
+
+def own_inputs(model: Functional) -> dict[str, str]:
+    """Returns {tower: input} of the towers that embed one modality by themselves."""
+    towers = model.spec.towers.items()
+    return {name: t.embed.input for name, t in towers if t.embed and not t.reads and t.pool != "none"}
+
+
+def _prepare(number: int, picture: Picture, *, size: int, squash: bool, options: Options) -> np.ndarray:
+    """Reads a picture and cuts it to the model's square as the evaluations do."""
+    try:
+        if isinstance(picture, np.ndarray):
+            grey = picture.ndim == 2
+            if picture.dtype != np.uint8 or not (grey or (picture.ndim == 3 and picture.shape[2] in (3, 4))):
+                raise BadSample(f"expected uint8 [height, width, 3], got {picture.dtype} {picture.shape}")
+            picture = Image.fromarray(picture)
+        if isinstance(picture, Image.Image):
+            return evaluation_pixels(on_white(picture), size, squash, options)
+        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        return evaluation_pixels(full_image(data, options), size, squash, options)
+    except (BadSample, OSError, ValueError) as error:
+        name = picture if isinstance(picture, str | os.PathLike) else f"number {number}"
+        raise DataError(f"picture {name} cannot be used: {error}") from None

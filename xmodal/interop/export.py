@@ -1,0 +1,218 @@
+"""Models out: Hugging Face and open_clip folders, programs for JAX alone. Each is read back first.
+
+What a format cannot express is refused with the reason, never approximated.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xmodal.inference import Model
+from xmodal.interop import OPEN_CLIP, jax_programs, open_clip, preprocessing
+from xmodal.interop.clip import LEGACY_EOS
+from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder
+from xmodal.interop.huggingface import family_for
+from xmodal.interop.model_card import Card, write_card
+from xmodal.interop.tables import InteropError
+from xmodal.interop.tokenizer_files import swap_ids, write_tokenizer
+from xmodal.interop.weights import cast, write_weights
+from xmodal.paths import map_paths
+
+# Largest difference of a unit embedding's entries between the live model and what was read back.
+TOLERANCE = {"f32": 2e-5, "bf16": 5e-2}
+_TEXTS = (
+    "a photo of a cat",
+    "Zwei rote Äpfel, 苹果 & 🍎",
+    "",
+    "one two three four five six seven eight nine ten " * 12,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written, and how far it is from the live model.
+
+    Attributes:
+      folder: where.
+      kind: "hf", "open_clip" or "jax".
+      differences: largest difference of the unit embeddings' entries, by tower.
+      notes: what the user should know about it.
+    """
+
+    folder: Path
+    kind: str
+    differences: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+def export(stored: Stored, out: Path, *, to: str, dtype: str = "f32", card: Card | None = None) -> Exported:
+    """Writes a model for use elsewhere, reads it back and compares.
+
+    Args:
+      stored: the model.
+      out: folder to make.
+      to: "hf" (Hugging Face transformers), "open_clip", or "jax" (programs that need JAX alone).
+      dtype: of the weights, "f32" or "bf16".
+      card: what the model card says beside how to use it.
+
+    Raises:
+      InteropError: the format has no such model, or what was read back is not the live model; nothing is left behind.
+    """
+    writers = {"hf": _write_hf, "open_clip": _write_open_clip, "jax": _write_jax}
+    if to not in writers:
+        raise InteropError(f"--to {to}: expected {', '.join(writers)}")
+    if stored.config.data.text.lower and stored.tokenizer is not None and to == "jax":
+        notes = ["texts are lower-cased before they are tokenised"]
+    else:
+        notes = []
+    with whole_folder(out) as folder:
+        reread, more = writers[to](stored, folder, dtype)
+        differences = compare(Model(stored, dtype="float32", batch_size=8), reread(), TOLERANCE[dtype])
+        write_card(folder, to, stored, dtype, differences, card or Card())
+    return Exported(Path(out), to, differences, (*notes, *more))
+
+
+def compare(live: Model, reread: Any, limit: float) -> dict[str, float]:
+    """Embeds a few pictures and texts with both; returns the largest difference by input.
+
+    Args:
+      live: the model as it is.
+      reread: what was read back; has `embed_image` and `embed_text`, too.
+      limit: largest difference that is allowed.
+
+    Raises:
+      InteropError: a difference is larger.
+    """
+    probes = {"image": pictures(live.stored.config.data.image), "text": _TEXTS}
+    found = {}
+    for kind in live.inputs:
+        a, b = (getattr(model, f"embed_{kind}")(probes[kind]) for model in (live, reread))
+        found[kind] = float(np.max(np.abs(a - b))) if a.shape == b.shape else float("inf")
+        if not found[kind] <= limit:
+            raise InteropError(
+                f"the export was read back and its {kind} embeddings differ by {found[kind]:.1e} (allowed "
+                f"{limit:.0e}): it is not written. This is a fault of xmodal: please report it with the model's config"
+            )
+    return found
+
+
+def pictures(image: Mapping[str, Any]) -> list[Image.Image]:
+    """A few pictures of different shapes and modes; the margins of their central squares are even."""
+    rng, size = np.random.default_rng(0), image["resize"] or image["size"]
+    shapes = [(size, size), (size + 6 * (size // 4), size), (size, size + 2), (2 * size, 2 * size)]
+    draw = lambda shape: Image.fromarray(rng.integers(0, 256, (5, 4, 4), np.uint8), "RGBA").resize(shape)
+    return [draw(shape).convert(mode) for shape, mode in zip(shapes, ("RGB", "RGBA", "L", "RGB"))]
+
+
+# ---------------------------------------------------------------------------------------------- formats
+
+
+def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Model], list[str]]:
+    notes: list[str] = []
+    family = family_for(stored.spec)
+    config = family.to_config(stored.spec)
+    if family.model_type == "clip" and stored.tokenizer is not None and stored.tokenizer.eos_id == LEGACY_EOS:
+        last = stored.spec.towers["text"].embed.vocab_size - 1
+        stored = _with_swapped_ids(stored, LEGACY_EOS, min(last, stored.tokenizer.vocab_size - 1))
+        notes.append(
+            f"the end mark's id {LEGACY_EOS} and {stored.tokenizer.eos_id} are exchanged in the tokenizer and the "
+            f"embedding: a CLIPModel takes an end mark of id {LEGACY_EOS} for another rule of pooling"
+        )
+    if stored.tokenizer is not None:
+        config.setdefault("text_config", {}).update(_mark_ids(stored))
+        _write_texts(stored, folder, family.processor)
+    config["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
+    _write_json(folder / CONFIG, config)
+    if family.image_processor:
+        image = stored.config.data.image
+        processor = preprocessing.to_processor(image, family.image_processor, family.processor)
+        _write_json(folder / "preprocessor_config.json", processor)
+        if image.crop != "squash" and image.rounding != "down":
+            notes.append(
+                "transformers rounds odd margins of the central square down, this model's evaluations to even: "
+                "pictures that are not square can be shifted by one pixel"
+            )
+    write_weights(folder / WEIGHTS, cast(family.to_weights(stored.params, stored.spec), dtype), {"format": "pt"})
+    return lambda: Model(open_stored(f"hf:{folder}"), batch_size=8), notes
+
+
+def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Model], list[str]]:
+    family = next((f for f in OPEN_CLIP.values() if f.fits(stored.spec)), None)
+    if family is None:
+        raise InteropError(
+            "open_clip builds only CLIP's towers itself; SigLIP's image tower comes from timm by the name of a "
+            "published size. Export with --to hf or --to jax"
+        )
+    model = family.to_config(stored.spec)
+    tokenizer = stored.tokenizer
+    model["text_cfg"]["hf_tokenizer_name"] = "."
+    if tokenizer.eos_id < tokenizer.vocab_size - 1:
+        model["text_cfg"] |= dict(pool_type="eos", eos_id=tokenizer.eos_id)
+    config = dict(model_cfg=model, preprocess_cfg=preprocessing.to_open_clip(stored.config.data.image))
+    _write_json(folder / open_clip.CONFIG, config)
+    _write_texts(stored, folder)
+    weights = cast(family.to_weights(stored.params, stored.spec), dtype)
+    write_weights(folder / open_clip.WEIGHTS, weights, {"format": "pt"})
+    notes = ["on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
+    return lambda: Model(open_stored(f"open_clip:{folder}"), batch_size=8), notes
+
+
+def _write_jax(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Any], list[str]]:
+    jax_programs.write(stored, folder, dtype)
+    if stored.tokenizer is not None:
+        _write_texts(stored, folder)
+    return lambda: jax_programs.Programs(folder, stored), []
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
+def _write_texts(stored: Stored, folder: Path, processor: str = "") -> None:
+    text = stored.config.data.text
+    embeds = (tower.embed for tower in stored.spec.towers.values() if getattr(tower.embed, "type", "") == "token")
+    masked = all(embed.mask_padding for embed in embeds)
+    options = dict(length=text.length, lower=text.lower, masked=masked, processor=processor)
+    write_tokenizer(folder, stored.tokenizer, **options)
+
+
+def _mark_ids(stored: Stored) -> dict[str, int]:
+    marks = ((name, getattr(stored.tokenizer, f"{name}_id")) for name in ("bos", "eos", "pad"))
+    return {f"{name}_token_id": i for name, i in marks if i is not None}
+
+
+def _with_swapped_ids(stored: Stored, a: int, b: int) -> Stored:
+    order = np.arange(stored.spec.towers["text"].embed.vocab_size)
+    order[[a, b]] = b, a
+    swap = lambda path, x: np.asarray(x)[order] if path == "text/embed/embedding" else x
+    return dataclasses.replace(
+        stored, params=map_paths(swap, stored.params), tokenizer=swap_ids(stored.tokenizer, a, b)
+    )
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def average(models: Iterable[Stored]) -> Stored:
+    """Returns the mean of several checkpoints of one run (Izmailov et al. 2018; Wortsman et al. 2022).
+
+    Raises:
+      InteropError: they are not of one model.
+    """
+    import jax
+
+    total, count, first = None, 0, None
+    for stored in models:
+        first = first or stored
+        if stored.spec != first.spec:
+            raise InteropError(f"{stored.origin}: steps {first.step} and {stored.step} are of different models")
+        arrays = jax.tree.map(lambda a: np.asarray(a, np.float64), stored.params)
+        total = arrays if total is None else jax.tree.map(np.add, total, arrays)
+        count += 1
+    mean = jax.tree.map(lambda a: (a / count).astype(np.float32), total)
+    return dataclasses.replace(first, params=mean, step=None)

@@ -1,0 +1,278 @@
+"""A model at rest: what it is, its weights, and how its pictures and texts are prepared; ours and other folders alike.
+
+Our own folder holds `config.json` (sections `model`, `objectives`, `data.image` and `data.text` as in a run's config,
+and `xmodal`: where it comes from), `tokenizer.json` and `model.safetensors`, whose names are our paths.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
+
+import xmodal
+from data_pipelines.tokenizers import Tokenizer
+from xmodal.config import from_json, make_spec, with_new_options
+from xmodal.interop import OPEN_CLIP, open_clip, preprocessing
+from xmodal.interop.huggingface import family_of
+from xmodal.interop.tables import Family, InteropError, fail
+from xmodal.interop.tokenizer_files import read_tokenizer
+from xmodal.interop.weights import open_weights, refuse_pickles, write_weights
+from xmodal.models.model import Functional, ModelSpec
+from xmodal.paths import flatten_paths
+
+FORMAT = 1
+WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.json", "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A model with everything that it needs to be used.
+
+    Attributes:
+      config: a complete config; `model`, `objectives`, `data.image` and `data.text` are the model's own.
+      params: {tower: ..., "objectives": ...}, nested dicts of arrays.
+      tokenizer: of its texts; None for a model of pictures alone.
+      origin: where it was read.
+      step: of the run that made it, or None.
+    """
+
+    config: ConfigDict
+    params: dict
+    tokenizer: Tokenizer | None
+    origin: str
+    step: int | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Description of the towers."""
+        return make_spec(ModelSpec, self.config.model, where=f"{self.origin}: model")
+
+
+def open_stored(where: str | Path, *, step: int | None = None, ema: bool | None = None) -> Stored:
+    """Opens a model wherever it lives.
+
+    Args:
+      where: a run folder, a folder that `import` made, "hf:DIR", or "open_clip:DIR"; without the prefix the files of
+        the folder tell which it is.
+      step: checkpoint of a run; None takes the newest good one.
+      ema: averaged or trained weights of a run; None takes those that its evaluations used.
+
+    Raises:
+      InteropError: there is no such folder, or it is incomplete, damaged or of an unknown kind.
+    """
+    kind, path = parse(where)
+    if kind == "run":
+        return _open_run(path, step, ema)
+    if step is not None or ema is not None:
+        raise InteropError(f"{where} is not a run: it has no other steps and no averaged weights")
+    return {"own": _open_own, "hf": _open_hf, "open_clip": _open_open_clip}[kind](path)
+
+
+def parse(where: str | Path) -> tuple[str, Path]:
+    """Returns ("run" | "own" | "hf" | "open_clip", folder or file)."""
+    kind, colon, rest = str(where).partition(":")
+    if not colon or kind not in ("hf", "open_clip"):
+        kind, rest = "", str(where)
+    path = Path(rest).expanduser()
+    if not path.exists():
+        hint = ""
+        if kind == "hf" and rest.count("/") == 1:
+            hint = f". Nothing is downloaded here: `hf download {rest} --local-dir DIR`, then name hf:DIR"
+        raise InteropError(f"there is no folder {path}{hint}")
+    refuse_pickles(path)
+    if kind:
+        return kind, path
+    if (path / "checkpoints").is_dir():
+        return "run", path
+    if (path / open_clip.CONFIG).is_file():
+        return "open_clip", path
+    if (path / CONFIG).is_file():
+        config = preprocessing.read_json(path / CONFIG)
+        for kind, key in (("hf", "model_type"), ("own", "xmodal"), ("run", "model")):
+            if key in config:
+                return kind, path
+    if any(path.glob("*.jaxexport")):
+        raise InteropError(f"{path} holds programs for JAX alone: its README.md says how to call them")
+    raise InteropError(
+        f"{path} is no model that is known here: expected a run (checkpoints/), an imported model, a Hugging Face "
+        f"folder (config.json with model_type) or an open_clip folder ({open_clip.CONFIG})"
+    )
+
+
+def write_stored(stored: Stored, out: Path) -> None:
+    """Writes our own folder; it is complete or absent.
+
+    Raises:
+      InteropError: `out` exists already.
+    """
+    with whole_folder(out) as folder:
+        config, sections = json.loads(json.dumps(stored.config.to_dict())), ("image", "text")
+        config = {
+            "xmodal": {"format": FORMAT, "version": xmodal.__version__, "origin": stored.origin},
+            "model": config["model"], "objectives": config["objectives"],
+            "data": {key: config["data"][key] for key in sections},
+        }  # fmt: skip
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if stored.tokenizer is not None:
+            (folder / TOKENIZER).write_text(stored.tokenizer.json, encoding="utf-8")
+        arrays = {path: np.asarray(a, np.float32) for path, a in flatten_paths(stored.params).items()}
+        write_weights(folder / WEIGHTS, arrays, {"format": f"xmodal {FORMAT}"})
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Gives a folder to write into, which takes the name `out` when the block ends well and is removed otherwise."""
+    out = Path(out)
+    part = out.with_name(out.name + ".part")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InteropError(f"--out {out} exists already; name another folder, or remove it")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise InteropError(f"--out {out}: no folder can be made there ({error.strerror})") from None
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------- kinds of folders
+
+
+def _open_run(path: Path, step: int | None, ema: bool | None) -> Stored:
+    import jax
+
+    from xmodal.distributed.mesh import make_mesh
+    from xmodal.training.trained import load_run
+
+    # Arrays of a run are read onto one device, and copied from there to where they are wanted.
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), devices=jax.local_devices()[:1])
+    with jax.set_mesh(mesh):
+        run = load_run(path, mesh, step=step, ema=ema)
+    return Stored(run.config, run.params, run.tokenizer, str(path), run.step)
+
+
+def _open_own(path: Path) -> Stored:
+    text = (path / CONFIG).read_text(encoding="utf-8")
+    try:
+        config = with_new_options(from_json(text))
+        about = config["xmodal"]
+        del config["xmodal"]
+        if about["format"] != FORMAT:
+            raise InteropError(f"{path} has format {about['format']}; this version of xmodal reads format {FORMAT}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise error if isinstance(error, InteropError) else InteropError(f"{path / CONFIG}: {error}") from error
+    weights, shapes = open_weights(path), _shapes(make_spec(ModelSpec, config.model, f"{path}: model"))
+    own = {name for name in weights if name.startswith("objectives/")}
+    problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in weights]
+    problems += [f"unexpected: {name}" for name in weights if name not in shapes and name not in own]
+    problems += [
+        f"shape: {name} is {weights[name].shape}, the model needs {shape}"
+        for name, shape in shapes.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    fail(f"{path / WEIGHTS} does not hold the model of {CONFIG}", problems)
+    params = unflatten_dict({name: weights[name] for name in weights}, sep="/")
+    params.setdefault("objectives", {})
+    tokenizer = Tokenizer.load(path / TOKENIZER) if (path / TOKENIZER).is_file() else None
+    if tokenizer is None and _has_text(config):
+        raise InteropError(f"{path} has no {TOKENIZER}, which its text tower needs; import the model again")
+    return Stored(config, params, tokenizer, str(path))
+
+
+def _open_hf(path: Path) -> Stored:
+    config = preprocessing.read_json(path / CONFIG)
+    try:
+        family = family_of(config)
+        model = family.model_config(config)
+    except InteropError as error:
+        raise InteropError(f"{path / CONFIG}: {error}") from None
+    data = preprocessing.read_processor(path) if family.image_processor else None
+    image = lambda size: preprocessing.from_processor(data, size, str(path))
+    stored = _converted(path, path, WEIGHTS, family, model, image if data else None)
+    if family.check_marks and stored.tokenizer is not None:
+        try:
+            family.check_marks(config, stored.tokenizer)
+        except InteropError as error:
+            raise InteropError(f"{path / CONFIG}: {error}") from None
+    return stored
+
+
+def _open_open_clip(path: Path) -> Stored:
+    folder, name = (path, open_clip.WEIGHTS) if path.is_dir() else (path.parent, path.name)
+    where = folder / open_clip.CONFIG
+    if not where.is_file():
+        raise InteropError(
+            f"{folder} has no {open_clip.CONFIG}, which describes the model. open_clip's `push_to_hf_hub` writes it; "
+            "published open_clip folders have it"
+        )
+    config = preprocessing.read_json(where)
+    kind = open_clip.kind_of(config.get("model_cfg") or {})
+    if kind not in OPEN_CLIP:
+        raise InteropError(f"{where}: a model with {kind} towers cannot be converted: known are {', '.join(OPEN_CLIP)}")
+    try:
+        model = OPEN_CLIP[kind].model_config(config["model_cfg"])
+    except KeyError as error:
+        raise InteropError(f"{where}: model_cfg has no {error}") from None
+    except InteropError as error:
+        raise InteropError(f"{where}: {error}") from None
+    image = lambda size: preprocessing.from_open_clip(config.get("preprocess_cfg") or {}, size, str(where))
+    return _converted(path, folder, name, OPEN_CLIP[kind], model, image)
+
+
+def _converted(origin: Path, folder: Path, name: str, family: Family, model: ConfigDict, image: Any) -> Stored:
+    """A model of a reference in our terms; `image` gives the keys of `data.image` for a size."""
+    spec = make_spec(ModelSpec, model, where=f"{folder}: model")
+    try:
+        Functional.build(spec)
+        params = family.to_params(open_weights(folder, name), spec)
+    except ValueError as error:
+        raise InteropError(f"{folder}: {error}") from None
+    params.setdefault("objectives", {})
+    objective = dict(family.objective)
+    config = with_new_options(ConfigDict(dict(model=model, data={}, objectives={})))
+    if objective:
+        config.objectives = dict(contrastive=objective | dict(between=("image", "text"), weight=1.0))
+    if image is not None:
+        size = spec.towers["image"].embed.image_size
+        if not isinstance(size, int):
+            raise InteropError(
+                f"{folder}: pictures of {size} pixels are not square, which is all that is prepared here"
+            )
+        config.data.image.update(image(size))
+    tokenizer = None
+    if _has_text(config):
+        tokenizer, length = read_tokenizer(folder)
+        embed = next(t.embed for t in spec.towers.values() if getattr(t.embed, "type", "") == "token")
+        if tokenizer.vocab_size > embed.vocab_size:
+            raise InteropError(
+                f"{folder}: tokenizer.json has ids up to {tokenizer.vocab_size - 1}, and the model has "
+                f"{embed.vocab_size} tokens: it is another model's tokenizer"
+            )
+        # All that the reference does to a text is in the file.
+        config.data.text.update(
+            tokenizer=TOKENIZER, length=min(length or embed.length, embed.length), lower=False, clean="none"
+        )
+    return Stored(config, params, tokenizer, str(origin))
+
+
+def _has_text(config: ConfigDict) -> bool:
+    return any(getattr(tower.get("embed"), "type", "") == "token" for tower in config.model.towers.values())
+
+
+def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    import jax
+
+    shapes = jax.eval_shape(Functional.build(spec).init, jax.random.key(0))
+    return {path: shape.shape for path, shape in flatten_paths(shapes).items()}

@@ -1,0 +1,101 @@
+"""Towers as programs: serialised StableHLO that JAX runs without xmodal, for batches of any size.
+
+`<tower>.jaxexport` holds the program and `<tower>.npz` its weights, by path. bfloat16, which NumPy files do not know,
+is kept as uint16 and turned back inside the program.
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from data_pipelines.device import preprocess_images
+from xmodal.inference import Model, own_inputs
+from xmodal.interop.folder import Stored
+from xmodal.interop.tables import InteropError
+from xmodal.interop.weights import cast
+from xmodal.models.model import Functional
+from xmodal.objectives.contrastive import normalize
+from xmodal.paths import flatten_paths
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(stored: Stored, folder: Path, dtype: str) -> list[str]:
+    """Writes a program for each tower that embeds one modality by itself; returns their names.
+
+    Raises:
+      InteropError: there is no such tower.
+    """
+    config = stored.config.copy_and_resolve_references()
+    config.model.dtype = {"f32": "float32", "bf16": "bfloat16"}[dtype]
+    model = Functional.build(Stored(config, {}, None, stored.origin).spec)
+    towers = own_inputs(model)
+    if not towers:
+        raise InteropError(f"{stored.origin} has no tower that embeds pictures or texts alone; nothing to export")
+    (rows,) = jax.export.symbolic_shape("batch")
+    image, text = stored.config.data.image, stored.config.data.text
+    inputs = {
+        "image": {"image": jax.ShapeDtypeStruct((rows, image.size, image.size, 3), np.uint8)},
+        "text": {
+            "text": jax.ShapeDtypeStruct((rows, text.length), np.int32),
+            "text_valid": jax.ShapeDtypeStruct((rows, text.length), np.bool_),
+        },
+    }
+    for name, kind in towers.items():
+        arrays = cast(flatten_paths(stored.params[name]), dtype)
+        weights = {path: a.view(np.uint16) if dtype == "bf16" else a for path, a in arrays.items()}
+        # Alone, so that the program names no parameter of another tower.
+        alone = Functional.build(_only(stored, name, config.model.dtype).spec)
+        run = functools.partial(_embed, alone, name, image)
+        shapes = {path: jax.ShapeDtypeStruct(a.shape, a.dtype) for path, a in weights.items()}
+        program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(shapes, inputs[kind])
+        (folder / f"{name}.jaxexport").write_bytes(program.serialize())
+        np.savez(folder / f"{name}.npz", **weights)
+    return list(towers)
+
+
+class Programs:
+    """What `write` wrote, read back: embeds as `xmodal.Model` does, with its preparation of pictures and texts."""
+
+    def __init__(self, folder: Path, stored: Stored):
+        """Reads the programs of the towers of `stored`."""
+        self._prepare = Model(stored, batch_size=8)
+        self._towers = {}
+        for name, kind in own_inputs(Functional.build(stored.spec)).items():
+            program = jax.export.deserialize((folder / f"{name}.jaxexport").read_bytes())
+            self._towers[kind] = program, dict(np.load(folder / f"{name}.npz"))
+
+    def embed_image(self, pictures: list) -> np.ndarray:
+        """Unit embeddings of pictures."""
+        return self._call("image", self._prepare.prepare_images(pictures))
+
+    def embed_text(self, texts: list[str]) -> np.ndarray:
+        """Unit embeddings of texts."""
+        return self._call("text", self._prepare.prepare_texts(texts))
+
+    def _call(self, kind: str, batch: Mapping) -> np.ndarray:
+        program, weights = self._towers[kind]
+        return np.asarray(program.call(weights, batch))
+
+
+def _embed(model: Functional, name: str, image: Mapping, weights: Mapping, batch: Mapping) -> jax.Array:
+    floats = {p: jax.lax.bitcast_convert_type(a, jnp.bfloat16) if a.dtype == jnp.uint16 else a
+              for p, a in weights.items()}  # fmt: skip
+    params = {name: unflatten_dict({p: a.astype(jnp.float32) for p, a in floats.items()}, sep="/")}
+    if "image" in batch:
+        batch = {**batch, "image": preprocess_images(batch["image"], None, image)}
+    return normalize(model(params, batch, frozenset({f"{name}.pooled"}))[f"{name}.pooled"])
+
+
+def _only(stored: Stored, name: str, dtype: str) -> Stored:
+    config = stored.config.copy_and_resolve_references()
+    config.model.dtype = dtype
+    for other in [other for other in config.model.towers if other != name]:
+        del config.model.towers[other]
+    return Stored(config, {}, None, stored.origin)

@@ -1,0 +1,155 @@
+"""The README.md of an exported model: how to use it, the run's own figures, and its recipe."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xmodal
+from xmodal.interop.folder import Stored
+from xmodal.reporting.formatting import compact
+from xmodal.reporting.results import evaluation_tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What the exporting command knows of a run.
+
+    Attributes:
+      weights: which they are, such as "step 500, averaged weights".
+      results: nested figures of these very weights; {} when there are none.
+    """
+
+    weights: str = ""
+    results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_USE = {
+    "hf": """```python
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model="DIR")
+classify("picture.jpg", candidate_labels=["a cat", "a dog"])
+```""",
+    "open_clip": """```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:DIR")
+tokenizer = open_clip.get_tokenizer("local-dir:DIR")
+```
+
+Before a push to the Hub, set `text_cfg.hf_tokenizer_name` in `open_clip_config.json` to the repository's name.""",
+}
+_JAX = """The tower is a program (serialised StableHLO) with its weights beside it. It needs JAX alone
+(`pip install jax flatbuffers`), takes batches of any size, runs on CPUs, NVIDIA GPUs and TPUs, gives unit vectors:
+
+```python
+import jax.export, numpy as np
+
+tower = jax.export.deserialize(open("{name}.jaxexport", "rb").read())
+weights = dict(np.load("{name}.npz"))
+embeddings = tower.call(weights, {{{inputs}}})
+```
+
+{preparation}"""
+_IMAGE = """Pictures are RGB, {how} with Pillow's {filter} filter; the program normalises them."""
+_TEXT = """Texts are tokenised by `tokenizer.json` (`tokenizers.Tokenizer.from_file`) to {length} ids, cut in front of
+the end mark and padded on the right with id {pad}; `text_valid` is true for all that is not padding."""
+
+
+def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: Mapping[str, float], card: Card) -> None:
+    """Writes README.md into an exported folder, and the model's settings beside it as xmodal_config.json.
+
+    Args:
+      folder: to write to.
+      to: kind of the export.
+      stored: the model.
+      dtype: of the weights.
+      differences: of the embeddings when the export was read back.
+      card: what the command knows of the run.
+    """
+    config = stored.config.to_dict()
+    for entry in (*config["data"]["sources"].values(), *config["evals"].values()):
+        entry.pop("urls", None)  # where someone's data lie is nobody's business, and an address can hold a password
+    (folder / "xmodal_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    library = {"hf": "transformers", "open_clip": "open_clip", "jax": "jax"}[to]
+    head = ["---", f"library_name: {library}", "pipeline_tag: zero-shot-image-classification", "tags: [xmodal]", "---"]
+    use = _jax_use(stored) if to == "jax" else _USE[to]
+    parts = [
+        "\n".join(head),
+        f"# {Path(stored.origin).name}",
+        f"Exported by xmodal {xmodal.__version__}"
+        + (f": {card.weights}." if card.weights else "."),
+        "## Use", use,
+        "## Model", _towers(stored),
+        "## Figures", _figures(card.results),
+        "## Recipe", _recipe(stored),
+        "## Export", _checked(dtype, differences),
+    ]  # fmt: skip
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _jax_use(stored: Stored) -> str:
+    image, text, blocks = stored.config.data.image, stored.config.data.text, []
+    for name, tower in stored.spec.towers.items():
+        if tower.embed is None or tower.reads or tower.pool == "none":
+            continue
+        if tower.embed.input == "image":
+            inputs = f'"image": np.zeros((2, {image.size}, {image.size}, 3), np.uint8)'
+            side = f"{image.size} x {image.size} pixels"
+            how = f"resized to {side}" if image.crop == "squash" else (
+                f"their shorter side resized to {image.resize or image.size} pixels and the central {side} cut out,"
+            )  # fmt: skip
+            preparation = _IMAGE.format(how=how, filter=image.filter)
+        else:
+            shape = f"(2, {text.length})"
+            inputs = f'"text": np.zeros({shape}, np.int32), "text_valid": np.ones({shape}, bool)'
+            preparation = _TEXT.format(length=text.length, pad=stored.tokenizer.pad_id)
+        blocks.append(f"### {name}\n\n" + _JAX.format(name=name, inputs=inputs, preparation=preparation))
+    return "\n\n".join(blocks)
+
+
+def _towers(stored: Stored) -> str:
+    import jax
+
+    count = lambda name: compact(sum(a.size for a in jax.tree.leaves(stored.params[name])))
+    rows = [
+        [name, t.width, t.trunk.depth, t.pool, t.pooled_width, count(name)] for name, t in stored.spec.towers.items()
+    ]
+    return _table(["tower", "width", "layers", "pooling", "embedding", "parameters"], rows)
+
+
+def _figures(results: Mapping[str, Any]) -> str:
+    tables = [f"**{title}**\n\n" + _table(columns, rows) for title, columns, rows in evaluation_tables(results)]
+    if not tables:
+        return "None were measured with exactly these weights."
+    return "\n\n".join([f"After {results['samples']:,} samples; in brackets what guessing gives.", *tables])
+
+
+def _recipe(stored: Stored) -> str:
+    config = stored.config
+    if not config.data.sources:
+        return f"Converted from `{Path(stored.origin).name}`; its training is described there."
+    facts = {
+        "objectives": ", ".join(f"{name} ({o.type}, weight {o.get('weight', 1.0)})"
+                                for name, o in config.objectives.items()),
+        "batch size": config.batch_size,
+        "length": f"{config.schedule.total}, warm-up {config.schedule.warmup}, {config.schedule.decay}",
+        "optimizer": f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, weight decay "
+                     f"{config.optimizer.weight_decay:g}",
+        "data": ", ".join(config.data.sources),
+        "pictures": f"{config.data.image.size} pixels, crop {config.data.image.crop}",
+        "started from": config.init_from or "random weights",
+    }  # fmt: skip
+    return _table(["setting", "value"], list(facts.items())) + "\n\nAll settings are in `xmodal_config.json`."
+
+
+def _checked(dtype: str, differences: Mapping[str, float]) -> str:
+    found = ", ".join(f"{value:.1e} ({name})" for name, value in differences.items())
+    return f"Weights in {dtype}. Read back after writing, the largest difference of an embedding's entries is {found}."
+
+
+def _table(columns: list, rows: list) -> str:
+    line = lambda cells: "| " + " | ".join(str(cell) for cell in cells) + " |"
+    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])

@@ -1,0 +1,141 @@
+"""What is done to a picture before a model sees it: our `data.image` <-> the references' files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xmodal.interop.tables import InteropError
+
+_FILTERS = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow
+_UNIT = 1 / 255
+
+
+def read_processor(folder: Path) -> dict:
+    """Returns the settings of a folder's image processor.
+
+    Raises:
+      InteropError: there are none; guessing them would shift every embedding.
+    """
+    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        path = folder / name
+        if path.is_file():
+            config = read_json(path)
+            config = config if part is None else config.get(part)
+            if isinstance(config, Mapping) and ("image_mean" in config or "size" in config):
+                return dict(config)
+    raise InteropError(
+        f"{folder} has no preprocessor_config.json, which says how the model's pictures are resized and normalised. "
+        "Copy it from where the weights come from"
+    )
+
+
+def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
+    """Returns keys of `data.image` that prepare pictures as a Hugging Face image processor does.
+
+    Args:
+      config: of the processor.
+      size: pixels of the model's square.
+      where: its file, for messages.
+
+    Raises:
+      InteropError: it does something that the evaluation here does not.
+    """
+    problems = [f"{key} is false" for key in ("do_resize", "do_rescale", "do_normalize") if not config.get(key, True)]
+    if abs(config.get("rescale_factor", _UNIT) - _UNIT) > 1e-9:
+        problems.append(f"rescale_factor is {config['rescale_factor']}, needs 1/255")
+    kind = config.get("resample", 3)
+    if kind not in _FILTERS:
+        problems.append(f"resample is {kind}, needs 2 (bilinear) or 3 (bicubic)")
+    resized, crop = config.get("size", size), config.get("crop_size", size)
+    if not isinstance(resized, Mapping):  # files of before 2022: CLIP meant the shorter side, and crops; ViT both
+        both = dict(height=resized, width=resized)
+        resized = dict(shortest_edge=resized) if config.get("do_center_crop") else both
+    short = resized.get("shortest_edge")
+    if short is not None and not config.get("do_center_crop", True):
+        problems.append("do_center_crop is false, and only the shorter side is resized: the picture is not square")
+    shown = (resized["height"], resized["width"]) if short is None else _sides(crop)
+    cropped = short is None and config.get("do_center_crop", False) and _sides(crop) != shown
+    if cropped:
+        problems.append("both sides are resized and then cropped")
+    if "crop_pct" in config and short is not None:
+        short = int(short / config["crop_pct"])
+    if shown != (size, size) and not cropped:
+        problems.append(f"it makes pictures of {shown[0]} x {shown[1]} pixels, and the model takes {size} x {size}")
+    if problems:
+        raise InteropError(f"{where}: these pictures cannot be prepared here:\n  " + "\n  ".join(problems))
+    return _image(size, config["image_mean"], config["image_std"], _FILTERS[kind], short, "down")
+
+
+def to_processor(image: Mapping[str, Any], image_processor: str, processor: str) -> dict:
+    """Returns the preprocessor_config.json that prepares pictures as our evaluation does.
+
+    Args:
+      image: `data.image`.
+      image_processor: class of the reference.
+      processor: class of the reference for images and texts.
+    """
+    size, square = image["size"], dict(height=image["size"], width=image["size"])
+    if image["crop"] == "squash":
+        shape = dict(size=square, do_center_crop=False)
+    else:
+        shape = dict(size=dict(shortest_edge=image["resize"] or size), do_center_crop=True, crop_size=square)
+    return dict(
+        image_processor_type=image_processor, processor_class=processor, do_convert_rgb=True, do_resize=True, **shape,
+        resample={name: number for number, name in _FILTERS.items()}[image["filter"]], do_rescale=True,
+        rescale_factor=_UNIT, do_normalize=True, image_mean=list(image["mean"]), image_std=list(image["std"]),
+    )  # fmt: skip
+
+
+def from_open_clip(config: Mapping[str, Any], size: int, where: str) -> dict:
+    """Returns keys of `data.image` for a `preprocess_cfg` of open_clip; its defaults are OpenAI's."""
+    shown, mode = config.get("size", size), config.get("resize_mode", "shortest")
+    if _sides(shown) != (size, size):
+        raise InteropError(f"{where}: preprocess_cfg.size is {shown}, and the model takes {size} pixels")
+    if mode not in ("shortest", "squash"):
+        raise InteropError(f"{where}: preprocess_cfg.resize_mode {mode!r} is not known: known are shortest, squash")
+    kind = config.get("interpolation", "bicubic")
+    if kind not in _FILTERS.values():
+        raise InteropError(f"{where}: preprocess_cfg.interpolation {kind!r} is not known: known are bicubic, bilinear")
+    mean = config.get("mean", (0.48145466, 0.4578275, 0.40821073))
+    std = config.get("std", (0.26862954, 0.26130258, 0.27577711))
+    return _image(size, mean, std, kind, None if mode == "squash" else size, "even")
+
+
+def to_open_clip(image: Mapping[str, Any]) -> dict:
+    """Returns the `preprocess_cfg` that prepares pictures as our evaluation does."""
+    if image["resize"] not in (0, image["size"]) and image["crop"] != "squash":
+        raise InteropError(
+            f"data.image.resize={image['resize']}: open_clip resizes the shorter side to the size of the model "
+            f"({image['size']}), no other"
+        )
+    return dict(
+        size=image["size"], mode="RGB", mean=list(image["mean"]), std=list(image["std"]), fill_color=0,
+        interpolation=image["filter"], resize_mode="squash" if image["crop"] == "squash" else "shortest",
+    )  # fmt: skip
+
+
+def read_json(path: Path) -> dict:
+    """Reads a JSON object; raises an InteropError that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InteropError(f"there is no {path}") from None
+    except ValueError as error:
+        raise InteropError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InteropError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    if isinstance(size, Mapping):
+        return size["height"], size["width"]
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+def _image(size: int, mean: Any, std: Any, kind: str, short: int | None, rounding: str) -> dict:
+    crop = "squash" if short is None else "center"
+    resize = 0 if short in (None, size) else short
+    numbers = dict(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+    return dict(size=size, crop=crop, resize=resize, filter=kind, rounding=rounding, **numbers)

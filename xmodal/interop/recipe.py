@@ -1,0 +1,36 @@
+"""For recipes that fine-tune: everything that must agree with the weights is taken from where they are."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from xmodal.config import load_saved
+from xmodal.interop.folder import CONFIG, TOKENIZER, parse
+from xmodal.interop.tables import InteropError
+
+_IMAGE, _TEXT = ("size", "mean", "std", "resize", "filter", "rounding"), ("length", "lower", "clean")
+
+
+def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
+    """Sets `init_from`, model, objectives, tokenizer and the preparation of pictures and texts; returns the config.
+
+    Args:
+      config: of a recipe, from `configs.base`; the rest of it stays.
+      where: an imported folder or a run.
+
+    Raises:
+      InteropError: there is no such folder, or it is a folder of another library: import it first.
+    """
+    kind, path = parse(where)
+    if kind not in ("own", "run"):
+        raise InteropError(
+            f"{where}: bring it in first, `python -m xmodal import {kind}:{path} --out DIR`, and start from DIR"
+        )
+    saved = load_saved(path / CONFIG)
+    config.init_from, config.model, config.objectives = str(where), saved.model, saved.objectives
+    config.data.image.update({key: saved.data.image[key] for key in _IMAGE if key in saved.data.image})
+    if saved.data.image.crop == "squash" or config.data.image.crop == "squash":
+        config.data.image.crop = saved.data.image.crop
+    if (path / TOKENIZER).is_file():
+        config.data.text.update({key: saved.data.text[key] for key in _TEXT} | {"tokenizer": str(path / TOKENIZER)})
+    return config

@@ -1,0 +1,207 @@
+"""Name tables: every array of a reference model, the path at which it lives here, and how its layout changes.
+
+Linear maps are transposed, patch kernels go from OIHW to HWIO, the layers of a trunk are stacked along a leading axis,
+and packed query, key and value are taken apart. A family of models is one file with one table, in both directions;
+`Family` is what it registers in `xmodal.interop.FAMILIES`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
+
+from xmodal.config import ConfigError
+from xmodal.models.model import ModelSpec
+from xmodal.paths import flatten_paths
+
+LINEAR, CONV = (1, 0), (2, 3, 1, 0)  # [out, in] -> [in, out]; OIHW -> HWIO
+_SHOWN = 40  # lines of one error
+
+
+class InteropError(ConfigError):
+    """A model that cannot be brought in or taken out; the message says what, where and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One array of the reference, or one equal part of its rows, and its place here.
+
+    Attributes:
+      name: of the array in the reference.
+      path: of the parameter here.
+      shape: of this part in the reference's layout.
+      axes: the order of its axes here; () keeps it.
+      own: shape here where it is not just the axes in another order, else None.
+      layer: index along the leading axis of a stacked parameter here, or None.
+      part: which part of the rows of a packed array this is.
+      parts: how many parts it packs.
+    """
+
+    name: str
+    path: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] = ()
+    own: tuple[int, ...] | None = None
+    layer: int | None = None
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def packed_shape(self) -> tuple[int, ...]:
+        """Shape of the whole array in the reference."""
+        return self.shape if self.parts == 1 else (self.parts * self.shape[0], *self.shape[1:])
+
+    def take(self, array: np.ndarray) -> np.ndarray:
+        """From the reference's whole array to the parameter here (of one layer)."""
+        part = array if self.parts == 1 else np.split(array, self.parts)[self.part]
+        part = part.transpose(self.axes) if self.axes else part
+        return part if self.own is None else part.reshape(self.own)
+
+    def give(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `take`, for this part alone."""
+        array = array if self.layer is None else array[self.layer]
+        return array.transpose(np.argsort(self.axes)) if self.axes else array.reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Models that one table describes.
+
+    Attributes:
+      model_type: of their config.json.
+      architecture: class of the reference that loads their weights.
+      model_config: config.json -> our `model` section.
+      table: spec -> every array; raises an InteropError for a model that the reference cannot express.
+      to_config: spec -> config.json, without what only the tokenizer knows.
+      fits: whether a spec is of this family rather than another: what tells it apart, not whether it is exact.
+      objective: entry of `objectives` that the weights carry parameters for, such as dict(type="softmax"); {} for none.
+      ignored: arrays that files carry beside the weights, such as index tables.
+      check_marks: (config.json, tokenizer) -> None; raises an InteropError when the model would read a text in another
+        way than the tower here, as its configuration states marks of its own.
+      image_processor: class of the reference that prepares images, "" without images.
+      processor: class of the reference that prepares images and texts.
+    """
+
+    model_type: str
+    architecture: str
+    model_config: Callable[[Mapping[str, Any]], ConfigDict]
+    table: Callable[[ModelSpec], list[Entry]]
+    to_config: Callable[[ModelSpec], dict]
+    fits: Callable[[ModelSpec], bool]
+    objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    check_marks: Callable[[Mapping[str, Any], Any], None] | None = None
+    image_processor: str = ""
+    processor: str = ""
+
+    def to_params(self, weights: Mapping[str, np.ndarray], spec: ModelSpec) -> dict:
+        """Converts the reference's weights; see `to_params`."""
+        return to_params(weights, self.table(spec), self.ignored)
+
+    def to_weights(self, params: Mapping[str, Any], spec: ModelSpec) -> dict[str, np.ndarray]:
+        """Converts parameters to the reference's weights; see `to_weights`."""
+        return to_weights(params, self.table(spec))
+
+
+def to_params(weights: Mapping[str, np.ndarray], entries: list[Entry], ignored: Iterable[str] = ()) -> dict:
+    """Converts weights of a reference to parameters.
+
+    Args:
+      weights: arrays by the reference's name, of any floating type; only what the table names is read.
+      entries: the table of the model they are for.
+      ignored: names that may be there and mean nothing.
+
+    Returns:
+      {tower: {...}, "objectives": {objective: {...}}}, nested dicts of float32 arrays.
+
+    Raises:
+      InteropError: missing names, unexpected names, wrong shapes (all listed).
+    """
+    wanted = {e.name: e.packed_shape for e in entries}
+    problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in weights]
+    problems += [f"unexpected: {name}" for name in weights if name not in wanted and name not in ignored]
+    shapes = {name: np.shape(weights[name]) for name in wanted if name in weights}
+    problems += [
+        f"shape: {name} is {shape}, the model needs {wanted[name]}"
+        for name, shape in shapes.items()
+        if shape != wanted[name]
+    ]
+    fail("the weights do not fit the model", problems)
+    stacks: dict[str, list[np.ndarray]] = {}
+    for entry in entries:  # layers come in order
+        stacks.setdefault(entry.path, []).append(entry.take(np.asarray(weights[entry.name], np.float32)))
+    stacked = {e.path for e in entries if e.layer is not None}
+    flat = {path: np.stack(a) if path in stacked else np.array(a[0], order="C") for path, a in stacks.items()}
+    return unflatten_dict(flat, sep="/")
+
+
+def to_weights(params: Mapping[str, Any], entries: list[Entry]) -> dict[str, np.ndarray]:
+    """Converts parameters to weights of a reference: the inverse of `to_params`.
+
+    Args:
+      params: nested dicts of arrays; what the table does not name is left out.
+      entries: the table of the model.
+
+    Returns:
+      Contiguous arrays by the reference's name, of the parameters' type.
+
+    Raises:
+      InteropError: parameters are missing (all of them are listed).
+    """
+    flat = {path: np.asarray(value) for path, value in flatten_paths(params).items()}
+    fail("the parameters are incomplete", [f"missing: {p}" for p in sorted({e.path for e in entries} - set(flat))])
+    packed: dict[str, list[np.ndarray]] = {}
+    for entry in entries:  # parts come in order
+        packed.setdefault(entry.name, []).append(entry.give(flat[entry.path]))
+    return {n: np.array(a[0] if len(a) == 1 else np.concatenate(a), order="C") for n, a in packed.items()}
+
+
+# ---------------------------------------------------------------------------------------------- rows of a table
+
+
+def norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
+    """A LayerNorm: `weight` and `bias`."""
+    yield Entry(f"{name}.weight", f"{path}/scale", (width,), layer=layer)
+    yield Entry(f"{name}.bias", f"{path}/bias", (width,), layer=layer)
+
+
+def linear(
+    name: str, path: str, inputs: int, outputs: int, *, bias: bool = True, layer: int | None = None
+) -> Iterator[Entry]:
+    """A linear map: `weight` [outputs, inputs] and `bias`."""
+    yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs), LINEAR, layer=layer)
+    if bias:
+        yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def packed_attention(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
+    """A `torch.nn.MultiheadAttention`: query, key and value are the thirds of `in_proj_weight` and `in_proj_bias`."""
+    for part, which in enumerate(("query", "key", "value")):
+        packed = dict(part=part, parts=3, layer=layer)
+        yield Entry(f"{name}.in_proj_weight", f"{path}/{which}/kernel", (width, width), LINEAR, **packed)
+        yield Entry(f"{name}.in_proj_bias", f"{path}/{which}/bias", (width,), **packed)
+    yield from linear(f"{name}.out_proj", f"{path}/out", width, width, layer=layer)
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def fail(what: str, problems: list[str]) -> None:
+    """Raises an InteropError that lists the problems, if there are any."""
+    if problems:
+        more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise InteropError(f"{what}:\n  " + "\n  ".join(problems[:_SHOWN] + more))
+
+
+def differences(have: Any, need: Any, where: str, words: tuple[str, str] = ("is", "needs")) -> list[str]:
+    """Returns one line for each field in which two specs differ: "image/pool: is 'mean', needs 'cls'"."""
+    have, need = (flatten_paths(dataclasses.asdict(spec)) for spec in (have, need))
+    show = lambda values, key: repr(values[key]) if key in values else "nothing"
+    return [
+        f"{where}/{key}: {words[0]} {show(have, key)}, {words[1]} {show(need, key)}"
+        for key in {**have, **need}
+        if have.get(key) != need.get(key)
+    ]

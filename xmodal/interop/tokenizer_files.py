@@ -1,0 +1,177 @@
+"""Tokenizers in and out: what a folder says beside its tokenizer.json is written into it, and back.
+
+A `tokenizer.json` alone does not always say what the reference does: the padding of SigLIP (its end mark) and the marks
+of Gemma's are in tokenizer_config.json. Here the file states all of it, in its template and its padding, and the
+stream, the inference and the exports read nothing else.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import DataError
+from data_pipelines.tokenizers import Tokenizer
+from xmodal.interop.preprocessing import read_json
+from xmodal.interop.tables import InteropError
+
+_ENDLESS = 10**6  # "no limit" of a tokenizer_config.json is 1e30
+
+
+def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
+    """Reads the tokenizer of a Hugging Face or open_clip folder.
+
+    Returns:
+      The tokenizer, and the tokens per text that its folder states, or 0.
+
+    Raises:
+      InteropError: there is no tokenizer.json, or it cannot be used.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InteropError(
+            f"{folder} has no tokenizer.json, so texts would become other tokens than those that the model knows. Copy "
+            "it from where the weights come from, or make it once: "
+            "`transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`"
+        )
+    stated = read_json(path)
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    if (folder / "special_tokens_map.json").is_file():
+        settings = read_json(folder / "special_tokens_map.json") | settings
+    ids = _ids(stated)
+    if settings.get("add_eos_token") is not None and settings.get("add_bos_token") is not None:
+        _set_marks(stated, settings, ids)
+    pad = _content(settings.get("pad_token"))
+    if pad is not None:
+        if pad not in ids:
+            raise InteropError(f"{folder}: the padding token {pad!r} is not in the vocabulary of tokenizer.json")
+        stated["padding"] = _padding(ids[pad], pad)
+    stated["truncation"] = None
+    try:
+        tokenizer = Tokenizer(json.dumps(stated, ensure_ascii=False), str(path))
+    except DataError as error:
+        raise InteropError(str(error)) from None
+    length = settings.get("model_max_length") or 0
+    return tokenizer, int(length) if length < _ENDLESS else 0
+
+
+def write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, *, length: int, lower: bool, masked: bool = True, processor: str = ""
+) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, as `AutoTokenizer` reads them.
+
+    Args:
+      folder: to write to.
+      tokenizer: as the model was trained with.
+      length: tokens per text.
+      lower: texts are lower-cased before: the file then does it.
+      masked: padding is invisible to the model; otherwise its users get no mask that would hide it (SigLIP).
+      processor: class of the reference for images and texts.
+    """
+    stated = json.loads(tokenizer.json)
+    names = {i: name for name, i in _ids(stated).items()}
+    marks = dict(bos_token=tokenizer.bos_id, eos_token=tokenizer.eos_id, pad_token=tokenizer.pad_id)
+    marks = {key: names[i] for key, i in marks.items() if i is not None}
+    if lower:
+        steps = [{"type": "Lowercase"}, *([stated["normalizer"]] if stated.get("normalizer") else [])]
+        stated["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    stated["post_processor"] = _template(
+        *((marks[key], getattr(tokenizer, key.replace("token", "id"))) if key in marks else None
+          for key in ("bos_token", "eos_token"))
+    )  # fmt: skip
+    stated["padding"] = _padding(tokenizer.pad_id, marks["pad_token"])
+    stated["truncation"] = None
+    unknown = stated["model"].get("unk_token")
+    marks |= {"unk_token": unknown} if isinstance(unknown, str) else {}
+    settings = dict(
+        tokenizer_class="PreTrainedTokenizerFast", model_max_length=length, padding_side="right",
+        truncation_side="right", clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"] if masked else ["input_ids"], **marks,
+    ) | ({"processor_class": processor} if processor else {})  # fmt: skip
+    for name, value in (
+        ("tokenizer.json", stated), ("tokenizer_config.json", settings), ("special_tokens_map.json", marks)
+    ):  # fmt: skip
+        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def swap_ids(tokenizer: Tokenizer, a: int, b: int) -> Tokenizer:
+    """Returns the tokenizer with two ids exchanged everywhere in its file."""
+    stated = copy.deepcopy(json.loads(tokenizer.json))
+    swapped = lambda i: {a: b, b: a}.get(i, i)
+    vocab = stated["model"]["vocab"]
+    if isinstance(vocab, list):  # Unigram: an id is a place in the list
+        if max(a, b) >= len(vocab):
+            raise InteropError(f"ids {a} and {b} cannot be exchanged: one is not in the tokenizer's own vocabulary")
+        vocab[a], vocab[b] = vocab[b], vocab[a]
+        if stated["model"].get("unk_id") is not None:
+            stated["model"]["unk_id"] = swapped(stated["model"]["unk_id"])
+    else:
+        stated["model"]["vocab"] = {token: swapped(i) for token, i in vocab.items()}
+    for token in stated.get("added_tokens") or ():
+        token["id"] = swapped(token["id"])
+    stated["post_processor"] = _swapped_marks(stated.get("post_processor"), swapped)
+    stated["padding"] = _padding(swapped(tokenizer.pad_id), "")
+    return Tokenizer(json.dumps(stated, ensure_ascii=False))
+
+
+def same_tokens(a: Tokenizer, b: Tokenizer) -> str:
+    """Returns in what two tokenizers give other ids, or "" when they agree."""
+    for name in ("bos_id", "eos_id", "pad_id"):
+        if getattr(a, name) != getattr(b, name):
+            return f"{name} is {getattr(a, name)} and {getattr(b, name)}"
+    if (x := _ids(json.loads(a.json))) != (y := _ids(json.loads(b.json))):
+        return f"the vocabularies differ ({len(x):,} and {len(y):,} tokens)"
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------- parts of the file
+
+
+def _ids(stated: Mapping[str, Any]) -> dict[str, int]:
+    vocab = stated.get("model", {}).get("vocab", {})
+    ids = {entry[0]: i for i, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+    return ids | {token["content"]: token["id"] for token in stated.get("added_tokens") or ()}
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _set_marks(stated: dict, settings: Mapping[str, Any], ids: Mapping[str, int]) -> None:
+    """Makes the template that `add_bos_token` and `add_eos_token` ask for; they go before the file's own."""
+    marks = []
+    for mark in ("bos", "eos"):
+        token = _content(settings.get(f"{mark}_token")) if settings[f"add_{mark}_token"] else None
+        marks.append((token, ids[token]) if token in ids else None)
+    if any(marks):
+        stated["post_processor"] = _template(*marks)
+
+
+def _template(bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> dict:
+    piece = lambda mark, kind=0: [{"SpecialToken": {"id": mark[0], "type_id": kind}}] if mark else []
+    text = lambda name, kind: [{"Sequence": {"id": name, "type_id": kind}}]
+    single = [*piece(bos), *text("A", 0), *piece(eos)]
+    tokens = {mark[0]: {"id": mark[0], "ids": [mark[1]], "tokens": [mark[0]]} for mark in (bos, eos) if mark}
+    pair = [*single, *text("B", 1), *piece(eos, 1)]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+
+
+def _padding(pad_id: int, token: str) -> dict:
+    return {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": pad_id,
+            "pad_type_id": 0, "pad_token": token}  # fmt: skip
+
+
+def _swapped_marks(processor: dict | None, swapped: Any) -> dict | None:
+    if not processor:
+        return processor
+    processor = dict(processor)
+    if processor["type"] == "Sequence":
+        processor["processors"] = [_swapped_marks(p, swapped) for p in processor["processors"]]
+    for key in ("sep", "cls"):  # BertProcessing, RobertaProcessing
+        if key in processor:
+            processor[key] = [processor[key][0], swapped(processor[key][1])]
+    if processor["type"] == "TemplateProcessing":
+        tokens = processor["special_tokens"].items()
+        processor["special_tokens"] = {n: t | {"ids": [swapped(i) for i in t["ids"]]} for n, t in tokens}
+    return processor
