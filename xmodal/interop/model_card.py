@@ -42,7 +42,7 @@ tokenizer = open_clip.get_tokenizer("local-dir:DIR")
 Before a push to the Hub, set `text_cfg.hf_tokenizer_name` in `open_clip_config.json` to the repository's name.""",
 }
 _JAX = """The tower is a program (serialised StableHLO) with its weights beside it. It needs JAX alone
-(`pip install jax flatbuffers`), takes batches of any size, runs on CPUs, NVIDIA GPUs and TPUs, gives unit vectors:
+(`pip install jax flatbuffers`), takes batches of any size, is lowered for cpu, cuda and tpu, gives unit vectors:
 
 ```python
 import jax.export, numpy as np
