@@ -102,7 +102,7 @@ def test_index_says_what_there_is_and_scans_only_what_is_new(faulty, tmp_path, c
     run("index", faulty)
     assert "1 shard scanned" in (out := capsys.readouterr().out) and "2 were indexed already" in out
     run("index", 40, "--type", "synthetic")
-    assert "'synthetic' have no index" in capsys.readouterr().out
+    assert "'synthetic' need no index" in capsys.readouterr().out
 
 
 def test_index_has_no_limit_and_keeps_what_an_interruption_left(faulty):
