@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines.decode import Options, check_image, evaluation_image, full_image
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.host import aligned_empty, cores
+from data_pipelines.images.decode import Options, check_image, evaluation_image, full_image
 from data_pipelines.index import NotIndexed
+from data_pipelines.io.storage import Files, basename
+from data_pipelines.io.urls import without_secrets
 from data_pipelines.rows import sample_name
 from data_pipelines.samples import Sample
 from data_pipelines.sources import Source, index_source, open_source
-from data_pipelines.storage import Files, basename
-from data_pipelines.urls import without_secrets
 
 _BLOCK_BYTES = 256 * 1024  # read at a time: little, as a batch of one process begins and ends anywhere
 _AT_ONCE = 4  # blocks checked for each thread at a time, so that `limit` does not read much more than it needs

@@ -17,19 +17,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipelines import paths
 from data_pipelines.blocks import Blocks
-from data_pipelines.captions import Captions
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.fields import field_names
 from data_pipelines.host import cores
+from data_pipelines.io import paths
+from data_pipelines.io.storage import Files, Stat, is_remote, printable
+from data_pipelines.io.tar import Group, Read, TarDamage, TarEnd, groups, is_archive
+from data_pipelines.io.urls import without_secrets
 from data_pipelines.measures import Measure
 from data_pipelines.progress import progress
 from data_pipelines.samples import image_member, read_record
 from data_pipelines.sidecar import Sidecars
-from data_pipelines.storage import Files, Stat, is_remote, printable
-from data_pipelines.tar import Group, Read, TarDamage, TarEnd, groups, is_archive
-from data_pipelines.urls import without_secrets
+from data_pipelines.text.captions import Captions
+from data_pipelines.text.fields import field_names
 from data_pipelines.workers import in_processes, results_of
 
 _CELLS = 256  # of a shard, so that small data still make many blocks

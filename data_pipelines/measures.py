@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from data_pipelines.captions import Captions, Record
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.captions import Captions, Record
+from data_pipelines.text.tokenizers import Tokenizer
 
 _STEP = 2.0  # of 255 that count as brighter: in a plain background noise would decide
 _SIDE = 8  # of the grid of a perceptual hash: 64 comparisons, 64 bits

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import augment
-from data_pipelines.decode import Options, training_image
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.hooks import Hooks
 from data_pipelines.host import aligned_empty
+from data_pipelines.images import augment
+from data_pipelines.images.decode import Options, training_image
 from data_pipelines.samples import Sample
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 from data_pipelines.windows import Window
 
 _SUBSTITUTES = 100  # tried for one row before the window is given up

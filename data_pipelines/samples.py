@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from data_pipelines.captions import Captions, Record
 from data_pipelines.errors import BadSample
-from data_pipelines.tar import Group, Member
+from data_pipelines.io.tar import Group, Member
+from data_pipelines.text.captions import Captions, Record
 
 _MAX_TEXT_BYTES = 4 * 2**20  # of a .txt or .json member; more is an attack or a mistake
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Files, basename, is_remote, join, parent, printable
+from data_pipelines.io.storage import Files, basename, is_remote, join, parent, printable
 
 if TYPE_CHECKING:
     from data_pipelines.index import ShardIndex

@@ -19,16 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import augment, buckets, rng
+from data_pipelines import buckets, rng
 from data_pipelines.accounts import Accounts
 from data_pipelines.errors import DataError, Fault, did_you_mean
 from data_pipelines.host import cores
+from data_pipelines.images import augment
+from data_pipelines.io.storage import Files
 from data_pipelines.mixture import curriculum
 from data_pipelines.order import Order, epoch_size
 from data_pipelines.rows import Images, Row, RowFiller, empty_batch
 from data_pipelines.sources import Source, open_source
-from data_pipelines.storage import Files
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 from data_pipelines.windows import Windows
 
 _CHUNK = 16  # rows of one unit of work: enough to make its dispatch cheap

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import train as train_script
-from data_pipelines.tokenizers import train_bpe
+from data_pipelines.text.tokenizers import train_bpe
 from tests.data.tiny_shards import sample, write_tar
 from xmodal.config import load_config
 from xmodal.distributed.runtime import Runtime

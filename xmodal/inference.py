@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from data_pipelines.decode import Options, evaluation_pixels, full_image, on_white
-from data_pipelines.device import preprocess_images
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.images.decode import Options, evaluation_pixels, full_image, on_white
+from data_pipelines.images.device import preprocess_images
 from xmodal.config import ConfigError
 from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
 from xmodal.distributed.sharding import shardings

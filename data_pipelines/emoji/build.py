@@ -34,7 +34,7 @@ from data_pipelines.emoji.drawings import (
     read_package,
     render,
 )
-from data_pipelines.tokenizers import train_bpe
+from data_pipelines.text.tokenizers import train_bpe
 
 LABELS = "emojibase-data@17.0.0"
 LANGUAGES = ("en", "zh", "de", "es", "ja", "fr")

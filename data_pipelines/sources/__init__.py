@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from data_pipelines import index
-from data_pipelines.captions import Captions
 from data_pipelines.errors import DataError, did_you_mean
+from data_pipelines.io.storage import Files
 from data_pipelines.measures import LIKENESS, Measure, TokenCount, first_of_each, likeness
 from data_pipelines.sources.base import Source, SourceSpec, read_spec
 from data_pipelines.sources.files import FilesSource
@@ -15,8 +15,8 @@ from data_pipelines.sources.selected import Selected
 from data_pipelines.sources.synthetic import SyntheticSource
 from data_pipelines.sources.tars import TarSource
 from data_pipelines.sources.tfds import TfdsSource
-from data_pipelines.storage import Files
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.captions import Captions
+from data_pipelines.text.tokenizers import Tokenizer
 
 SOURCES: dict[str, type[Source]] = dict(tar=TarSource, files=FilesSource, tfds=TfdsSource, synthetic=SyntheticSource)
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipelines.captions import Captions, Record
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.fields import field_names
-from data_pipelines.listing import Listing, Row
+from data_pipelines.io.listing import Listing, Row
+from data_pipelines.io.storage import Files, Stat, basename, is_remote, parent, printable
+from data_pipelines.io.urls import protocol
 from data_pipelines.sidecar import Kept, from_array, to_array
 from data_pipelines.sources.rows import UNUSED
-from data_pipelines.storage import Files, Stat, basename, is_remote, parent, printable
-from data_pipelines.urls import protocol
+from data_pipelines.text.captions import Captions, Record
+from data_pipelines.text.fields import field_names
 
 LARGEST = 64 * 2**20  # bytes of an image
 _VERSION = 1  # of the format; files of another one are not looked at

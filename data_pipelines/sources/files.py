@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipelines import paths
 from data_pipelines.blocks import Blocks
-from data_pipelines.captions import Captions, Record
 from data_pipelines.errors import BadSample, DataError, Fault
-from data_pipelines.listing import Listing, Row, open_list
+from data_pipelines.io import paths
+from data_pipelines.io.listing import Listing, Row, open_list
+from data_pipelines.io.storage import Files, Forbidden, MissingFile, basename, is_remote, join, printable
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.examined import LARGEST, Examined, examined
 from data_pipelines.sources.rows import UNUSED, row_blocks
-from data_pipelines.storage import Files, Forbidden, MissingFile, basename, is_remote, join, printable
+from data_pipelines.text.captions import Captions, Record
 
 _AT_ONCE = 16  # images of a block that are fetched at a time from far away
 

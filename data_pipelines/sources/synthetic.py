@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.blocks import Blocks
-from data_pipelines.captions import Captions
 from data_pipelines.errors import DataError
+from data_pipelines.io.storage import Files
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.rows import row_blocks
-from data_pipelines.storage import Files
+from data_pipelines.text.captions import Captions
 
 _SIZES = ((640, 480), (480, 640), (512, 512), (768, 512), (1024, 768), (500, 375), (320, 240))  # width, height
 _DISTINCT = 64  # images; the samples take turns, so that making them does not hide the cost of reading them

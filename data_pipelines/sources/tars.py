@@ -7,13 +7,13 @@ import numpy as np
 
 from data_pipelines import index
 from data_pipelines.blocks import Blocks
-from data_pipelines.captions import Captions
 from data_pipelines.errors import BadSample, DataError, Fault
+from data_pipelines.io.storage import Files, basename, printable
+from data_pipelines.io.tar import TarDamage, groups
 from data_pipelines.measures import Measure
 from data_pipelines.samples import Sample, image_member, read_record
 from data_pipelines.sources.base import Source, SourceSpec
-from data_pipelines.storage import Files, basename, printable
-from data_pipelines.tar import TarDamage, groups
+from data_pipelines.text.captions import Captions
 
 
 @dataclass(frozen=True)

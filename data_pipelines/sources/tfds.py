@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.blocks import Blocks
-from data_pipelines.captions import Captions, Record
 from data_pipelines.errors import BadSample, DataError, Fault, did_you_mean
-from data_pipelines.fields import field_names
-from data_pipelines.listing import CAPTION_COLUMNS
+from data_pipelines.io.listing import CAPTION_COLUMNS
+from data_pipelines.io.storage import Files
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.rows import UNUSED, row_blocks
-from data_pipelines.storage import Files
+from data_pipelines.text.captions import Captions, Record
+from data_pipelines.text.fields import field_names
 
 _LISTED = 1000  # faults kept per reason; the counts are exact
 _AT_ONCE = 256  # examples that a filter looks at together

@@ -6,7 +6,7 @@ import pytest
 from tiny_shards import FORMATS, sample, write_tar
 
 from configs.base import get_config
-from data_pipelines.tokenizers import train_bpe
+from data_pipelines.text.tokenizers import train_bpe
 
 
 @pytest.fixture(scope="session")

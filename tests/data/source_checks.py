@@ -3,11 +3,11 @@
 from typing import Any
 
 from configs.base import get_config
-from data_pipelines.captions import Captions
+from data_pipelines.io.storage import Files
 from data_pipelines.samples import Sample
 from data_pipelines.sources import SOURCES, Source
 from data_pipelines.sources.base import read_spec
-from data_pipelines.storage import Files
+from data_pipelines.text.captions import Captions
 
 
 def open_it(files: Files, every_field: bool = False, **entry: Any) -> Source:

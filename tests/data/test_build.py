@@ -14,13 +14,13 @@ from servers import FaultyServer, serving
 from tiny_shards import encode
 
 from configs.base import get_config
-from data_pipelines.building import Limits, build, build_shard, plan
-from data_pipelines.captions import Captions
 from data_pipelines.errors import DataError
+from data_pipelines.io.storage import Files, join
+from data_pipelines.prepare.building import Limits, build, build_shard, plan
+from data_pipelines.prepare.writer import ImageRule
 from data_pipelines.sources import open_source
-from data_pipelines.storage import Files, join
+from data_pipelines.text.captions import Captions
 from data_pipelines.workers import interrupts_to
-from data_pipelines.writer import ImageRule
 from xmodal.__main__ import main
 
 LIMITS = Limits(bytes=40_000, samples=20)

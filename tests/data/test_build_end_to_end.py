@@ -10,10 +10,10 @@ import tiny_tfds
 from servers import FaultyServer, serving
 from tiny_shards import encode, sample, write_tar
 
-from data_pipelines.augment import Box
-from data_pipelines.decode import training_image
+from data_pipelines.images.augment import Box
+from data_pipelines.images.decode import training_image
 from data_pipelines.stream import open_stream
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
 
 
@@ -106,7 +106,7 @@ def test_from_urls_on_a_server_with_troubles(config, build, tmp_path, monkeypatc
         names = [*map(str, range(41)), "page"]
         lines = [json.dumps(dict(url=f"{server.address}/{name}.png", caption=f"thing {name}")) for name in names]
         (tmp_path / "list.jsonl").write_text("\n".join(lines))
-        monkeypatch.setattr("data_pipelines.retry.pause", lambda *_: 0.01)
+        monkeypatch.setattr("data_pipelines.io.retry.pause", lambda *_: 0.01)
         urls = build(tmp_path / "list.jsonl", "--attempts", "2")
     expected = [(f"thing {i}", encode(i)) for i in range(40) if i not in (4, 5, 6)]
     check_epoch(config, urls, expected, monkeypatch)

@@ -20,16 +20,16 @@ from tiny_shards import encode, sample, write_tar
 
 from configs.base import get_config
 from data_pipelines import index
-from data_pipelines.augment import Box
-from data_pipelines.captions import Captions
-from data_pipelines.decode import Options, training_image
 from data_pipelines.errors import DataError
+from data_pipelines.examine.throughput import Speed
+from data_pipelines.examine.verify import UNREADABLE, spot_check, verify
+from data_pipelines.images.augment import Box
+from data_pipelines.images.decode import Options, training_image
 from data_pipelines.index import NotIndexed
+from data_pipelines.io.storage import Files
 from data_pipelines.sources import index_source, open_source
-from data_pipelines.storage import Files
-from data_pipelines.throughput import Speed
-from data_pipelines.tokenizers import Tokenizer
-from data_pipelines.verify import UNREADABLE, spot_check, verify
+from data_pipelines.text.captions import Captions
+from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
 from xmodal.commands.data_bench import judge
 
@@ -306,7 +306,7 @@ def test_bench_measures_and_counts_accelerators(shards, tmp_path, tokenizer_file
 
 
 def test_bench_says_what_to_change(monkeypatch):
-    monkeypatch.setattr("data_pipelines.throughput.cores", lambda: 8)
+    monkeypatch.setattr("data_pipelines.examine.throughput.cores", lambda: 8)
     monkeypatch.setattr("data_pipelines.host.cores", lambda: 8)
     speed = lambda rate, threads: Speed(
         samples=rate,

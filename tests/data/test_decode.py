@@ -10,10 +10,11 @@ from PIL import Image, ImageOps
 from tiny_shards import encode
 
 from configs.base import get_config
-from data_pipelines import augment, decode, rng
-from data_pipelines.augment import Box
-from data_pipelines.decode import Options
+from data_pipelines import rng
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.images import augment, decode
+from data_pipelines.images.augment import Box
+from data_pipelines.images.decode import Options
 
 whole = lambda height, width: Box(0, 0, height, width)
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 
 from configs.base import get_config
-from data_pipelines.device import blurred, check_augmentation, preprocess_images
 from data_pipelines.errors import DataError
-from data_pipelines.policies import make_policy
+from data_pipelines.images.device import blurred, check_augmentation, preprocess_images
+from data_pipelines.images.policies import make_policy
 
 
 @pytest.fixture

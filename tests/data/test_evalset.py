@@ -12,9 +12,9 @@ from servers import FaultyServer, serving
 from tiny_shards import encode, sample, write_tar
 
 from data_pipelines import index
-from data_pipelines.decode import evaluation_image
 from data_pipelines.errors import DataError
 from data_pipelines.evalset import EvalSet
+from data_pipelines.images.decode import evaluation_image
 
 
 @pytest.fixture(scope="module")

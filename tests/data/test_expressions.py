@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError
-from data_pipelines.expressions import parse
+from data_pipelines.text.expressions import parse
 
 FIELDS = json.loads("""{
     "similarity": 0.31, "width": 640, "height": 480, "nsfw": false, "safe": true, "lang": "en", "label": "a red flag",

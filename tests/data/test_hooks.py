@@ -9,7 +9,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.hooks import Hooks
 from data_pipelines.rows import RowFiller, empty_batch
 from data_pipelines.stream import open_stream
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 
 MODULE = """
 import numpy as np

@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tiny_shards import encode, write_tar
 
-from data_pipelines.augment import Box
-from data_pipelines.decode import training_image
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Files
+from data_pipelines.images.augment import Box
+from data_pipelines.images.decode import training_image
+from data_pipelines.io.storage import Files
+from data_pipelines.prepare.writer import ImageRule, ShardWriter, sample_members
 from data_pipelines.stream import open_stream
-from data_pipelines.tokenizers import Tokenizer
-from data_pipelines.writer import ImageRule, ShardWriter, sample_members
+from data_pipelines.text.tokenizers import Tokenizer
 
 SAMPLES, PER_SHARD = 40, 16
 

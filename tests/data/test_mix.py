@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError
-from data_pipelines.mix import mix_images, mix_targets, swap_neighbours
+from data_pipelines.images.mix import mix_images, mix_targets, swap_neighbours
 
 IMAGES = np.random.default_rng(0).normal(size=(16, 12, 10, 3)).astype(np.float32)
 KEYS = jax.random.split(jax.random.key(0), 16)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from data_pipelines import policies
 from data_pipelines.errors import DataError
-from data_pipelines.policies import FILL, OPERATIONS, apply, make_policy
+from data_pipelines.images import policies
+from data_pipelines.images.policies import FILL, OPERATIONS, apply, make_policy
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_shards import encode
 
-from data_pipelines.augment import Box
-from data_pipelines.decode import Options, training_image
+from data_pipelines.images.augment import Box
+from data_pipelines.images.decode import Options, training_image
 from data_pipelines.rows import Images
 
 ROWS, SIZE = 4, 16

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.blocks import Blocks
-from data_pipelines.distributions import Distribution, Repeats
-from data_pipelines.sampling import choose
+from data_pipelines.examine.distributions import Distribution, Repeats
+from data_pipelines.examine.sampling import choose
 from data_pipelines.workers import in_processes, results_of
 
 COUNTS = ([5, 1, 30, 2], [64, 7])

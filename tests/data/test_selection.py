@@ -11,11 +11,11 @@ from tiny_shards import encode, sample, write_tar
 
 from data_pipelines import buckets, index
 from data_pipelines.errors import DataError
+from data_pipelines.io.storage import Files
 from data_pipelines.measures import difference_hash
 from data_pipelines.sources import open_source
-from data_pipelines.storage import Files
 from data_pipelines.stream import open_stream
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 
 
 def captions_of(config, batches) -> list[str]:

@@ -13,10 +13,10 @@ from servers import FaultyServer, serving
 from source_checks import open_it, read_whole
 from tiny_shards import encode
 
-from data_pipelines.decode import check_image
 from data_pipelines.errors import DataError
+from data_pipelines.images.decode import check_image
+from data_pipelines.io.storage import Files
 from data_pipelines.sources.rows import UNUSED, row_blocks
-from data_pipelines.storage import Files
 
 TARGETS = (1, 3_000, 10**9)
 
@@ -217,7 +217,7 @@ def test_tfds_is_read_without_tensorflow(prepared, tmp_path):
     (tmp_path / "tensorflow" / "__init__.py").write_text("import os; os.write(2, b'imported'); os._exit(3)")
     code = (
         f"import sys; sys.path[:0] = ['tests/data', {str(tmp_path)!r}]\n"
-        "from source_checks import open_it, read_whole; from data_pipelines.storage import Files\n"
+        "from source_checks import open_it, read_whole; from data_pipelines.io.storage import Files\n"
         f"print(len(read_whole(open_it(Files(), type='tfds', dataset={prepared!r}), 1000)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -16,10 +16,10 @@ import pytest
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from servers import FaultyServer, GoogleStorage, serving
 
-from data_pipelines import gzipped, readahead, remote, retry, storage
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Files, Forbidden, MissingFile, in_flight
-from data_pipelines.tar import groups
+from data_pipelines.io import gzipped, readahead, remote, retry, storage
+from data_pipelines.io.storage import Files, Forbidden, MissingFile, in_flight
+from data_pipelines.io.tar import groups
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 
@@ -370,7 +370,7 @@ def test_closing_ends_reads_threads_and_connections(server):
 
 def test_a_program_that_closes_nothing_ends_in_silence(server):
     program = (
-        "from data_pipelines.storage import Files; import sys; files = Files(); print(files.stat(sys.argv[1]).size)"
+        "from data_pipelines.io.storage import Files; import sys; files = Files(); print(files.stat(sys.argv[1]).size)"
     )
     command = [sys.executable, "-W", "always::ResourceWarning", "-c", program, f"{server.address}/a.tar"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

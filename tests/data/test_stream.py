@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from tiny_shards import sample, write_tar
 
-from data_pipelines.augment import Box
-from data_pipelines.decode import training_image
 from data_pipelines.errors import DataError
-from data_pipelines.paths import REPOSITORY
+from data_pipelines.images.augment import Box
+from data_pipelines.images.decode import training_image
+from data_pipelines.io.paths import REPOSITORY
 from data_pipelines.stream import open_stream
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 
 
 def take(config, batches: int, **kwargs) -> list[dict[str, np.ndarray]]:
@@ -277,7 +277,7 @@ def test_close_leaves_no_thread_and_may_be_repeated(config):
 def test_an_abandoned_stream_does_not_hold_the_process(config):
     code = f"""
 from configs.base import get_config
-from data_pipelines.paths import REPOSITORY
+from data_pipelines.io.paths import REPOSITORY
 from data_pipelines.stream import open_stream
 data = get_config().data
 data.sources.main = dict(urls={config.sources.main.urls!r})

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 from tiny_shards import write_tar
 
-from data_pipelines.tar import BLOCK, TarDamage, groups, members
+from data_pipelines.io.tar import BLOCK, TarDamage, groups, members
 
 
 def reader(content: bytes):

@@ -9,8 +9,8 @@ import pytest
 import tokenizers as hf
 
 from data_pipelines.errors import DataError
-from data_pipelines.paths import REPOSITORY
-from data_pipelines.tokenizers import Tokenizer, train_bpe
+from data_pipelines.io.paths import REPOSITORY
+from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 
 CAPTIONS = ["grinning face", "a red heart, love", "face with tears of joy", "red circle"] * 5
 
@@ -57,7 +57,7 @@ def test_other_readers_of_the_file_see_the_same_ids(bpe):
 
 
 def test_training_is_deterministic(bpe):
-    code = f"from data_pipelines.tokenizers import train_bpe; print(train_bpe({CAPTIONS!r}, 300).json, end='')"
+    code = f"from data_pipelines.text.tokenizers import train_bpe; print(train_bpe({CAPTIONS!r}, 300).json, end='')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout == bpe.json
     with pytest.raises(DataError, match="vocab_size=100 is too small"):

@@ -10,9 +10,9 @@ from PIL import Image
 from tiny_shards import encode
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.storage import Files
-from data_pipelines.tar import groups
-from data_pipelines.writer import ImageRule, ShardWriter, is_draft, prepare_image, sample_members
+from data_pipelines.io.storage import Files
+from data_pipelines.io.tar import groups
+from data_pipelines.prepare.writer import ImageRule, ShardWriter, is_draft, prepare_image, sample_members
 
 
 @pytest.fixture

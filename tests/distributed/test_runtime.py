@@ -167,7 +167,7 @@ def test_watchdog_ends_a_stuck_run_and_says_where():
 def test_watchdog_names_the_shard_that_does_not_come():
     process = start("""
         import socket
-        from data_pipelines.storage import Files, stalled_reads
+        from data_pipelines.io.storage import Files, stalled_reads
         from xmodal.distributed.watchdog import Watchdog
         server = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
         with Watchdog(1.0, 1.0, evidence=lambda: stalled_reads(0.1)):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 from tests import tiny_runs
 from tests.data.tiny_shards import sample, write_tar
 from xmodal.config import load_config

@@ -30,7 +30,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import xmodal
-from data_pipelines.tokenizers import train_bpe
+from data_pipelines.text.tokenizers import train_bpe
 from xmodal.__main__ import main as command
 from xmodal.interop.tokenizer_files import swap_ids
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from data_pipelines.tokenizers import train_bpe
+from data_pipelines.text.tokenizers import train_bpe
 from tests.interop import folders
 from xmodal.__main__ import main
 from xmodal.interop.folder import open_stored, parse, write_stored

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from data_pipelines.decode import Options, evaluation_image
+from data_pipelines.images.decode import Options, evaluation_image
 from tests import helpers
 from tests.interop import folders
 from xmodal.interop import preprocessing

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.mix import mix_images
+from data_pipelines.images.mix import mix_images
 from xmodal import keys as key_tools
 from xmodal.distributed.mesh import batch_sharding, to_global
 from xmodal.models.model import Functional

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from data_pipelines import augment, rng
+from data_pipelines import rng
+from data_pipelines.images import augment
 
 _SIZE = 224  # pixels
 _SCALE, _RATIO = (0.9, 1.0), (0.75, 4 / 3)  # of all random crops: open_clip's defaults, and ours
@@ -39,7 +40,7 @@ class Job:
 
 def raw_decoder(job: Job) -> Iterator[None]:
     """Our decoder alone, in one thread, on images in memory: what the stream cannot do without."""
-    from data_pipelines.decode import training_image
+    from data_pipelines.images.decode import training_image
 
     images = []
     for shard in job.shards:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data_pipelines.tokenizers import train_bpe
+from data_pipelines.text.tokenizers import train_bpe
 
 _SHARDS = 8
 _SIZES = ((500, 375), (640, 480), (640, 427), (800, 600), (1024, 683), (1024, 768))  # width x height

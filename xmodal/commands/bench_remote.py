@@ -22,7 +22,7 @@ def measure(args: argparse.Namespace) -> tuple[str, list[str], list[list]]:
     import os
     import tempfile
 
-    from data_pipelines.storage import Files
+    from data_pipelines.io.storage import Files
 
     blocks = max(args.mib * 2**20 // _BLOCK, 1)
     content = os.urandom(blocks * _BLOCK)

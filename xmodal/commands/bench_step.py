@@ -24,7 +24,7 @@ def _measure(config, steps: int) -> list[list]:
     import jax
 
     from data_pipelines.stream import open_stream
-    from data_pipelines.tokenizers import Tokenizer
+    from data_pipelines.text.tokenizers import Tokenizer
     from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
     from xmodal.reporting.flops import mfu
     from xmodal.reporting.formatting import size

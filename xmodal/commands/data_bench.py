@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures, prints the tables and writes them where --json says."""
+    from data_pipelines.examine.throughput import measure
     from data_pipelines.stream import open_stream
-    from data_pipelines.throughput import measure
     from xmodal.config import ConfigError
     from xmodal.reporting.files import write_json
     from xmodal.training.durations import samples_of
@@ -104,8 +104,8 @@ def _accelerators(given: list[str] | None) -> dict[str, float]:
 
 
 def _reading(config: Any) -> float:
-    from data_pipelines.storage import Files
-    from data_pipelines.throughput import reading_rate
+    from data_pipelines.examine.throughput import reading_rate
+    from data_pipelines.io.storage import Files
 
     with Files(**config.data.remote) as files:
         return reading_rate(sources_of(config, files), config.data, _READING, files.close)

@@ -51,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Builds the shards and says what was left out."""
     from configs.base import get_config
-    from data_pipelines.building import Limits, build, plan
-    from data_pipelines.captions import Captions
+    from data_pipelines.io.storage import Files
+    from data_pipelines.prepare.building import Limits, build, plan
+    from data_pipelines.prepare.writer import ImageRule
     from data_pipelines.sources import open_source
-    from data_pipelines.storage import Files
-    from data_pipelines.writer import ImageRule
+    from data_pipelines.text.captions import Captions
 
     if args.workers < 1 or args.attempts < 1 or args.timeout <= 0:
         raise ConfigError("--workers, --attempts and --timeout must be above 0")
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _beam(args: argparse.Namespace) -> Callable:
-    from data_pipelines.beam import run_beam
+    from data_pipelines.prepare.beam import run_beam
 
     options = beam_options_of(args)
     return lambda job, shards: run_beam(job, shards, options)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Indexes the data and says what was found."""
-    from data_pipelines.storage import Files
+    from data_pipelines.io.storage import Files
 
     check_engine(args)
     config = load_data(args)
@@ -59,16 +59,16 @@ class _Scan:
         if self._options is None:
             yield from scan_all(stats, captions, files, measures, workers)
         else:
-            from data_pipelines.beam import index_with_beam
+            from data_pipelines.prepare.beam import index_with_beam
 
             yield from index_with_beam(stats, captions, files, measures, self._options)
 
 
 def _index(name: str, entry: Any, config: Any, files: Any, args: argparse.Namespace, scan: _Scan) -> Any:
     """Indexes a source, and opens it as a run would: what was written must be what is read."""
+    from data_pipelines.examine.verify import spot_check
     from data_pipelines.sources import index_source, open_source
-    from data_pipelines.tokenizers import Tokenizer
-    from data_pipelines.verify import spot_check
+    from data_pipelines.text.tokenizers import Tokenizer
 
     tokenizer = Tokenizer.load(config.data.text.tokenizer) if config.data.text.buckets else None
     found = index_source(name, entry, config.data, files, tokenizer=tokenizer, workers=args.workers, engine=scan)

@@ -87,7 +87,7 @@ def check_engine(args: argparse.Namespace) -> None:
 
 def beam_options_of(args: argparse.Namespace) -> Any:
     """Returns the options of Beam. Raises DataError where it is not installed."""
-    from data_pipelines.beam import beam_options
+    from data_pipelines.prepare.beam import beam_options
 
     arguments = [f"--runner={args.runner}"] if args.runner else []
     return beam_options([*arguments, *shlex.split(args.beam_options)])
@@ -144,7 +144,7 @@ def weights(config: ConfigDict, epoch_size: int) -> dict[str, float]:
 @contextlib.contextmanager
 def open_sources(config: ConfigDict, *, every_field: bool = False) -> Iterator[list]:
     """Opens all sources of a config and closes their files."""
-    from data_pipelines.storage import Files
+    from data_pipelines.io.storage import Files
 
     with Files(**config.data.remote) as files:
         yield sources_of(config, files, every_field=every_field)

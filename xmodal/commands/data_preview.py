@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the page."""
-    from data_pipelines.tokenizers import Tokenizer
+    from data_pipelines.text.tokenizers import Tokenizer
     from xmodal.config import ConfigError
     from xmodal.reporting.data_preview import render
     from xmodal.reporting.files import write_text
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _choose(config: Any, sources: list, wanted: int) -> list[tuple[Any, Any]]:
     """Returns (source, sample), of each source by its share of the stream and at least one."""
-    from data_pipelines.sampling import choose, read_part
+    from data_pipelines.examine.sampling import choose, read_part
 
     shares = weights(config, sum(source.samples for source in sources))
     chosen = []
@@ -60,8 +60,9 @@ def _choose(config: Any, sources: list, wanted: int) -> list[tuple[Any, Any]]:
 
 def _show(config: Any, chosen: list[tuple[Any, Any]], tokenizer: Any, views: int) -> list:
     """Makes the views of all samples in one batch, view by view, so that the neighbours of a row are other samples."""
-    from data_pipelines import augment, rng
+    from data_pipelines import rng
     from data_pipelines.hooks import Hooks
+    from data_pipelines.images import augment
     from data_pipelines.rows import Row
     from xmodal.reporting.data_preview import Shown, View
 
@@ -85,8 +86,8 @@ def _show(config: Any, chosen: list[tuple[Any, Any]], tokenizer: Any, views: int
 
 def _look(source: Any, sample: Any, config: Any) -> Any:
     """Returns a sample without its views."""
-    from data_pipelines.decode import Options, full_image, image_header
     from data_pipelines.errors import BadSample
+    from data_pipelines.images.decode import Options, full_image, image_header
     from xmodal.reporting.data_preview import Shown
 
     options = Options.of(config.data.image)
@@ -118,7 +119,7 @@ def _pixels(config: Any, rows: list, tokenizer: Any) -> np.ndarray:
     import jax
 
     from data_pipelines.rows import RowFiller, empty_batch
-    from data_pipelines.tokenizers import Tokenizer
+    from data_pipelines.text.tokenizers import Tokenizer
     from xmodal import keys
     from xmodal.commands.data_inputs import DEMO_TOKENIZER
     from xmodal.training.task import preprocessor

@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures the data, prints the tables and writes the page."""
-    from data_pipelines.decode import Options
-    from data_pipelines.survey import Rules, survey, together
-    from data_pipelines.tokenizers import Tokenizer
+    from data_pipelines.examine.survey import Rules, survey, together
+    from data_pipelines.images.decode import Options
+    from data_pipelines.text.tokenizers import Tokenizer
     from xmodal.config import ConfigError
     from xmodal.reporting import data_stats
     from xmodal.reporting.files import write_json, write_text

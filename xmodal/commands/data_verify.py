@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Checks the data; ends with status 1 if they hold faults that the index did not know."""
-    from data_pipelines.decode import Options
-    from data_pipelines.verify import verify
+    from data_pipelines.examine.verify import verify
+    from data_pipelines.images.decode import Options
     from xmodal.config import ConfigError
 
     if args.sample < 0:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from data_pipelines.evalset import EvalSet
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.models.model import Functional
 from xmodal.objectives.contrastive import normalize
 

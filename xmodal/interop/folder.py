@@ -17,7 +17,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 import xmodal
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import from_json, make_spec, with_new_options
 from xmodal.interop import OPEN_CLIP, open_clip, preprocessing
 from xmodal.interop.huggingface import family_of

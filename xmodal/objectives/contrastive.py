@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.mix import swap_neighbours
+from data_pipelines.images.mix import swap_neighbours
 from xmodal.models.init import LOGIT_BIAS_SIGLIP, LOGIT_SCALE_CLIP, LOGIT_SCALE_SIGLIP
 from xmodal.objectives.base import Objective
 from xmodal.objectives.pairs import BATCH_AXES, identities, ring, targets

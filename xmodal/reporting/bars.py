@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipelines.distributions import Distribution
+from data_pipelines.examine.distributions import Distribution
 from xmodal.reporting.formatting import number, percent
 from xmodal.reporting.markup import Markup, el
 from xmodal.reporting.svg import SIDE, Scale, log_ticks, ticks

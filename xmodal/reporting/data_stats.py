@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data_pipelines.distributions import Distribution
+from data_pipelines.examine.distributions import Distribution
+from data_pipelines.examine.survey import Survey
 from data_pipelines.measures import LIKENESS
-from data_pipelines.survey import Survey
 from xmodal.reporting.bars import histogram, share_bar
 from xmodal.reporting.formatting import TIMES, compact, number, percent, size
 from xmodal.reporting.markup import Markup, el, join

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from data_pipelines.storage import stalled_reads
+from data_pipelines.io.storage import stalled_reads
 from data_pipelines.stream import Stream, open_stream
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError, diff, from_json, load_saved, save_config, to_json, with_new_options
 from xmodal.distributed.mesh import assert_same_rows, check_batch, make_mesh, process_shard, to_global
 from xmodal.distributed.runtime import Runtime

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from data_pipelines.device import check_augmentation, preprocess_images
 from data_pipelines.errors import DataError
-from data_pipelines.mix import mix_images
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.images.device import check_augmentation, preprocess_images
+from data_pipelines.images.mix import mix_images
+from data_pipelines.text.tokenizers import Tokenizer
 from xmodal import keys as key_tools
 from xmodal.config import ConfigError, did_you_mean, make_spec
 from xmodal.distributed.mesh import num_batch_shards

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import from_json, with_new_options
 from xmodal.distributed.sharding import shardings
 from xmodal.training.checkpoints import (

@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines import expressions
 from data_pipelines.errors import BadSample, DataError, did_you_mean
-from data_pipelines.fields import lookup
+from data_pipelines.text import expressions
+from data_pipelines.text.fields import lookup
 
 _MASK = 2**64 - 1
 _CLEANING = ("none", "basic")

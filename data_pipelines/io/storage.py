@@ -18,13 +18,13 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, NamedTuple
 
-from data_pipelines import remote
 from data_pipelines.errors import DataError
-from data_pipelines.readahead import ReadAhead
-from data_pipelines.remote import Stat
-from data_pipelines.retry import Forbidden, MissingFile
-from data_pipelines.tar import Read
-from data_pipelines.urls import basename, is_remote, join, parent, printable, protocol
+from data_pipelines.io import remote
+from data_pipelines.io.readahead import ReadAhead
+from data_pipelines.io.remote import Stat
+from data_pipelines.io.retry import Forbidden, MissingFile
+from data_pipelines.io.tar import Read
+from data_pipelines.io.urls import basename, is_remote, join, parent, printable, protocol
 
 __all__ = [
     "Files",

@@ -8,13 +8,13 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from data_pipelines.building import Job, build_shard
-from data_pipelines.captions import Captions
 from data_pipelines.errors import DataError
 from data_pipelines.index import ShardIndex, scan, signature
+from data_pipelines.io.storage import Files, Stat, parent, printable
 from data_pipelines.measures import Measure
+from data_pipelines.prepare.building import Job, build_shard
 from data_pipelines.sidecar import Sidecars
-from data_pipelines.storage import Files, Stat, parent, printable
+from data_pipelines.text.captions import Captions
 
 
 def beam_options(arguments: Sequence[str] = ()) -> Any:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipelines.blocks import Blocks
-from data_pipelines.decode import Options, image_header
-from data_pipelines.distributions import Distribution, Repeats
 from data_pipelines.errors import BadSample
-from data_pipelines.fields import field_names, lookup
+from data_pipelines.examine.distributions import Distribution, Repeats
+from data_pipelines.examine.sampling import Part, choose, read_part
+from data_pipelines.images.decode import Options, image_header
 from data_pipelines.measures import LIKENESS, likeness
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
-from data_pipelines.sampling import Part, choose, read_part
 from data_pipelines.sources.base import Source
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.text.fields import field_names, lookup
+from data_pipelines.text.tokenizers import Tokenizer
 from data_pipelines.workers import in_processes
 
 _BLOCK_BYTES = 8 * 2**20  # what a process holds at a time, about

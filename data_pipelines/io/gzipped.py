@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Files, basename, is_remote, parent, printable
+from data_pipelines.io.storage import Files, basename, is_remote, parent, printable
 
 _CACHE = Path("~/.cache/xmodal/unpacked")
 _log = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipelines.errors import DataError
-from data_pipelines.gzipped import is_gzipped, unpacked
-from data_pipelines.storage import Files
-from data_pipelines.urls import has_wildcard, is_remote, printable, protocol, without_secrets
+from data_pipelines.io.gzipped import is_gzipped, unpacked
+from data_pipelines.io.storage import Files
+from data_pipelines.io.urls import has_wildcard, is_remote, printable, protocol, without_secrets
 
 # Recipes name the data that ships with the repository by relative paths, and must run from anywhere.
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")

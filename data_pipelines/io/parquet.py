@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.listing import Listing, Row
-from data_pipelines.storage import Files, parent, printable
+from data_pipelines.io.listing import Listing, Row
+from data_pipelines.io.storage import Files, parent, printable
 
 _CACHE_BYTES = 256 * 2**20
 _BATCH = 1024  # rows that a scan turns into Python objects at a time

@@ -15,9 +15,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from data_pipelines import retry
 from data_pipelines.errors import DataError
-from data_pipelines.urls import basename, parent, printable, protocol
+from data_pipelines.io import retry
+from data_pipelines.io.urls import basename, parent, printable, protocol
 
 PART = 8 * 2**20  # bytes of one request; larger ranges are read in parallel
 _LISTED = 16  # files wanted of one folder up to which asking for each is cheaper than a listing

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from data_pipelines.errors import DataError, did_you_mean
-from data_pipelines.fields import lookup
+from data_pipelines.text.fields import lookup
 
 _MAX_LENGTH, _MAX_NAME, _MAX_DEPTH = 4096, 200, 50
 _ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}

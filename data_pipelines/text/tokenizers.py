@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.paths import find_file
+from data_pipelines.io.paths import find_file
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the stream's threads are the parallelism
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import DataError, did_you_mean
+from data_pipelines.io.storage import Files, parent, printable
 from data_pipelines.samples import IMAGE_EXTENSIONS
-from data_pipelines.storage import Files, parent, printable
 
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "filename", "image_path", "path", "file", "url", "image_url")
 CAPTION_COLUMNS = ("caption", "text", "title")
@@ -144,7 +144,7 @@ def open_list(path: str, files: Files, columns: Sequence[str] = ()) -> Listing:
     kinds = {".csv": Csv, ".tsv": Csv, ".txt": Csv, ".jsonl": JsonLines, ".ndjson": JsonLines}
     extension = os.path.splitext(printable(path))[1].lower()
     if extension in (".parquet", ".pq"):
-        from data_pipelines.parquet import Parquet
+        from data_pipelines.io.parquet import Parquet
 
         return Parquet(path, files)
     if extension not in kinds:

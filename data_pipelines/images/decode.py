@@ -19,8 +19,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_pipelines.augment import Box
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.images.augment import Box
 
 MAX_PIXELS = 2**26  # of a decoded image; a small file can claim any size
 _LONGEST = 16  # long side / short side above which the evaluation resizes only the part that it shows

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from data_pipelines.decode import check_image, full_image
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Files, is_remote
-from data_pipelines.tar import BLOCK, Read
+from data_pipelines.images.decode import check_image, full_image
+from data_pipelines.io.storage import Files, is_remote
+from data_pipelines.io.tar import BLOCK, Read
 
 _ORIENTATION = 0x0112  # EXIF
 _EXTENSIONS = dict(JPEG="jpg", MPO="jpg", PNG="png", WEBP="webp", GIF="gif", BMP="bmp")

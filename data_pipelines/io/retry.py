@@ -3,7 +3,7 @@
 import hashlib
 
 from data_pipelines.errors import DataError
-from data_pipelines.urls import printable, without_secrets
+from data_pipelines.io.urls import printable, without_secrets
 
 _LONGEST = 60.0  # seconds between two attempts
 _PASSING = (408, 425, 429)  # refusals that are about the moment and not about the request

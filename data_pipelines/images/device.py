@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.errors import DataError
-from data_pipelines.policies import make_policy
+from data_pipelines.images.policies import make_policy
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's grey
 _SIGMA, _SIGMA_SIDE = (0.1, 2.0), 224  # pixels of blur, at this size of image; in proportion at others

@@ -1,0 +1,1 @@
+"""What data are like: every sample verified, statistics, speed."""

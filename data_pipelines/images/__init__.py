@@ -1,0 +1,1 @@
+"""Images: decoding and cropping on the host, augmentation on the device."""

@@ -1,0 +1,1 @@
+"""Bytes: files here and far away, tars, lists and tables."""

@@ -1,0 +1,1 @@
+"""Shards made from other data, on one machine or on many."""

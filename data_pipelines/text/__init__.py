@@ -1,0 +1,1 @@
+"""Text: captions, conditions on fields, tokenizers."""
