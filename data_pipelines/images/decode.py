@@ -93,8 +93,8 @@ def training_image(
     Raises:
         BadSample: the data are no image, damaged or too large.
     """
-    if _is_plain_jpeg(data):
-        height, width = _jpeg_size(data, options.max_pixels)
+    if stored := _jpeg_size(data, options.max_pixels):
+        height, width = stored
         orientation = _jpeg_orientation(data) if options.exif else 1
         box = _stored(crop, height, width, orientation)
         pixels = _jpeg(
@@ -183,8 +183,7 @@ def check_image(data: bytes | memoryview, options: Options = _DEFAULT) -> None:
 
 def full_image(data: bytes | memoryview, options: Options = _DEFAULT) -> Image.Image:
     """Decodes an image at its own size to RGB, on white where it is transparent. Raises BadSample."""
-    if _is_plain_jpeg(data):
-        _jpeg_size(data, options.max_pixels)
+    if _jpeg_size(data, options.max_pixels):
         pixels, orientation = _jpeg(data), _jpeg_orientation(data) if options.exif else 1
     else:
         pixels, orientation = _pillow(data, options)
@@ -199,17 +198,16 @@ def _format(data: bytes | memoryview) -> str:
     raise BadSample("not an image")
 
 
-def _is_plain_jpeg(data: bytes | memoryview) -> bool:
+def _jpeg_size(data: bytes | memoryview, max_pixels: int) -> tuple[int, int] | None:
+    """Returns height and width of a JPEG that simplejpeg decodes; None for CMYK and for other formats."""
     if _format(data) != "jpeg":
-        return False
+        return None
     try:
-        return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         raise BadSample("corrupt jpeg") from None
-
-
-def _jpeg_size(data: bytes | memoryview, max_pixels: int) -> tuple[int, int]:
-    height, width = simplejpeg.decode_jpeg_header(data)[:2]
+    if colours in ("CMYK", "YCCK"):
+        return None
     _check_size(height, width, max_pixels)
     return height, width
 

@@ -5,6 +5,7 @@ archive, a million headers are scanned in half a minute, and a truncated or dama
 the damage.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -175,9 +176,16 @@ def is_archive(read: Read) -> bool:
 def _verify(header: bytes, first: int) -> None:
     # The checksum counts its own field as spaces. Some old writers summed signed bytes.
     stated = _number(header[148:156], first)
-    total = sum(header) - sum(header[148:156]) + 8 * 32
+    total = _sum(header) - sum(header[148:156]) + 8 * 32
     if stated != total and stated != total - 256 * sum(byte > 127 for byte in header[:148] + header[156:]):
         raise TarDamage("corrupt header", first)
+
+
+def _sum(header: bytes) -> int:
+    # The low half of Adler-32 is 1 + the sum of the bytes, modulo 65,521, which 256 bytes cannot reach: in C, where
+    # `sum` over a thousand headers a second is a share of what decoding takes.
+    half = BLOCK // 2
+    return (zlib.adler32(header[:half]) & 0xFFFF) + (zlib.adler32(header[half:]) & 0xFFFF) - 2
 
 
 def _number(digits: bytes, first: int) -> int:
