@@ -2,8 +2,6 @@
 
 import hashlib
 import itertools
-import weakref
-from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +9,7 @@ import numpy as np
 
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.hooks import Hooks
-from data_pipelines.host import aligned_empty
+from data_pipelines.host import Memory, aligned_empty
 from data_pipelines.images import augment
 from data_pipelines.images.decode import Options, training_image
 from data_pipelines.samples import Sample
@@ -30,34 +28,10 @@ class Row(NamedTuple):
     word: int  # chooses the caption; what a user's transforms draw derives from it, too
 
 
-class Images:
-    """Makes the images of the batches of a stream, in the memory of earlier ones that nothing refers to any more.
-
-    Fresh memory is cleared by the kernel, page by page: up to a tenth of what decoding costs. JAX may alias an array
-    for as long as it is in use; it then refers to it, so that its memory is not given out again.
-    """
-
-    def __init__(self, rows: int, size: int):
-        self._shape = rows, size, size, 3
-        self._free: deque[np.ndarray] = deque()
-
-    def empty(self) -> np.ndarray:
-        """Returns an aligned, uninitialised array, uint8 [rows, size, size, 3]."""
-        try:
-            memory = self._free.pop()
-        except IndexError:
-            memory = aligned_empty(self._shape, np.uint8)
-        # All views of this array refer to it, and to nothing behind it, as its memory is not that of an array but of
-        # a memoryview. So when it dies, they are all gone.
-        whole = np.frombuffer(memoryview(memory).cast("B"), np.uint8)
-        weakref.finalize(whole, self._free.append, memory).atexit = False
-        return whole.reshape(self._shape)
-
-
-def empty_batch(rows: int, size: int, length: int, images: Images | None = None) -> dict[str, np.ndarray]:
-    """Returns a batch to be filled, whose arrays nothing else uses; `images` spares it new memory."""
+def empty_batch(rows: int, size: int, length: int, memory: Memory | None = None) -> dict[str, np.ndarray]:
+    """Returns a batch to be filled, whose arrays nothing else uses; its images are in `memory`."""
     return dict(
-        image=images.empty() if images else aligned_empty((rows, size, size, 3), np.uint8),
+        image=(memory or Memory()).empty(rows * size * size * 3).reshape(rows, size, size, 3),
         text=aligned_empty((rows, length), np.int32),
         text_valid=aligned_empty((rows, length), np.bool_),
         key_id=aligned_empty((rows, 2), np.uint32),

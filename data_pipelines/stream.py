@@ -22,12 +22,12 @@ import numpy as np
 from data_pipelines import buckets, rng
 from data_pipelines.accounts import Accounts
 from data_pipelines.errors import DataError, Fault, did_you_mean
-from data_pipelines.host import cores
+from data_pipelines.host import Memory, cores
 from data_pipelines.images import augment
 from data_pipelines.io.storage import Files
 from data_pipelines.mixture import curriculum
 from data_pipelines.order import Order, epoch_size
-from data_pipelines.rows import Images, Row, RowFiller, empty_batch
+from data_pipelines.rows import Row, RowFiller, empty_batch
 from data_pipelines.sources import Source, open_source
 from data_pipelines.text.tokenizers import Tokenizer
 from data_pipelines.windows import Windows
@@ -138,7 +138,7 @@ class Stream:
         self.position = self._scheduled = position
         self.fingerprint = self._make_fingerprint()
         self._pending: deque[_Pending] = deque()
-        self._images = Images(len(self._lanes) * self._per_lane, config.image.size)
+        self._recycled = Memory()
         self._closed = Event()
         self._windows = Windows(self._order, [part.source for part in self._parts], self._tables, config.readers)
         self._pool = ThreadPoolExecutor(config.threads or cores(), thread_name_prefix="data-decode")
@@ -211,7 +211,7 @@ class Stream:
     def _schedule(self) -> _Pending:
         """Hands the next batch to the pool."""
         rows, length = self._rows()
-        batch = empty_batch(len(rows), self._config.image.size, length, self._images)
+        batch = empty_batch(len(rows), self._config.image.size, length, self._recycled)
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])

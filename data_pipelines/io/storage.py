@@ -19,6 +19,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, NamedTuple
 
 from data_pipelines.errors import DataError
+from data_pipelines.host import Memory
 from data_pipelines.io import remote
 from data_pipelines.io.readahead import ReadAhead
 from data_pipelines.io.remote import Stat
@@ -163,7 +164,9 @@ class Files:
             return self._wait(pattern, 0, 0, self._start(self._remote.glob(pattern)))
         return sorted(filter(os.path.isfile, local_glob.glob(pattern)))
 
-    def read(self, path: str, start: int, end: int, version: str = "") -> bytes:
+    def read(
+        self, path: str, start: int, end: int, version: str = "", memory: Memory | None = None
+    ) -> bytes | memoryview:
         """Returns exactly bytes [start, end) of a file; large ranges of remote files in parallel parts.
 
         Args:
@@ -171,6 +174,7 @@ class Files:
             start: first byte.
             end: byte after the last one.
             version: that the file must have, where a read tells it: on disk and on most web servers; "" is any.
+            memory: where to put what is read from disk; None makes bytes.
 
         Raises:
             DataError: the file is another version or shorter than `end` ("stale index"), gone or forbidden, the server
@@ -180,7 +184,7 @@ class Files:
             return b""
         if protocol(path):
             return self._wait(path, start, end, self._start(self._remote.read(path, start, end, version)))
-        return self._local(path, start, end, lambda: _read(path, start, end, version))
+        return self._local(path, start, end, lambda: _read(path, start, end, version, memory))
 
     def read_all(self, path: str) -> bytes:
         """Returns a whole file."""
@@ -337,18 +341,19 @@ def _stat(path: str) -> Stat:
     return Stat(path, info.st_size, str(info.st_mtime_ns))
 
 
-def _read(path: str, start: int, end: int, version: str) -> bytes:
+def _read(path: str, start: int, end: int, version: str, memory: Memory | None) -> bytes | memoryview:
+    content = memoryview(bytearray(end - start) if memory is None else memory.empty(end - start))
     with open(path, "rb", buffering=0) as file:
         if version and version != str(os.fstat(file.fileno()).st_mtime_ns):
             raise DataError(f"stale index: {path} changed during the run. Start the run again")
-        content = os.pread(file.fileno(), end - start, start)
-        while len(content) < end - start:  # one call returns at most 2 GiB
-            more = os.pread(file.fileno(), end - start - len(content), start + len(content))
-            if not more:
+        done = file.seek(start) - start
+        while done < len(content):  # one call reads at most 2 GiB
+            count = file.readinto(content[done:])
+            if not count:
                 size = os.fstat(file.fileno()).st_size
                 raise DataError(f"stale index: {path} ends at {size:,}, expected {end:,} bytes")
-            content += more
-    return content
+            done += count
+    return bytes(content) if memory is None else content
 
 
 def _write(path: str, content: bytes) -> None:

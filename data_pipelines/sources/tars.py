@@ -8,6 +8,7 @@ import numpy as np
 from data_pipelines import index
 from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
+from data_pipelines.host import Memory
 from data_pipelines.io.storage import Files, basename, printable
 from data_pipelines.io.tar import TarDamage, groups
 from data_pipelines.measures import Measure
@@ -36,6 +37,7 @@ class TarSource(Source):
         self.name, self.spec, self.captions, self._files = name, spec, captions, files
         self._index = index.load(spec.urls, captions, files, measures)
         self.samples, self.bytes = self._index.samples, self._index.bytes
+        self._memory = Memory()
         self.shards, self.skipped = len(self._index.shards), self._index.skipped
 
     @classmethod
@@ -55,7 +57,8 @@ class TarSource(Source):
         """See `Source`."""
         shard, start, end = self._index.shards[blocks.shard[i]], int(blocks.start[i]), int(blocks.end[i])
         path = shard.path
-        samples = parse_block(path, self._files.read(path, start, end, shard.version), start, self.captions)
+        content = self._files.read(path, start, end, shard.version, self._memory)
+        samples = parse_block(path, content, start, self.captions)
         if len(samples) != blocks.count[i]:
             raise DataError(
                 f"stale index: bytes {start:,} to {end:,} of {printable(path)} hold {len(samples)} usable samples and "
@@ -77,7 +80,7 @@ class TarSource(Source):
                     yield Fault(printable(shard.path), f"and {unlisted} more", reason)
 
 
-def parse_block(path: str, content: bytes, start: int, captions: Captions) -> list[Sample]:
+def parse_block(path: str, content: bytes | memoryview, start: int, captions: Captions) -> list[Sample]:
     """Returns the usable samples of a block that starts at byte `start` of its shard; images are views, not copies."""
     view, path = memoryview(content), printable(path)
     read = lambda offset, size: bytes(view[offset - start : offset - start + size])

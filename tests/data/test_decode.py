@@ -294,3 +294,20 @@ def test_crop_settings_are_checked():
     image.crop, image.scale = "random_resized", (0.9, 1.1)
     with pytest.raises(DataError, match=r"data\.image\.scale"):
         augment.cropper(image)
+
+
+def test_images_are_decoded_into_the_batch():
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6: a quarter turn
+    batch = np.empty((4, 16, 16, 3), np.uint8)
+    cases = [
+        (encode(1, "jpg", size=(40, 30)), Options()),
+        (encode(2, "png", size=(16, 16)), Options()),  # not resized
+        (encode(3, "jpg", size=(40, 30), exif=exif), Options(exif=True)),
+        (encode(4, "jpg", size=(16, 16), exif=exif), Options(exif=True)),
+    ]
+    for row, (data, options) in zip(batch, cases, strict=True):
+        row[:] = 255
+        assert decode.training_image(data, 16, whole, options, row) is row
+        np.testing.assert_array_equal(row, decode.training_image(data, 16, whole, options))
+    upright, turned = (decode.training_image(cases[2][0], 16, whole, Options(exif=exif)) for exif in (False, True))
+    assert not np.array_equal(upright, turned)

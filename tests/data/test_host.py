@@ -1,33 +1,36 @@
-"""The memory of batches: given out again when nothing refers to it any more, and never before."""
+"""The memory of batches and blocks: given out again when nothing refers to it any more, and never before."""
 
 import gc
+import pickle
 import threading
 
 import jax
 import numpy as np
 import pytest
-from tiny_shards import encode
 
-from data_pipelines.images.augment import Box
-from data_pipelines.images.decode import Options, training_image
-from data_pipelines.rows import Images
+from data_pipelines.host import Memory
 
-ROWS, SIZE = 4, 16
+SHAPE = (4, 16, 16, 3)
+
+
+class Images(Memory):
+    def __call__(self) -> np.ndarray:
+        return self.empty(int(np.prod(SHAPE))).reshape(SHAPE)
 
 
 @pytest.fixture
 def images():
-    return Images(ROWS, SIZE)
+    return Images()
 
 
 def test_memory_is_given_out_again(images):
-    first = images.empty()
+    first = images()
     place = first.ctypes.data
-    assert place % 64 == 0 and first.shape == (ROWS, SIZE, SIZE, 3) and first.flags.writeable
-    second = images.empty()
+    assert place % 64 == 0 and first.shape == SHAPE and first.flags.writeable
+    second = images()
     assert second.ctypes.data != place
     del first
-    assert images.empty().ctypes.data == place
+    assert images().ctypes.data == place
 
 
 @pytest.mark.parametrize(
@@ -50,44 +53,48 @@ def test_memory_is_given_out_again(images):
     ],
 )
 def test_whatever_shows_a_batch_keeps_its_memory(images, keep):
-    array = images.empty()
+    array = images()
     array[:] = np.random.default_rng(0).integers(0, 256, array.shape)
     kept = keep(array)
     expected = np.array(kept)
     del array
     gc.collect()
-    others = [images.empty() for _ in range(3)]
+    others = [images() for _ in range(3)]
     for other in others:
         other[:] = 0
     np.testing.assert_array_equal(np.array(kept), expected)
 
 
 def test_memory_returns_from_other_threads_and_outlives_its_owner(images):
-    array = [images.empty()]
+    array = [images()]
     place = array[0].ctypes.data
     thread = threading.Thread(target=array.clear)
     thread.start()
     thread.join()
-    again = images.empty()
+    again = images()
     assert again.ctypes.data == place
     del images
     again[:] = 7
     assert (again == 7).all()
 
 
-def test_images_are_decoded_into_the_batch(images):
-    whole = lambda height, width: Box(0, 0, height, width)
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6: a quarter turn
-    batch = images.empty()
-    cases = [
-        (encode(1, "jpg", size=(40, 30)), Options()),
-        (encode(2, "png", size=(SIZE, SIZE)), Options()),  # not resized
-        (encode(3, "jpg", size=(40, 30), exif=exif), Options(exif=True)),
-        (encode(4, "jpg", size=(SIZE, SIZE), exif=exif), Options(exif=True)),
-    ]
-    for row, (data, options) in zip(batch, cases, strict=True):
-        row[:] = 255
-        assert training_image(data, SIZE, whole, options, row) is row
-        np.testing.assert_array_equal(row, training_image(data, SIZE, whole, options))
-    upright, turned = (training_image(cases[2][0], SIZE, whole, Options(exif=exif)) for exif in (False, True))
-    assert not np.array_equal(upright, turned)
+def test_memory_of_about_the_size_serves_and_other_memory_does_not_pile_up():
+    memory = Memory()
+    kept = [memory.empty(size) for size in (1000, 1000, 5000)]
+    places = [array.ctypes.data for array in kept]
+    kept.clear()
+    array = memory.empty(900)
+    assert array.ctypes.data in places[:2] and len(array) == 900
+    found = memory.empty(2500)
+    assert found.ctypes.data == places[2] and found.base.obj.size == 5000
+    huge = memory.empty(10**6)  # nothing fits: the last one is dropped
+    assert huge.ctypes.data not in places
+    assert len(memory._free) == 0
+
+
+def test_a_pickled_memory_is_another_one(images):
+    array = images()
+    place = array.ctypes.data
+    other = pickle.loads(pickle.dumps(images))
+    del array
+    assert other.empty(100).ctypes.data != place
