@@ -25,8 +25,8 @@ def aligned_empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 class Memory:
     """Gives out memory, that of earlier arrays which nothing refers to any more where it fits.
 
-    Fresh memory is cleared by the kernel, page by page: some 5 % of what decoding costs, for the batches and for the
-    blocks that are read each. JAX may alias an array for as long as it is in use; it then refers to it, so that its
+    Fresh memory is cleared by the kernel, page by page, and threads wait for one another there: for batches alone up to
+    a tenth of what decoding costs. JAX may alias an array for as long as it is in use; it then refers to it, so that its
     memory is not given out again.
     """
 

@@ -367,6 +367,18 @@ _PAX = (
 )  # fmt: skip
 
 
+def repeated_members(numbers: range) -> Iterator[ArchiveFault]:
+    """Archives in which a sample has two members of one kind, equal ones or not: which is meant, no one can say."""
+    content, parts = archive(numbers)
+    for part in parts:
+        others = [number for number in numbers if number != part.sample]
+        same = content[part.start : part.end]
+        for again in (same, member(f"{part.sample:05d}.{part.extension}", b"other"), same * 3):
+            for place in (part.start, max(other.end for other in parts if other.sample == part.sample)):
+                damage = content[:place] + again + content[place:]
+                yield ArchiveFault("repeated member", _end(damage), others, ["repeated member"], FINE)
+
+
 def harmless_members() -> bytes:
     """Members that belong to no sample: without a name, links, devices and folders of hostile names."""
     content = b"".join(member(name, b"x" * 20) for name in NAMELESS)

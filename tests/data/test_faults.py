@@ -2,6 +2,7 @@
 
 import faulthandler
 import gc
+import gzip
 import json
 import sys
 import threading
@@ -26,10 +27,13 @@ from data_pipelines.text.tokenizers import Tokenizer
 
 SAMPLE_FAULTS = [*faults.image_faults(), *faults.text_faults(), *faults.name_faults()]
 JSON_FAULTS = list(faults.json_faults())
-ARCHIVES = [faults.truncated, faults.zeroed, faults.damaged_headers, faults.malformed_extensions]
+ARCHIVES = [
+    faults.truncated, faults.zeroed, faults.damaged_headers, faults.malformed_extensions, faults.repeated_members
+]  # fmt: skip
 ROWS = list(faults.rows())
 PER_ARCHIVE = 5  # samples
 IN_PLACE = 30
+GZIPPED = 14
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +174,22 @@ def test_damaged_archives(plain, tmp_path, make):
             expected[f"a-{number:04d}.tar"] = lines
     assert found == expected
     outcome.assert_arrived(truth, plain, 0)
+
+
+def test_a_key_that_comes_again_is_another_sample(plain, tmp_path):
+    """Joined archives repeat their keys; only neighbours belong together. `unique="key"` keeps the first."""
+    numbered = [(i % 3, faults.member(f"{i % 3:05d}.png", sample(i)["png"]), f"thing {i}") for i in range(7)]
+    content = [image + faults.member(f"{key:05d}.txt", text.encode()) for key, image, text in numbered]
+    (tmp_path / "d.tar").write_bytes(b"".join(content) + bytes(2 * BLOCK))
+    plain.sources.main.urls = str(tmp_path / "d.tar")
+    outcome = Outcome(plain, 7, tmp_path / "run")
+    assert not outcome.skipped and not outcome.listed
+    texts = Counter(map(bytes, outcome.batch["caption_id"]))
+    assert texts == Counter(hash64(text).tobytes() for _, _, text in numbered)
+    names = Counter(map(bytes, outcome.batch["key_id"]))
+    assert names == Counter({hash64(f"d.tar/{key:05d}").tobytes(): n for key, n in ((0, 3), (1, 2), (2, 2))})
+    plain.sources.main.unique = "key"
+    assert Outcome(plain, 3, tmp_path / "run2").skipped == {"duplicate": 4}
 
 
 def test_evaluation_counts_the_same_faults(plain, tmp_path):
@@ -328,9 +348,28 @@ def test_a_file_that_is_no_tar_ends_the_start_with_its_name(plain, tmp_path, con
         open_stream(plain, batch_size=1, seed=0)
 
 
+def test_a_damaged_compressed_shard_ends_the_start_with_its_name(plain, tmp_path):
+    whole = gzip.compress(faults.archive(range(PER_ARCHIVE))[0] + bytes(2 * BLOCK), mtime=0)
+    plain.sources.main.urls = str(tmp_path / "a.tar.gz")
+    half = len(whole) // 2
+    damages = [whole[:cut] for cut in (0, 1, 5, 10, half, len(whole) - 9, len(whole) - 1)]
+    damages += [whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :] for place in (0, 2, half, -6, -2)]
+    damages += [whole + b"junk", b"<html>"]
+    assert len(damages) == GZIPPED
+    for damage in damages:
+        (tmp_path / "a.tar.gz").write_bytes(damage)
+        with pytest.raises(
+            DataError, match=r"a\.tar\.gz is damaged and cannot be unpacked|no usable sample .*a\.tar\.gz"
+        ):
+            open_stream(plain, batch_size=1, seed=0)
+        assert not list(tmp_path.glob(".unpacked/*.part"))
+    (tmp_path / "a.tar.gz").write_bytes(whole)
+    assert len(Outcome(plain, PER_ARCHIVE, tmp_path / "run").batch["text"]) == PER_ARCHIVE
+
+
 def test_the_campaign_is_large_enough():
     archives = sum(len(list(make(range(PER_ARCHIVE)))) for make in ARCHIVES)
     remote = len(faults.REMOTE) + 2 * len(faults.PASSING) + 3 + len(faults.MID_RUN) + len(CHANGES)
     rows = len(ROWS) + len(faults.LINES)
-    total = len(SAMPLE_FAULTS) + len(JSON_FAULTS) + archives + remote + rows + IN_PLACE + len(NO_TARS) + 1
+    total = len(SAMPLE_FAULTS) + len(JSON_FAULTS) + archives + remote + rows + IN_PLACE + len(NO_TARS) + GZIPPED + 1
     assert total >= 500

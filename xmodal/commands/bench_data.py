@@ -20,7 +20,7 @@ from xmodal.commands.bench_data_loaders import LOADERS, Job, missing
 from xmodal.commands.bench_data_sets import SETS, write_set, write_tokenizer
 from xmodal.errors import TrainingError
 
-_WARM_UP = 8  # batches before the clock starts: all workers busy, all buffers full
+_WARM_UP = 16  # batches before the clock starts: all workers busy, all buffers full and in use a second time
 _DISTINCT = 256  # images made for a set
 _COLUMNS = ["images", "loader", "CPU ms/sample", "samples/s", "samples per CPU-s / open_clip's", "over raw decoder %"]
 
