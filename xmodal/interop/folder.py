@@ -195,12 +195,19 @@ def _open_hf(path: Path) -> Stored:
     config = preprocessing.read_json(path / CONFIG)
     try:
         family = family_of(config)
+        if family.with_names:
+            config = family.with_names(config, open_weights(path, WEIGHTS))
         model = family.model_config(config)
     except InteropError as error:
         raise InteropError(f"{path / CONFIG}: {error}") from None
     data = preprocessing.read_processor(path) if family.image_processor else None
+    if family.any_size:
+        embed = model.towers.image.embed
+        embed.image_size = preprocessing.shown_size(data, embed.image_size)
     image = lambda size: preprocessing.from_processor(data, size, str(path))
     stored = _converted(path, path, WEIGHTS, family, model, image if data else None)
+    if family.objectives:
+        stored.config.objectives = family.objectives(config)
     if family.check_marks and stored.tokenizer is not None:
         try:
             family.check_marks(config, stored.tokenizer)
