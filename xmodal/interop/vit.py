@@ -200,5 +200,5 @@ def gated(spec: ModelSpec) -> bool:
 VIT = Family(
     model_type="vit", architecture="ViTModel", model_config=model_config, table=table, to_config=to_config,
     fits=lambda spec: is_image_tower(spec) and not gated(spec),
-    objectives=objectives, with_names=with_names, image_processor="ViTImageProcessor",
+    objectives=objectives, with_names=with_names, image_processor="BitImageProcessor",
 )  # fmt: skip
