@@ -54,9 +54,15 @@ class Images:
         return whole.reshape(self._shape)
 
 
-def empty_batch(rows: int, size: int, length: int, images: Images | None = None) -> dict[str, np.ndarray]:
-    """Returns a batch to be filled, whose arrays nothing else uses; `images` spares it new memory."""
-    return dict(
+def empty_batch(
+    rows: int, size: int, length: int, images: Images | None = None, labels: int = 0
+) -> dict[str, np.ndarray]:
+    """Returns a batch to be filled, whose arrays nothing else uses; `images` spares it new memory.
+
+    With `labels` it has class ids, int32 [rows, labels].
+    """
+    classes = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
+    return classes | dict(
         image=images.empty() if images else aligned_empty((rows, size, size, 3), np.uint8),
         text=aligned_empty((rows, length), np.int32),
         text_valid=aligned_empty((rows, length), np.bool_),
@@ -104,6 +110,8 @@ class RowFiller:
             identity = captions.identity(sample.record)
             batch["key_id"][place] = hash64(sample_name(sample) if identity is None else identity)
             batch["caption_id"][place] = hash64(texts[-1])
+            if "label" in batch:
+                batch["label"][place] = captions.labels.ids(sample.record.fields)
         here = slice(first, first + len(rows))
         length = batch["text"].shape[1]
         batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, length)
