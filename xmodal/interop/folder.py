@@ -160,7 +160,8 @@ def _open_run(path: Path, step: int | None, ema: bool | None) -> Stored:
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), devices=jax.local_devices()[:1])
     with jax.set_mesh(mesh):
         run = load_run(path, mesh, step=step, ema=ema)
-    return Stored(run.config, run.params, run.tokenizer, str(path), run.step)
+    tokenizer = run.tokenizer if _has_text(run.config) else None
+    return Stored(run.config, run.params, tokenizer, str(path), run.step)
 
 
 def _open_own(path: Path) -> Stored:

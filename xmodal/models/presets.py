@@ -113,6 +113,11 @@ def image_tower(
     )  # fmt: skip
 
 
+def classifier(tower: Mapping, classes: int) -> dict:
+    """An image tower whose projection gives the logits of so many classes: for the objective `classification`."""
+    return dict(tower) | dict(embed_dim=classes, projection_bias=True)
+
+
 def dinov2(variant: str = "B14", *, registers: int = 0, **changes) -> dict:
     """DINOv2's image tower (Oquab et al. 2023): LayerScale, SwiGLU in "g14", positions of 518 pixels resampled.
 
