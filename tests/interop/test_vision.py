@@ -10,7 +10,7 @@ import xmodal
 from tests.interop import folders
 from xmodal.__main__ import main
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored
+from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.preprocessing import shown_size
 
 NAMES = ("dinov2", "dinov2_with_registers", "vit", "vit_classifier")
@@ -77,7 +77,12 @@ def test_the_command_brings_in_what_embeds(tmp_path, capsys):
 
 def test_the_classes_keep_their_names(tmp_path):
     stored = open_stored(f"hf:{hugging_face(tmp_path / 'in', 'vit_classifier')}")
-    assert tuple(stored.config.objectives.classification.classes) == ("ant", "bee", "cat", "dog", "elk")
+    assert stored.config.data.label.classes == ("ant", "bee", "cat", "dog", "elk")
+    write_stored(stored, tmp_path / "own")
+    assert open_stored(tmp_path / "own").config.data.label.classes == stored.config.data.label.classes
+    export(open_stored(tmp_path / "own"), tmp_path / "out", to="hf")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["id2label"]["3"] == "dog" and config["label2id"]["elk"] == 4
 
 
 @pytest.mark.parametrize(

@@ -182,9 +182,8 @@ def _write_texts(stored: Stored, folder: Path, processor: str = "") -> None:
 
 
 def _labels(stored: Stored) -> dict:
-    """Names of the classes, where an objective knows them."""
-    classes = next((o.classes for o in stored.config.objectives.values() if o.type == "classification"), ())
-    names = {str(i): name for i, name in enumerate(classes)}
+    """Names of the classes, where they are known."""
+    names = {str(i): name for i, name in enumerate(stored.config.data.label.classes)}
     return dict(id2label=names, label2id={name: int(i) for i, name in names.items()}) if names else {}
 
 

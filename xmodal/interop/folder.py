@@ -1,7 +1,7 @@
 """A model at rest: what it is, its weights, and how its pictures and texts are prepared; ours and other folders alike.
 
-Our own folder holds `config.json` (sections `model`, `objectives`, `data.image` and `data.text` as in a run's config,
-and `xmodal`: where it comes from), `tokenizer.json` and `model.safetensors`, whose names are our paths.
+Our own folder holds `config.json` (sections `model`, `objectives`, `data.image`, `data.text` and `data.label` as in a
+run's config, and `xmodal`: where it comes from), `tokenizer.json` and `model.safetensors`, whose names are our paths.
 """
 
 import contextlib
@@ -113,7 +113,7 @@ def write_stored(stored: Stored, out: Path) -> None:
       InteropError: `out` exists already.
     """
     with whole_folder(out) as folder:
-        config, sections = json.loads(json.dumps(stored.config.to_dict())), ("image", "text")
+        config, sections = json.loads(json.dumps(stored.config.to_dict())), ("image", "text", "label")
         config = {
             "xmodal": {"format": FORMAT, "version": xmodal.__version__, "origin": stored.origin},
             "model": config["model"], "objectives": config["objectives"],
@@ -207,8 +207,9 @@ def _open_hf(path: Path) -> Stored:
         embed.image_size = preprocessing.shown_size(data, embed.image_size)
     image = lambda size: preprocessing.from_processor(data, size, str(path))
     stored = _converted(path, path, WEIGHTS, family, model, image if data else None)
-    if family.objectives:
-        stored.config.objectives = family.objectives(config)
+    if family.labels and (names := family.labels(config)):
+        stored.config.objectives = dict(classification=dict(type="classification", tower="image", weight=1.0))
+        stored.config.data.label.classes = names
     if family.check_marks and stored.tokenizer is not None:
         try:
             family.check_marks(config, stored.tokenizer)

@@ -77,7 +77,7 @@ class Family:
       table: spec -> every array; raises an InteropError for a model that the reference cannot express.
       to_config: spec -> config.json, without what only the tokenizer knows.
       fits: whether a spec is of this family rather than another: what tells it apart, not whether it is exact.
-      objectives: config.json -> `objectives` section of a model without `objective`; {} for none.
+      labels: config.json -> names of the classes of a classifier, () for another model.
       with_names: (config.json, names of the weights) -> config.json, completed by what only the names tell.
       constants: spec -> arrays that the reference has and no tower here; not read, and written as they are given.
       any_size: the model resamples its positions, so its pictures are as large as their processor makes them.
@@ -95,7 +95,7 @@ class Family:
     table: Callable[[ModelSpec], list[Entry]]
     to_config: Callable[[ModelSpec], dict]
     fits: Callable[[ModelSpec], bool]
-    objectives: Callable[[Mapping[str, Any]], dict] | None = None
+    labels: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     with_names: Callable[[Mapping[str, Any], Iterable[str]], dict] | None = None
     constants: Callable[[ModelSpec], dict[str, np.ndarray]] | None = None
     any_size: bool = False

@@ -125,16 +125,11 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
 
 
 def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names of a config.json, in the order of their ids; the reference has two when it says nothing."""
+    """Class names of a classifier's config.json, in the order of their ids; the reference has two by default."""
+    if (config.get("architectures") or ("",))[0] != _CLASSIFIER:
+        return ()
     names = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     return tuple(str(names[i]) for i in sorted(names, key=int))
-
-
-def objectives(config: Mapping[str, Any]) -> dict:
-    """Returns the `objectives` section: the classes of a classifier."""
-    if (config.get("architectures") or ("",))[0] != _CLASSIFIER:
-        return {}
-    return dict(classification=dict(type="classification", tower=IMAGE, classes=labels(config), weight=1.0))
 
 
 def _tower(spec: ModelSpec) -> TowerSpec:
@@ -200,5 +195,5 @@ def gated(spec: ModelSpec) -> bool:
 VIT = Family(
     model_type="vit", architecture="ViTModel", model_config=model_config, table=table, to_config=to_config,
     fits=lambda spec: is_image_tower(spec) and not gated(spec),
-    objectives=objectives, with_names=with_names, image_processor="BitImageProcessor",
+    labels=labels, with_names=with_names, image_processor="BitImageProcessor",
 )  # fmt: skip

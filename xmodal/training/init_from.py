@@ -112,6 +112,11 @@ def _meanings(stored: Stored, task: Task, patterns: tuple[str, ...]) -> list[str
             f"data.text.tokenizer: {task.config.data.text.tokenizer} is not the weights' tokenizer: {other}; except "
             f"{_TOKENS} to learn new tokens"
         )
+    classes = {where.data.label.classes for where in (task.config, stored.config) if where.data.label.classes}
+    if len(classes) > 1 and not matches("image/projection/kernel", patterns):
+        problems.append(
+            "data.label.classes are not those of the weights; except image/projection/.* to learn these from the start"
+        )
     image, theirs = task.config.data.image, stored.config.data.image
     if "image" in stored.spec.towers and not matches("image/embed/kernel", patterns):
         problems += [
