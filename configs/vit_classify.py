@@ -35,11 +35,7 @@ def small(c):
         )
     )
     c.batch_size = 128
-    tower = presets.image_tower(
-        192, 4, 3, patch_size=16, style="vit", pool="mean", scan=False, drop_path=0.1,
-        embed=dict(stem=((48, 4, 4), (128, 3, 2)), class_token=False),
-    )  # fmt: skip
-    c.model = presets.dual_tower(image=presets.classifier(tower, len(GROUPS)))
+    c.model = presets.dual_tower(image=presets.classifier(small_tower(drop_path=0.1), len(GROUPS)))
     c.objectives = dict(
         classification=dict(type="classification", tower="image", loss="softmax", label_smoothing=0.1, weight=1.0)
     )
@@ -47,6 +43,14 @@ def small(c):
     c.schedule.update(total="12epochs", warmup="5%", decay="cosine")
     c.checkpoint.update(every="25%", keep_last=2, best="classification/unseen_vendor/top1")
     return c
+
+
+def small_tower(**changes) -> dict:
+    """Four layers behind a stem, for pictures of 64 pixels; configs/lit.py locks it."""
+    return presets.image_tower(
+        192, 4, 3, patch_size=16, style="vit", pool="mean", scan=False,
+        embed=dict(stem=((48, 4, 4), (128, 3, 2)), class_token=False), **changes,
+    )  # fmt: skip
 
 
 def imagenet(c):
