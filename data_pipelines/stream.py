@@ -77,17 +77,17 @@ def open_stream(
         counter = tokenizer if config.text.buckets else None
         entries = _entries(config.sources).items()
         sources = [open_source(name, entry, config, files, tokenizer=counter) for name, entry in entries]
+        file = None
+        if workdir is not None:
+            file = Path(workdir) / ("skipped.jsonl" if shard[1] == 1 else f"skipped-{shard[0]}.jsonl")
+        accounts = Accounts(config.max_bad_share, file)
+        for source in sources:
+            if shard[0] == 0:  # the index is the same for all processes
+                accounts.source(source)
+        return Stream(config, sources, filler, accounts, files, samples, batch_size, seed, position, shard)
     except BaseException:
         files.close()
         raise
-    file = None
-    if workdir is not None:
-        file = Path(workdir) / ("skipped.jsonl" if shard[1] == 1 else f"skipped-{shard[0]}.jsonl")
-    accounts = Accounts(config.max_bad_share, file)
-    for source in sources:
-        if shard[0] == 0:  # the index is the same for all processes
-            accounts.source(source)
-    return Stream(config, sources, filler, accounts, files, samples, batch_size, seed, position, shard)
 
 
 class Stream:
