@@ -6,7 +6,8 @@
         --config.evals.val.urls='gs://bucket/imagenet-val-{0000..0049}.tar' \
         --config.data.text.tokenizer=data_pipelines/emoji/tokenizer.json
 
-`:emoji` learns the nine Unicode groups from four vendors' drawings and is measured on a fifth vendor's (RESULT).
+`:emoji` learns the nine Unicode groups from four vendors' drawings and is measured on a fifth vendor's: top-1 59.7 %,
+top-5 93.4 % (chance 11.1 %, 55.6 %; 11 minutes on 2 busy CPU cores, one seed).
 
 `:S16` reads webdataset shards with a `cls` member. Expect, from Beyer et al. 2022: 90 epochs at batch 1024 give top-1
 76.5 %, 300 epochs 79.7 %; there the head is a mean of the patches with fixed positions, as here. Not run here.
