@@ -69,6 +69,14 @@ def get_config() -> ConfigDict:
             clean="none",  # none | basic (HTML entities to characters, Unicode NFC, as CLIP's text cleaning)
             transform="",  # a function of your own for training captions, "my_package.module:function"
         ),
+        label=dict(
+            # json field or column with the class of a sample, or a list of them; `cls` is also the tar member with an
+            # integer. "" gives batches no labels.
+            field="",
+            classes=(),  # names of the classes in the order of their ids
+            count=0,  # number of classes where the field holds ids and not names
+            most=1,  # classes of one sample; more than 1 for multi-label data
+        ),
         group_key="",  # json field that names equal content (multi-positive labels); "" uses the tar key
         lanes=8,  # virtual readers; the order depends on it, the host count must divide it
         window=32,  # blocks that a lane shuffles together

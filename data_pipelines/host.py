@@ -25,9 +25,9 @@ def aligned_empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 class Memory:
     """Gives out memory, that of earlier arrays which nothing refers to any more where it fits.
 
-    Fresh memory is cleared by the kernel, page by page, and threads wait for one another there: for batches alone up to
-    a tenth of what decoding costs. JAX may alias an array for as long as it is in use; it then refers to it, so that its
-    memory is not given out again.
+    Fresh memory is cleared by the kernel, page by page, and threads wait for one another there: for batches alone up
+    to a tenth of what decoding costs. JAX may alias an array for as long as it is in use; it then refers to it, so that
+    its memory is not given out again.
     """
 
     def __init__(self):

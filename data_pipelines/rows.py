@@ -28,9 +28,15 @@ class Row(NamedTuple):
     word: int  # chooses the caption; what a user's transforms draw derives from it, too
 
 
-def empty_batch(rows: int, size: int, length: int, memory: Memory | None = None) -> dict[str, np.ndarray]:
-    """Returns a batch to be filled, whose arrays nothing else uses; its images are in `memory`."""
-    return dict(
+def empty_batch(
+    rows: int, size: int, length: int, memory: Memory | None = None, labels: int = 0
+) -> dict[str, np.ndarray]:
+    """Returns a batch to be filled, whose arrays nothing else uses; its images are in `memory`.
+
+    With `labels` it has class ids, int32 [rows, labels].
+    """
+    classes = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
+    return classes | dict(
         image=(memory or Memory()).empty(rows * size * size * 3).reshape(rows, size, size, 3),
         text=aligned_empty((rows, length), np.int32),
         text_valid=aligned_empty((rows, length), np.bool_),
@@ -78,6 +84,8 @@ class RowFiller:
             identity = captions.identity(sample.record)
             batch["key_id"][place] = hash64(sample_name(sample) if identity is None else identity)
             batch["caption_id"][place] = hash64(texts[-1])
+            if "label" in batch:
+                batch["label"][place] = captions.labels.ids(sample.record.fields)
         here = slice(first, first + len(rows))
         length = batch["text"].shape[1]
         batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, length)

@@ -211,7 +211,8 @@ class Stream:
     def _schedule(self) -> _Pending:
         """Hands the next batch to the pool."""
         rows, length = self._rows()
-        batch = empty_batch(len(rows), self._config.image.size, length, self._recycled)
+        labels = self._config.label.most if self._config.label.field else 0
+        batch = empty_batch(len(rows), self._config.image.size, length, self._recycled, labels)
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])

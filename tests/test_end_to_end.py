@@ -184,7 +184,7 @@ def test_starting_is_quick_and_leaves_the_devices_alone():
         import sys
         import train, xmodal.__main__
         from xmodal.config import load_config
-        for recipe in ("demo", "clip", "siglip", "coca", "git"):
+        for recipe in ("demo", "clip", "siglip", "coca", "git", "vit_classify", "lit", "flip"):
             load_config(f"configs/{recipe}.py")
         late = {"orbax.checkpoint", "tensorstore", "optax", "tensorboardX"} & set(sys.modules)
         assert not late, f"{late} take seconds to import and --help needs none of them"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from data_pipelines import index
 from data_pipelines.errors import DataError, did_you_mean
 from data_pipelines.io.storage import Files
+from data_pipelines.labels import open_labels
 from data_pipelines.measures import LIKENESS, Measure, TokenCount, first_of_each, likeness
 from data_pipelines.sources.base import Source, SourceSpec, read_spec
 from data_pipelines.sources.files import FilesSource
@@ -135,7 +136,7 @@ def _plan(
     spec = read_spec(cls.Spec, entry, where)
     text = config.text if spec.templates is None else _Replaced(config.text, templates=spec.templates)
     group_key = config.group_key if spec.group_key is None else spec.group_key
-    captions = Captions(text, group_key, keep=spec.filter, always_json=every_field)
+    captions = Captions(text, group_key, keep=spec.filter, always_json=every_field, labels=open_labels(config.label))
     if spec.unique and spec.unique not in LIKENESS:
         close = did_you_mean(spec.unique, LIKENESS)
         raise DataError(f"unique is {spec.unique!r}, not one of {', '.join(LIKENESS)}{close}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from data_pipelines.errors import BadSample, DataError, did_you_mean
+from data_pipelines.labels import MEMBER, Labels
 from data_pipelines.text import expressions
 from data_pipelines.text.fields import lookup
 
@@ -41,6 +42,7 @@ class Captions:
 
     Attributes:
         fields: the fields that it uses.
+        labels: reads the classes, or None.
         from_text: captions are the texts of the samples, and do not come from templates.
         every_field: records hold all fields, used or not.
         signature: of the rule of what is usable.
@@ -51,12 +53,14 @@ class Captions:
         group_key: json field that names equal content; "" where the sample itself is the identity.
         keep: a condition on the json fields, see `expressions`; other samples are left out. "" keeps all.
         always_json: read the json member where there is one that can be read, although no caption needs it.
+        labels: reads the classes of a sample; samples without one are left out. None where none are asked for.
 
     Raises:
         DataError: the condition is malformed, a template is not a `(weight, pattern)` pair or its pattern is malformed.
     """
 
-    def __init__(self, text: Any, group_key: str = "", *, keep: str = "", always_json: bool = False):
+    def __init__(self, text: Any, group_key: str = "", *, keep: str = "", always_json: bool = False,
+                 labels: Labels | None = None):  # fmt: skip
         self._templates = tuple(t for t in map(_template, text.templates) if t.weight > 0)
         if text.templates and not self._templates:
             raise DataError("every template of data.text.templates has weight 0")
@@ -69,13 +73,18 @@ class Captions:
         self._max_list, self._lower, self._basic = text.max_list, text.lower, text.clean == "basic"
         self._group_key, self._always_json = group_key, always_json
         self._keep = expressions.parse(keep) if keep else None
-        self._needs_json = bool(self._templates or group_key or keep)
+        self.labels = labels
         self.from_text, self.every_field = not self._templates, always_json
         kept_by = self._keep.fields if self._keep else ()
-        self.fields = sorted({name for t in self._templates for name in t.fields} | ({group_key} - {""}) | {*kept_by})
+        own = {group_key, labels.field if labels else ""} - {""}
+        self.fields = sorted({name for t in self._templates for name in t.fields} | own | {*kept_by})
+        self._needs_json = bool(self._templates or group_key or keep or labels)
+        self._class_member = labels is not None and labels.field == MEMBER
+        self._json_optional = self._class_member and self.fields == [MEMBER]
         # Everything that decides whether a sample can be used; an index made for another rule is another index.
         cleaned = self._basic and self.from_text  # which may leave nothing of a text
         rules = [str(self._keep)] * bool(keep) + [dict(clean="basic")] * cleaned
+        rules += [labels.signature] if labels else []
         patterns = [t.pattern for t in self._templates]
         self.signature = json.dumps([patterns, group_key, *rules])
         self.rendering = json.dumps([patterns, self._max_list, self._lower, self._basic])
@@ -92,9 +101,11 @@ class Captions:
         text, fields = "", {}
         if self._needs_json:
             content = get("json")
-            if content is None:
+            if content is None and not self._json_optional:
                 raise BadSample("no caption" if self._templates else "no json")
-            fields = _parse_json(content)
+            fields = _parse_json(b"{}" if content is None else content)
+            if self._class_member and (number := get(MEMBER)) is not None:
+                fields[MEMBER] = _decode(number, "bad class").strip()
         elif self._always_json:
             # What no caption needs must not decide what is usable: the index was made without looking at it.
             with contextlib.suppress(BadSample):
@@ -131,6 +142,8 @@ class Captions:
             raise BadSample("no group key")
         if self._keep and not self._keep.test(record.fields):
             raise BadSample("filtered")
+        if self.labels:
+            self.labels.ids(record.fields)
 
     def choose(self, record: Record, word: int) -> str:
         """Returns the caption that a random 64-bit `word` chooses among those of a checked record."""
@@ -192,6 +205,7 @@ class Captions:
             if not filled.get(name):
                 users = [t.pattern for t in self._templates if name in t.fields]
                 use = "data.group_key" if name == self._group_key else "the filter"
+                use = "data.label.field" if self.labels and name == self.labels.field else use
                 use = f"the template {users[0]!r} of data.text.templates" if users else use
                 raise DataError(
                     f"{use} uses the field {name!r}, which is missing or empty in every record of {where}"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from xmodal.models.embed import patches_matmul
-from xmodal.models.layers import sincos_positions
+from xmodal.models.layers import rotary, sincos_positions
+from xmodal.models.resample import resample_grid
 from xmodal.paths import flatten_paths
 
 
@@ -36,6 +37,69 @@ def test_image_tokens_are_patches_class_token_and_positions():
     np.testing.assert_allclose(tokens.x[0, 0], params["class_token"] + params["position"][0], rtol=1e-6)
     assert tokens.pos[1].tolist() == [[0, 0], [0, 0], [0, 1], [1, 0], [1, 1]]  # class token, then row by row
     assert tokens.valid is tokens.group is None
+
+
+def test_registers_stand_between_class_token_and_patches_without_positions():
+    batch = helpers.batch(2)
+    tower = helpers.image(style="siglip", embed=dict(class_token=True, registers=2))
+    tokens, params = embedded(tower, batch)
+    assert tokens.x.shape[1] == 1 + 2 + helpers.PATCHES and params["position"].shape[0] == 1 + helpers.PATCHES
+    np.testing.assert_array_equal(tokens.x[1, 1:3], params["registers"])
+    patches = patches_matmul(batch["image"], params["kernel"]) + params["bias"]
+    np.testing.assert_allclose(tokens.x[:, 3:], patches + params["position"][1:], rtol=1e-5, atol=1e-5)
+    assert tokens.pos[0, :4].tolist() == [[0, 0]] * 4
+    model = helpers.build(dict(tower=helpers.image(embed=dict(registers=2, patch_dropout=0.5))))
+    kept = model.bind(helpers.random_params(model)).tower.embed(batch, helpers.sample_keys(2))
+    assert kept.x.shape[1] == 3 + helpers.PATCHES // 2, "registers are never left out"
+
+
+def test_positions_of_another_size_are_resampled_and_learn():
+    tower = helpers.image(style="siglip", embed=dict(position_size=4 * helpers.PATCH))
+    model = helpers.build(dict(tower=tower))
+    params = helpers.random_params(model)
+    table = params["tower"]["embed"]["position"]
+    assert table.shape[0] == 16
+    embed = lambda p: model.bind(p).tower.embed(helpers.batch(2)).x
+    flat = {**params, "tower": {**params["tower"], "embed": {**params["tower"]["embed"], "position": table * 0 + 3.0}}}
+    zero = {**params, "tower": {**params["tower"], "embed": {**params["tower"]["embed"], "position": table * 0}}}
+    np.testing.assert_allclose(embed(flat) - embed(zero), 3.0, rtol=1e-5)  # the filters keep what is constant
+    grads = jax.grad(lambda p: jnp.sum(embed(p)))(params)["tower"]["embed"]["position"]
+    np.testing.assert_allclose(jnp.sum(grads, axis=0), 2 * helpers.PATCHES, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["bicubic", "bicubic_antialias"])
+def test_resampling_keeps_straight_lines_and_the_prefix(how):
+    old, new = (9, 9), (7, 18)
+    rows, columns = np.meshgrid(np.arange(9) + 0.5, np.arange(9) + 0.5, indexing="ij")
+    table = np.stack([rows.ravel(), columns.ravel()], axis=1)
+    table = jnp.float32(np.concatenate([[[-5.0, 8.0]], table]))
+    got = resample_grid(table, old, new, how)
+    np.testing.assert_array_equal(got[0], table[0])
+    inner = np.asarray(got[1:]).reshape(*new, 2)[2:-2, 5:-5]  # away from the edges
+    np.testing.assert_allclose(inner[:, 0, 0], (np.arange(2, 5) + 0.5) * 9 / 7, atol=0.06)
+    np.testing.assert_allclose(inner[0, :, 1], (np.arange(5, 13) + 0.5) / 2, atol=0.06)
+    assert resample_grid(table, old, old, how) is table
+
+
+def test_rotary_positions_of_patches_see_only_offsets():
+    """Attention logits of 2-D rotary positions depend on the difference of row and of column alone."""
+    rng = np.random.default_rng(0)
+    q, k = (jnp.float32(rng.normal(size=(1, 1, 1, 8))) for _ in range(2))
+    logit = lambda a, b: jnp.sum(rotary(q, jnp.int32([[a]]), 100.0) * rotary(k, jnp.int32([[b]]), 100.0))
+    np.testing.assert_allclose(logit((3, 4), (1, 6)), logit((2, 0), (0, 2)), rtol=1e-5)
+    assert abs(logit((3, 4), (1, 6)) - logit((3, 4), (6, 1))) > 1e-2
+    with pytest.raises(ValueError, match="a multiple of 4, got 6"):
+        rotary(q[..., :6], jnp.int32([[(0, 0)]]), 100.0)
+
+
+def test_a_tower_with_rotary_positions_knows_where_patches_are():
+    tower = helpers.image(rope=100.0, embed=dict(position="none"))
+    model = helpers.build(dict(tower=tower))
+    params, batch = helpers.random_params(model), helpers.batch(2)
+    assert "position" not in params["tower"]["embed"]
+    run = jax.jit(lambda images: model(params, dict(image=images), frozenset({"tower.pooled"}))["tower.pooled"])
+    turned = jnp.roll(batch["image"], helpers.PATCH, axis=1)  # the same patches at other places
+    assert np.max(np.abs(run(batch["image"]) - run(turned))) > 1e-3
 
 
 def test_fixed_positions_are_sines_of_column_and_row():

@@ -2,6 +2,7 @@
 
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.captioning import Captioning
+from xmodal.evaluation.classification import Classification
 from xmodal.evaluation.retrieval import Retrieval
 from xmodal.evaluation.zero_shot import ZeroShot
 
@@ -9,6 +10,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "retrieval": Retrieval,
     "zero_shot": ZeroShot,
     "captioning": Captioning,
+    "classification": Classification,
 }
 
 __all__ = ["EVALUATORS", "EvalContext", "EvalResult", "Evaluator"]

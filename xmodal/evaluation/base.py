@@ -38,11 +38,16 @@ class EvalContext:
         templates: tuple[str, ...] = (),
         limit: int = 0,
         where: str = "evaluation",
+        labels: bool = False,
     ) -> EvalSet:
-        """Opens held-out samples whose captions come from `templates` (() is their text); see `EvalSet`."""
+        """Opens held-out samples whose captions come from `templates` (() is their text); see `EvalSet`.
+
+        With `labels` only those that have a class of `data.label` are used.
+        """
         config = self.data.copy_and_resolve_references()
         with config.unlocked():
             config.text.templates = tuple((1.0, template) for template in templates)
+            config.label.field = config.label.field if labels else ""
         return EvalSet(data, config, limit, where)
 
     @functools.cached_property
@@ -86,10 +91,10 @@ class Evaluator(abc.ABC):
         if bool(self.urls) == bool(self.source):
             raise ValueError("give either `urls` of tar shards, or `source`, an entry as in data.sources")
 
-    def open(self, name: str, context: EvalContext) -> EvalSet:
+    def open(self, name: str, context: EvalContext, labels: bool = False) -> EvalSet:
         """Opens its held-out samples; `name` is that of the config entry. Raises DataError as `EvalSet`."""
         where = f"evals.{name}.source" if self.source else f"evals.{name}"
-        return context.open(self.source or self.urls, self.captions, self.limit, where)
+        return context.open(self.source or self.urls, self.captions, self.limit, where, labels)
 
     @property
     def needs(self) -> frozenset[str]:

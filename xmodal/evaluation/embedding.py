@@ -15,9 +15,7 @@ class Embedder:
     """Unit embeddings of images and texts as float32 NumPy arrays [samples, dim], complete on every process."""
 
     def __init__(self, context: EvalContext, batch_size: int):
-        self._context = context
-        shards = num_batch_shards(context.mesh)
-        self._batch_size = -(-batch_size // shards) * shards
+        self._context, self._batch_size = context, batch_size_for(context, batch_size)
 
     def images(self, params: Mapping, dataset: EvalSet) -> np.ndarray:
         """Embeds every image of the set, in its order."""
@@ -38,6 +36,12 @@ class Embedder:
             batch = to_global(dict(text=ids[own], text_valid=valid[own]), self._context.mesh)
             parts.append(gather(self._context.embed["text"](params, batch)))
         return np.concatenate(parts)[: len(texts)]
+
+
+def batch_size_for(context: EvalContext, batch_size: int) -> int:
+    """Returns the batch size, rounded up so that all devices have equally many rows."""
+    shards = num_batch_shards(context.mesh)
+    return -(-batch_size // shards) * shards
 
 
 def image_batches(dataset: EvalSet, context: EvalContext, batch_size: int) -> Iterator[tuple[dict, np.ndarray]]:

@@ -15,7 +15,8 @@ from xmodal.models.tower import TowerSpec
 from xmodal.models.trunk import TrunkSpec
 
 IMAGE, TEXT, OBJECTIVE = "image", "text", "contrastive"  # names that a dual tower must have to be converted
-_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
+                "silu": "silu"}  # fmt: skip
 _REFERENCE_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 # Fields that only matter in training or for speed: no reference has to express them.
 _FREE_TRUNK = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat")

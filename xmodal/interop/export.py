@@ -126,6 +126,7 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
     if stored.tokenizer is not None:
         config.setdefault("text_config", {}).update(_mark_ids(stored))
         _write_texts(stored, folder, family.processor)
+    config |= _labels(stored) if "id2label" in config else {}
     config["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
     _write_json(folder / CONFIG, config)
     if family.image_processor:
@@ -178,6 +179,12 @@ def _write_texts(stored: Stored, folder: Path, processor: str = "") -> None:
     masked = all(embed.mask_padding for embed in embeds)
     options = dict(length=text.length, lower=text.lower, masked=masked, processor=processor)
     write_tokenizer(folder, stored.tokenizer, **options)
+
+
+def _labels(stored: Stored) -> dict:
+    """Names of the classes, where they are known."""
+    names = {str(i): name for i, name in enumerate(stored.config.data.label.classes)}
+    return dict(id2label=names, label2id={name: int(i) for i, name in names.items()}) if names else {}
 
 
 def _mark_ids(stored: Stored) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """A model at rest: what it is, its weights, and how its pictures and texts are prepared; ours and other folders alike.
 
-Our own folder holds `config.json` (sections `model`, `objectives`, `data.image` and `data.text` as in a run's config,
-and `xmodal`: where it comes from), `tokenizer.json` and `model.safetensors`, whose names are our paths.
+Our own folder holds `config.json` (sections `model`, `objectives`, `data.image`, `data.text` and `data.label` as in a
+run's config, and `xmodal`: where it comes from), `tokenizer.json` and `model.safetensors`, whose names are our paths.
 """
 
 import contextlib
@@ -113,7 +113,7 @@ def write_stored(stored: Stored, out: Path) -> None:
       InteropError: `out` exists already.
     """
     with whole_folder(out) as folder:
-        config, sections = json.loads(json.dumps(stored.config.to_dict())), ("image", "text")
+        config, sections = json.loads(json.dumps(stored.config.to_dict())), ("image", "text", "label")
         config = {
             "xmodal": {"format": FORMAT, "version": xmodal.__version__, "origin": stored.origin},
             "model": config["model"], "objectives": config["objectives"],
@@ -160,7 +160,8 @@ def _open_run(path: Path, step: int | None, ema: bool | None) -> Stored:
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), devices=jax.local_devices()[:1])
     with jax.set_mesh(mesh):
         run = load_run(path, mesh, step=step, ema=ema)
-    return Stored(run.config, run.params, run.tokenizer, str(path), run.step)
+    tokenizer = run.tokenizer if _has_text(run.config) else None
+    return Stored(run.config, run.params, tokenizer, str(path), run.step)
 
 
 def _open_own(path: Path) -> Stored:
@@ -195,12 +196,20 @@ def _open_hf(path: Path) -> Stored:
     config = preprocessing.read_json(path / CONFIG)
     try:
         family = family_of(config)
+        if family.with_names:
+            config = family.with_names(config, open_weights(path, WEIGHTS))
         model = family.model_config(config)
     except InteropError as error:
         raise InteropError(f"{path / CONFIG}: {error}") from None
     data = preprocessing.read_processor(path) if family.image_processor else None
+    if family.any_size:
+        embed = model.towers.image.embed
+        embed.image_size = preprocessing.shown_size(data, embed.image_size)
     image = lambda size: preprocessing.from_processor(data, size, str(path))
     stored = _converted(path, path, WEIGHTS, family, model, image if data else None)
+    if family.labels and (names := family.labels(config)):
+        stored.config.objectives = dict(classification=dict(type="classification", tower="image", weight=1.0))
+        stored.config.data.label.classes = names
     if family.check_marks and stored.tokenizer is not None:
         try:
             family.check_marks(config, stored.tokenizer)

@@ -41,6 +41,12 @@ tokenizer = open_clip.get_tokenizer("local-dir:DIR")
 
 Before a push to the Hub, set `text_cfg.hf_tokenizer_name` in `open_clip_config.json` to the repository's name.""",
 }
+_USE_IMAGES = """```python
+from transformers import AutoImageProcessor, AutoModel{head}
+
+model, processor = AutoModel{head}.from_pretrained("DIR"), AutoImageProcessor.from_pretrained("DIR")
+outputs = model(**processor(images=picture, return_tensors="pt")).{output}
+```"""
 _JAX = """The tower is a program (serialised StableHLO) with its weights beside it. It needs JAX alone
 (`pip install jax flatbuffers`), takes batches of any size, is lowered for cpu, cuda and tpu, gives unit vectors:
 
@@ -74,8 +80,8 @@ def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: M
         entry.pop("urls", None)  # where someone's data lie is nobody's business, and an address can hold a password
     (folder / "xmodal_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     library = {"hf": "transformers", "open_clip": "open_clip", "jax": "jax"}[to]
-    head = ["---", f"library_name: {library}", "pipeline_tag: zero-shot-image-classification", "tags: [xmodal]", "---"]
-    use = _jax_use(stored) if to == "jax" else _USE[to]
+    task, use = _use(stored, to)
+    head = ["---", f"library_name: {library}", f"pipeline_tag: {task}", "tags: [xmodal]", "---"]
     parts = [
         "\n".join(head),
         f"# {Path(stored.origin).name}",
@@ -88,6 +94,15 @@ def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: M
         "## Export", _checked(dtype, differences),
     ]  # fmt: skip
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _use(stored: Stored, to: str) -> tuple[str, str]:
+    """Returns what the model is for, in the Hub's words, and how it is used."""
+    if to == "jax" or "text" in stored.spec.towers:
+        return "zero-shot-image-classification", _jax_use(stored) if to == "jax" else _USE[to]
+    if any(objective.type == "classification" for objective in stored.config.objectives.values()):
+        return "image-classification", _USE_IMAGES.format(head="ForImageClassification", output="logits")
+    return "image-feature-extraction", _USE_IMAGES.format(head="", output="pooler_output")
 
 
 def _jax_use(stored: Stored) -> str:

@@ -30,6 +30,13 @@ def read_processor(folder: Path) -> dict:
     )
 
 
+def shown_size(config: Mapping[str, Any], default: int) -> int:
+    """Returns the pixels, a side, of the pictures that a Hugging Face image processor makes."""
+    size = config.get("size", default)
+    cropped = config.get("do_center_crop", isinstance(size, Mapping) and "shortest_edge" in size)
+    return max(_sides(config.get("crop_size", default) if cropped else size))
+
+
 def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
     """Returns keys of `data.image` that prepare pictures as a Hugging Face image processor does.
 

@@ -33,4 +33,5 @@ def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
         config.data.image.crop = saved.data.image.crop
     if (path / TOKENIZER).is_file():
         config.data.text.update({key: saved.data.text[key] for key in _TEXT} | {"tokenizer": str(path / TOKENIZER)})
+    config.data.label.update(saved.data.get("label", {}))
     return config

@@ -77,6 +77,10 @@ class Family:
       table: spec -> every array; raises an InteropError for a model that the reference cannot express.
       to_config: spec -> config.json, without what only the tokenizer knows.
       fits: whether a spec is of this family rather than another: what tells it apart, not whether it is exact.
+      labels: config.json -> names of the classes of a classifier, () for another model.
+      with_names: (config.json, names of the weights) -> config.json, completed by what only the names tell.
+      constants: spec -> arrays that the reference has and no tower here; not read, and written as they are given.
+      any_size: the model resamples its positions, so its pictures are as large as their processor makes them.
       objective: entry of `objectives` that the weights carry parameters for, such as dict(type="softmax"); {} for none.
       ignored: arrays that files carry beside the weights, such as index tables.
       check_marks: (config.json, tokenizer) -> None; raises an InteropError when the model would read a text in another
@@ -91,6 +95,10 @@ class Family:
     table: Callable[[ModelSpec], list[Entry]]
     to_config: Callable[[ModelSpec], dict]
     fits: Callable[[ModelSpec], bool]
+    labels: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    with_names: Callable[[Mapping[str, Any], Iterable[str]], dict] | None = None
+    constants: Callable[[ModelSpec], dict[str, np.ndarray]] | None = None
+    any_size: bool = False
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     check_marks: Callable[[Mapping[str, Any], Any], None] | None = None
@@ -99,11 +107,13 @@ class Family:
 
     def to_params(self, weights: Mapping[str, np.ndarray], spec: ModelSpec) -> dict:
         """Converts the reference's weights; see `to_params`."""
-        return to_params(weights, self.table(spec), self.ignored)
+        constants = self.constants(spec) if self.constants else {}
+        return to_params(weights, self.table(spec), self.ignored | constants.keys())
 
     def to_weights(self, params: Mapping[str, Any], spec: ModelSpec) -> dict[str, np.ndarray]:
         """Converts parameters to the reference's weights; see `to_weights`."""
-        return to_weights(params, self.table(spec))
+        constants = self.constants(spec) if self.constants else {}
+        return to_weights(params, self.table(spec)) | constants
 
 
 def to_params(weights: Mapping[str, np.ndarray], entries: list[Entry], ignored: Iterable[str] = ()) -> dict:

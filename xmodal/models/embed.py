@@ -12,6 +12,7 @@ from xmodal import keys as key_tools
 from xmodal.distributed.sharding import constrain
 from xmodal.models import init
 from xmodal.models.layers import Norm, sincos_positions
+from xmodal.models.resample import Filter, resample_grid
 from xmodal.models.tokens import Tokens
 
 
@@ -25,7 +26,12 @@ class PatchSpec:
       stem: convolutions before the patch map (Xiao et al. 2021, "Early convolutions"), each (channels, kernel size,
         stride); () is the plain ViT.
       class_token: prepend a learned token.
-      position: learned (added to all tokens), fixed sine-cosine (patches only) or none.
+      registers: learned tokens between the class token and the patches, without positions (Darcet et al. 2024).
+      position: learned (added to class token and patches), fixed sine-cosine (patches only) or none (trunks with
+        rotary positions, `rope`, rotate by row and column; class token and registers are at (0, 0)).
+      position_size: pixels, as `image_size`, for which there are learned positions; they are resampled for images of
+        another size, in training too (DINOv2). 0: as many as there are patches.
+      position_filter: of that resampling, see `xmodal.models.resample`.
       bias: bias of the patch map (CLIP has none).
       pre_norm: a norm after the positions (CLIP's `ln_pre`).
       norm_eps: of the pre-norm.
@@ -38,7 +44,10 @@ class PatchSpec:
     patch_size: int = 16
     stem: tuple[tuple[int, int, int], ...] = ()
     class_token: bool = True
+    registers: int = 0
     position: Literal["learned", "sincos", "none"] = "learned"
+    position_size: int | tuple[int, int] = 0
+    position_filter: Filter = "bicubic_antialias"
     bias: bool = True
     pre_norm: bool = False
     norm_eps: float = 1e-6
@@ -48,9 +57,27 @@ class PatchSpec:
     @property
     def grid(self) -> tuple[int, int]:
         """Patches (down, across)."""
-        size = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        return self._patches(self.image_size, "image size")
+
+    @property
+    def position_grid(self) -> tuple[int, int]:
+        """Learned positions (down, across)."""
+        return self._patches(self.position_size, "position size") if self.position_size else self.grid
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches."""
+        return self.class_token + self.registers
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence."""
+        return self.prefix + math.prod(self.grid)
+
+    def _patches(self, size: int | tuple[int, int], what: str) -> tuple[int, int]:
+        size = size if isinstance(size, tuple) else (size,) * 2
         if any(s <= 0 or s % self.patch_size for s in size):
-            raise ValueError(f"image size {size} is not a multiple of the patch size {self.patch_size}")
+            raise ValueError(f"{what} {size} is not a multiple of the patch size {self.patch_size}")
         return size[0] // self.patch_size, size[1] // self.patch_size
 
 
@@ -85,7 +112,7 @@ class TokenSpec:
 
 
 class PatchEmbed(nnx.Module):
-    """Cuts images into patches; [batch, height, width, 3] -> Tokens [batch, patches (+1), width]."""
+    """Cuts images into patches; [batch, height, width, 3] -> Tokens [batch, tokens, width]."""
 
     def __init__(self, spec: PatchSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
         self.spec, self.dtype = spec, dtype
@@ -98,8 +125,9 @@ class PatchEmbed(nnx.Module):
         draw = lambda initializer, *shape: nnx.Param(initializer(rngs.params(), shape, jnp.float32))
         self.kernel = draw(scheme.patch, patch, patch, channels, width)
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if spec.bias else None
-        count = spec.grid[0] * spec.grid[1] + spec.class_token
+        count = math.prod(spec.position_grid) + spec.class_token
         self.class_token = draw(scheme.class_token, width) if spec.class_token else None
+        self.registers = draw(scheme.class_token, spec.registers, width) if spec.registers else None
         self.position = draw(scheme.image_position, count, width) if spec.position == "learned" else None
         self.pre_norm = Norm(width, eps=spec.norm_eps) if spec.pre_norm else None
 
@@ -117,14 +145,19 @@ class PatchEmbed(nnx.Module):
         pos = jnp.stack([y.ravel(), z.ravel()], axis=-1).astype(jnp.int32)
         if spec.position == "sincos":
             x = x + sincos_positions(spec.grid, x.shape[-1]).astype(x.dtype)
+        before = lambda a: jnp.broadcast_to(a[...].astype(x.dtype), (x.shape[0], *a.shape))
         if self.class_token is not None:
-            first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-            x, pos = jnp.concatenate([first, x], axis=1), jnp.concatenate([jnp.zeros((1, 2), jnp.int32), pos])
+            x = jnp.concatenate([before(self.class_token)[:, None], x], axis=1)
         if self.position is not None:
-            x = x + self.position[...].astype(x.dtype)
+            table = resample_grid(self.position[...], spec.position_grid, spec.grid, spec.position_filter)
+            x = x + table.astype(x.dtype)
+        if self.registers is not None:
+            parts = jnp.split(x, [int(spec.class_token)], axis=1)
+            x = jnp.concatenate([parts[0], before(self.registers), parts[1]], axis=1)
+        pos = jnp.concatenate([jnp.zeros((spec.prefix, 2), jnp.int32), pos])
         pos = jnp.broadcast_to(pos, (x.shape[0], *pos.shape))
         if keys is not None and spec.patch_dropout:
-            x, pos = drop_patches(x, pos, spec.patch_dropout, int(spec.class_token), keys)
+            x, pos = drop_patches(x, pos, spec.patch_dropout, spec.prefix, keys)
         x = x if self.pre_norm is None else self.pre_norm(x)
         return Tokens(x, pos=pos, segments=((spec.input, x.shape[1]),))
 

@@ -104,6 +104,9 @@ def rotary(x: jax.Array, pos: jax.Array, theta: float) -> jax.Array:
       The rotated x, same shape and type.
     """
     axes, dim = pos.shape[-1], x.shape[-1] // pos.shape[-1]
+    if x.shape[-1] % (2 * axes):
+        raise ValueError(f"rotary positions of {axes} axes need heads whose width is a multiple of {2 * axes}, "
+                         f"got {x.shape[-1]}")  # fmt: skip
     frequency = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
     parts = []
     for axis in range(axes):

@@ -120,9 +120,7 @@ class CrossModalModel(nnx.Module):
         spec = self.spec.towers[name]
         own = 0
         if spec.embed is not None:
-            own = text_length if spec.embed.type == "token" else (
-                spec.embed.grid[0] * spec.embed.grid[1] + spec.embed.class_token
-            )  # fmt: skip
+            own = text_length if spec.embed.type == "token" else spec.embed.tokens
         return own + sum(self.sequence_length(other, text_length) for other in spec.reads)
 
 

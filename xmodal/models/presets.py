@@ -14,11 +14,14 @@ VIT = {
     "Ti16": (192, 12, 3, 16),
     "S32": (384, 12, 6, 32),
     "S16": (384, 12, 6, 16),
+    "S14": (384, 12, 6, 14),
     "B32": (768, 12, 12, 32),
     "B16": (768, 12, 12, 16),
+    "B14": (768, 12, 12, 14),
     "L16": (1024, 24, 16, 16),
     "L14": (1024, 24, 16, 14),
     "H14": (1280, 32, 16, 14),
+    "g14": (1536, 40, 24, 14),
 }
 # width, depth, heads of the text tower and width of the shared space that go with an image tower of that size
 CLIP_TEXT = {
@@ -29,10 +32,11 @@ CLIP_TEXT = {
     "H": (1024, 24, 16, 1024),
 }
 
-# What the two families of dual towers differ in.
+# What families of towers differ in: CLIP, SigLIP, and the ViT that classifies or learns from images alone.
 _STYLES = {
     "clip": dict(act="quick_gelu", norm_eps=1e-5, init="clip"),
     "siglip": dict(act="gelu_tanh", norm_eps=1e-6, init="siglip"),
+    "vit": dict(act="gelu", norm_eps=1e-6, init="bert"),
 }
 
 
@@ -58,7 +62,7 @@ def trunk(
       depth: layers.
       heads: attention heads.
       kinds: the sublayers of a layer, in order.
-      style: "clip" or "siglip": activation, epsilon and initialisation.
+      style: "clip", "siglip" or "vit": activation, epsilon and initialisation.
       **changes: fields of `TrunkSpec`, or of every `Sublayer` where the trunk has no such field.
     """
     base = _STYLES[style]
@@ -79,7 +83,8 @@ def vit(variant: str = "B16", *, style: str = "clip", embed_dim: int | None = No
 
     Args:
       variant: a key of `VIT`.
-      style: "clip": class token, pre-norm, projection; "siglip": attention pooling, no projection.
+      style: "clip": class token, pre-norm, projection; "siglip": attention pooling, no projection; "vit": class token,
+        no projection.
       embed_dim: width of the shared space; None takes the published one of this size.
       **changes: fields of the trunk or its sublayers, see `trunk`; `embed` updates the patch embedder.
     """
@@ -97,7 +102,7 @@ def image_tower(
 ) -> dict:  # fmt: skip
     """An image tower of any size; arguments as in `vit` and `trunk`, `embed` updates the patch embedder."""
     clip = style == "clip"
-    pool = pool or ("cls" if clip else "map")
+    pool = pool or ("map" if style == "siglip" else "cls")
     patches = dict(type="patch", image_size=0, patch_size=patch_size, stem=(), class_token=pool == "cls",
                    position="learned", bias=not clip, pre_norm=clip, norm_eps=_STYLES[style]["norm_eps"],
                    patch_dropout=0.0)  # fmt: skip
@@ -106,6 +111,25 @@ def image_tower(
         trunk=trunk(width, depth, heads, style=style, **changes),
         pool=pool, pool_heads=heads, embed_dim=embed_dim,
     )  # fmt: skip
+
+
+def classifier(tower: Mapping, classes: int) -> dict:
+    """An image tower whose projection gives the logits of so many classes: for the objective `classification`."""
+    return dict(tower) | dict(embed_dim=classes, projection_bias=True)
+
+
+def dinov2(variant: str = "B14", *, registers: int = 0, **changes) -> dict:
+    """DINOv2's image tower (Oquab et al. 2023): LayerScale, SwiGLU in "g14", positions of 518 pixels resampled.
+
+    Args:
+      variant: "S14", "B14", "L14" or "g14".
+      registers: 4 in the models "with registers" (Darcet et al. 2024).
+      **changes: as for `vit`.
+    """
+    mlp = dict(glu=True, act="silu", hidden=4096) if variant == "g14" else dict(hidden=4 * _lookup(VIT, variant, "")[0])
+    how = "bicubic_antialias" if registers else "bicubic"
+    patches = dict(registers=registers, position_size=518, position_filter=how) | changes.pop("embed", {})
+    return vit(variant, style="vit", embed=patches, **(mlp | dict(gate="layerscale", gate_init=1e-5) | changes))
 
 
 def clip_text(size: str = "B", **changes) -> dict:

@@ -30,7 +30,8 @@ class TowerSpec:
       pool: which token, or mean, or attention pool (`map`) becomes the embedding; `eos` is the last valid token,
         `last` the last position.
       pool_heads: heads of the `map` pool.
-      embed_dim: width of the shared space; 0: no projection.
+      pooler: a linear map and tanh after the pooling (BERT; ViT's first published models).
+      embed_dim: width of the shared space, or number of classes; 0: no projection.
       projection_bias: bias of the projection.
       head: next-token logits over the vocabulary: none, own linear map, or tied to the token table.
       vocab_size: outputs of an untied head; 0 takes the tokenizer's.
@@ -43,6 +44,7 @@ class TowerSpec:
     connector: Literal["none", "linear", "linear_norm"] = "none"
     pool: Literal["none", "cls", "eos", "last", "mean", "map"] = "none"
     pool_heads: int = 0
+    pooler: bool = False
     embed_dim: int = 0
     projection_bias: bool = False
     head: Literal["none", "linear", "tied"] = "none"
@@ -94,6 +96,7 @@ class Tower(nnx.Module):
         linear = lambda outputs, bias, start: (
             Linear(width, outputs, rngs=rngs, bias=bias, kernel_init=start) if outputs else None
         )
+        self.pooler = linear(width if spec.pooler else 0, True, chosen.projection)
         self.projection = linear(spec.embed_dim, spec.projection_bias, chosen.projection)
         self.head = linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
 
@@ -135,6 +138,7 @@ class Tower(nnx.Module):
             x = ((x * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)).astype(x.dtype)
         else:
             x = self.pool(x, tokens.valid)[:, 0]
+        x = x if self.pooler is None else jnp.tanh(self.pooler(x))
         return x.astype(jnp.float32) if self.projection is None else self.projection(x, jnp.float32)
 
     def logits(self, tokens: Tokens) -> jax.Array:

@@ -21,7 +21,8 @@ from xmodal.training.task import Task
 
 # Settings that change neither what a weight means nor its shape, or whose shapes are compared by themselves.
 _FREE = re.compile(
-    r".*/(dropout|drop_path|patch_dropout|scan|remat|init|gate_init|image_size|vocab_size|length|head|depth)"
+    r".*/(dropout|drop_path|patch_dropout|scan|remat|init|gate_init|image_size|position_size|position_filter|vocab_size|length"
+    r"|head|depth)"
 )
 _TOKENS = "text/embed/embedding"
 
@@ -90,7 +91,7 @@ def _resized(path: str, array: np.ndarray, shape: tuple, theirs: ModelSpec, ours
         return array
     old, new = (getattr(spec.towers[tower], "embed", None) for spec in (theirs, ours))
     if hasattr(old, "grid") and hasattr(new, "grid"):
-        return resize_grid(array, old.grid, new.grid)
+        return resize_grid(array, old.position_grid, new.position_grid)
     # A shorter text has the first positions; a longer one needs some that were never trained, and stays an error.
     return array[: shape[0]]
 
@@ -110,6 +111,11 @@ def _meanings(stored: Stored, task: Task, patterns: tuple[str, ...]) -> list[str
         problems.append(
             f"data.text.tokenizer: {task.config.data.text.tokenizer} is not the weights' tokenizer: {other}; except "
             f"{_TOKENS} to learn new tokens"
+        )
+    classes = {where.data.label.classes for where in (task.config, stored.config) if where.data.label.classes}
+    if len(classes) > 1 and not matches("image/projection/kernel", patterns):
+        problems.append(
+            "data.label.classes are not those of the weights; except image/projection/.* to learn these from the start"
         )
     image, theirs = task.config.data.image, stored.config.data.image
     if "image" in stored.spec.towers and not matches("image/embed/kernel", patterns):

@@ -31,7 +31,8 @@ def abstract_batch(task: Task) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global host batch, without data."""
     rows, data = task.batch_size, task.config.data
     shape = lambda *s, dtype: jax.ShapeDtypeStruct((rows, *s), dtype)
-    return {
+    labels = {"label": shape(data.label.most, dtype=np.int32)} if data.label.field else {}
+    return labels | {
         "image": shape(data.image.size, data.image.size, 3, dtype=np.uint8),
         "text": shape(data.text.length, dtype=np.int32),
         "text_valid": shape(data.text.length, dtype=np.bool_),

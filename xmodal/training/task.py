@@ -138,6 +138,8 @@ def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
         objectives[name] = build_entry(OBJECTIVES, entry, f"objectives.{name}")
         for need in sorted(objectives[name].needs):
             _check_need(model.spec, need, f"objectives.{name}")
+        if objectives[name].needs_labels:
+            _check_labels(config, model.spec, objectives[name].tower, f"objectives.{name}")
         try:
             objectives[name].check(model.spec)
         except ValueError as error:
@@ -146,6 +148,16 @@ def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
         raise ConfigError("objectives: a run needs at least one, such as dict(type='softmax')")
     _check_mixing(config, objectives, mesh)
     return Losses(model, objectives, preprocessor(config.data.image), mesh)
+
+
+def _check_labels(config: ConfigDict, spec: ModelSpec, tower: str, where: str) -> None:
+    label = config.data.label
+    if not label.field:
+        raise ConfigError(f"{where} needs the classes of the samples: set data.label.field and data.label.classes")
+    classes, width = len(label.classes) or label.count, spec.towers[tower].embed_dim
+    if width != classes:
+        raise ConfigError(f"{where}: data.label has {classes} classes, and model.towers.{tower}.embed_dim is {width}; "
+                          "make them agree")  # fmt: skip
 
 
 def _check_mixing(config: ConfigDict, objectives: Mapping[str, Objective], mesh: jax.sharding.Mesh) -> None:

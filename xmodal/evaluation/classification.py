@@ -1,0 +1,85 @@
+"""Classification by a trained classifier: top-1, top-5 and, where samples have several classes, average precision."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.labels import Labels
+from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
+from xmodal.evaluation.embedding import batch_size_for, gather, image_batches, scatter
+from xmodal.evaluation.zero_shot import accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Evaluator):
+    """Accuracy on held-out samples that have a class of `data.label`; others are left out and counted.
+
+    Attributes:
+      tower: whose pooled output is the logits.
+    """
+
+    tower: str = "image"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The logits."""
+        return frozenset({f"{self.tower}.pooled"})
+
+    def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
+        """See `Evaluator`."""
+        if not context.data.label.field:
+            raise DataError("a classification needs data.label.field, which says what class a sample has")
+        labels = Labels(context.data.label)
+        dataset = self.open(name, context, labels=True)
+        ids = np.stack([labels.ids(record) for record in dataset.records])
+        forward = jax.jit(functools.partial(_logits, context, f"{self.tower}.pooled"))
+        size, prefix = batch_size_for(context, self.batch_size), f"classification/{name}"
+
+        def run(params: Mapping) -> EvalResult:
+            parts = [None] * len(dataset)
+            for batch, index in image_batches(dataset, context, size):
+                scatter(parts, index, gather(forward(params, batch)))
+            scores = np.stack(parts)
+            found = accuracy(scores, ids[:, 0]) if labels.most == 1 else several(scores, ids)
+            return EvalResult({f"{prefix}/{key}": value for key, value in found.items()})
+
+        return run
+
+
+def _logits(context: EvalContext, output: str, params: Mapping, batch: Mapping) -> jax.Array:
+    return context.model(params, context.preprocess(batch, None), frozenset({output}))[output]
+
+
+def several(scores: np.ndarray, ids: np.ndarray) -> dict[str, float]:
+    """Returns mAP, the mean over classes of the average precision, and top1, with chance levels.
+
+    Args:
+      scores: [samples, classes]; ties count against the sample.
+      ids: the classes of each sample, [samples, most], -1 fills up.
+    """
+    rows, classes = scores.shape
+    right = np.zeros((rows, classes + 1), bool)
+    right[np.arange(rows)[:, None], ids] = True  # -1 is the last column
+    right = right[:, :classes]
+    best = np.max(np.where(right, scores, -np.inf), axis=1, keepdims=True)
+    top1 = ~np.any((scores >= best) & ~right, axis=1)
+    present = np.flatnonzero(right.any(axis=0))
+    precision = [average_precision(scores[:, c], right[:, c]) for c in present]
+    share = float(right.mean())
+    return {
+        "mAP": float(np.mean(precision)), "chance/mAP": float(right[:, present].mean()),
+        "top1": float(top1.mean()), "chance/top1": share,
+        "images": float(rows), "classes": float(classes),
+    }  # fmt: skip
+
+
+def average_precision(scores: np.ndarray, right: np.ndarray) -> float:
+    """Area under precision over recall, by its steps; of equal scores the wrong ones come first."""
+    order = np.lexsort((right, -scores))
+    hits = right[order]
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float(precision[hits].mean())
