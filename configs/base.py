@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
         momentum=0.95,  # muon: of the trunks' matrices; everything else follows AdamW
         weight_decay=0.2,
         clip_norm=1.0,  # global gradient norm; 0 never clips
+        layer_decay=1.0,  # each layer's learning rate as a share of that of the layer above (fine-tuning: 0.7 to 0.9)
         ema=0.0,  # decay of the averaged weights used for evaluation; 0 keeps none
         max_nonfinite=5,  # skipped steps in a row (loss or gradient not finite) that stop the run
         # ((path regex, dict(lr=multiplier, weight_decay=value, freeze=bool)), ...): first match wins

@@ -271,3 +271,43 @@ def test_moving_average():
     np.testing.assert_allclose(late["w"], 0.001, rtol=1e-3)
     same = ema_update(PARAMS, PARAMS, 0.99, jnp.int32(3))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(PARAMS)))
+
+
+STACK = "trunk/layers"
+DEEP = tree(
+    {
+        "image/embed/kernel": jnp.ones((4, 6)),
+        f"image/{STACK}/0/0/attn/query/kernel": jnp.ones((3, 6, 8)),
+        f"image/{STACK}/1/0/mlp/fc1/bias": jnp.ones((3, 6)),
+        "image/trunk/final_norm/scale": jnp.ones(6),
+        f"text/{STACK}/0/0/attn/query/kernel": jnp.ones((1, 6, 8)),
+        "text/connectors/image/linear/kernel": jnp.ones((4, 6)),
+        "objectives/contrastive/logit_scale": jnp.ones(()),
+    }
+)
+
+
+def test_layer_decay():
+    """Each layer learns at a share of the rate of the one above, alternating patterns included."""
+    made = plan(DEEP, layer_decay=0.5, rules=((".*/bias", dict(lr=4.0)),), name="lion", weight_decay=0.0)
+    updates, _ = made.tx.update(jax.tree.map(jnp.ones_like, DEEP), made.tx.init(DEEP), DEEP)
+    found = {path: -np.asarray(update) / LR for path, update in flatten_paths(updates).items()}
+    per_layer = lambda path: found[path].reshape(found[path].shape[0], -1)
+    np.testing.assert_allclose(found["image/embed/kernel"], 0.5**7, rtol=1e-6)
+    query, bias = per_layer(f"image/{STACK}/0/0/attn/query/kernel"), per_layer(f"image/{STACK}/1/0/mlp/fc1/bias")
+    for repeat in range(3):  # six layers: even ones are of the first kind, odd ones of the second
+        np.testing.assert_allclose(query[repeat], 0.5 ** (6 - 2 * repeat), rtol=1e-6)
+        np.testing.assert_allclose(bias[repeat], 4 * 0.5 ** (5 - 2 * repeat), rtol=1e-6)
+    np.testing.assert_allclose(per_layer(f"text/{STACK}/0/0/attn/query/kernel"), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(found["text/connectors/image/linear/kernel"], 0.25, rtol=1e-6)
+    for path in ("image/trunk/final_norm/scale", "objectives/contrastive/logit_scale"):
+        np.testing.assert_allclose(found[path], 1.0, rtol=1e-6)
+    assert {row.lr for row in made.rows if isinstance(row.lr, tuple)} == {
+        (0.5**6, 0.5**4, 0.5**2), (4 * 0.5**5, 4 * 0.5**3, 4 * 0.5), (0.5,)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, 1.01])
+def test_bad_layer_decay(value):
+    with pytest.raises(ConfigError, match=r"optimizer\.layer_decay is .*above 0, up to 1"):
+        plan(DEEP, layer_decay=value)

@@ -3,6 +3,7 @@
 python -m xmodal export --workdir runs/clip --to hf --out exported/clip
 python -m xmodal export --workdir runs/clip --to open_clip --average last:3 --dtype bf16 --out exported/clip_oc
 python -m xmodal export --workdir runs/clip --to jax --no-ema --step 5000 --out exported/clip_jax
+python -m xmodal export --workdir runs/tuned --to hf --interpolate 0.5 --out exported/wise
 
 What was written is read back and compared with the live model before the folder gets its name.
 """
@@ -19,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="f32", choices=("f32", "bf16"), help="of the weights")
     parser.add_argument("--step", type=int, help="checkpoint; the newest good one by default")
     parser.add_argument("--average", metavar="STEP,STEP,...|last:N", help="mean of several checkpoints")
+    parser.add_argument(
+        "--interpolate", type=float, metavar="SHARE",
+        help="weights between those that the run started from (0) and its own (1): WiSE-FT",
+    )  # fmt: skip
+    parser.add_argument("--start", metavar="DIR", help="where the run started from; by default its init_from")
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction,
         help="averaged or trained weights of the run; by default those that its evaluations used",
@@ -52,10 +58,25 @@ def _chosen(args: argparse.Namespace):
     kind = {True: ", averaged weights", False: ", trained weights", None: ""}[args.ema]
     if args.average is None:
         stored = open_stored(args.workdir, step=args.step, ema=args.ema)
-        return stored, "" if stored.step is None else f"step {stored.step}{kind}"
-    steps = _steps(args)
-    stored = average(open_stored(args.workdir, step=step, ema=args.ema) for step in steps)
-    return stored, f"mean of steps {', '.join(map(str, steps))}{kind}"
+        weights = "" if stored.step is None else f"step {stored.step}{kind}"
+    else:
+        steps = _steps(args)
+        stored = average(open_stored(args.workdir, step=step, ema=args.ema) for step in steps)
+        weights = f"mean of steps {', '.join(map(str, steps))}{kind}"
+    return (stored, weights) if args.interpolate is None else _interpolated(args, stored, weights)
+
+
+def _interpolated(args: argparse.Namespace, stored, weights: str):
+    from xmodal.config import ConfigError
+    from xmodal.interop.export import interpolate
+    from xmodal.interop.folder import open_stored
+
+    start = args.start or stored.config.get("init_from", "")
+    if not start:
+        raise ConfigError(f"--interpolate: {args.workdir} started from random weights; name others with --start DIR")
+    return interpolate(open_stored(start), stored, args.interpolate), (
+        f"{args.interpolate:g} of the way from {start} to {weights or 'the weights as they were'}"
+    )
 
 
 def _steps(args: argparse.Namespace) -> list[int]:

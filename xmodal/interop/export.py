@@ -18,10 +18,10 @@ from xmodal.interop.clip import LEGACY_EOS
 from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder
 from xmodal.interop.huggingface import family_for
 from xmodal.interop.model_card import Card, write_card
-from xmodal.interop.tables import InteropError
+from xmodal.interop.tables import InteropError, fail
 from xmodal.interop.tokenizer_files import swap_ids, write_tokenizer
 from xmodal.interop.weights import cast, write_weights
-from xmodal.paths import map_paths
+from xmodal.paths import flatten_paths, map_paths
 
 # Largest difference of a unit embedding's entries between the live model and what was read back.
 TOLERANCE = {"f32": 2e-5, "bf16": 5e-2}
@@ -223,3 +223,29 @@ def average(models: Iterable[Stored]) -> Stored:
         count += 1
     mean = jax.tree.map(lambda a: (a / count).astype(np.float32), total)
     return dataclasses.replace(first, params=mean, step=None)
+
+
+def interpolate(start: Stored, tuned: Stored, share: float) -> Stored:
+    """Returns `start` + `share` * (`tuned` - `start`), weight by weight (WiSE-FT, Wortsman et al. 2022).
+
+    Args:
+      start: the model that `tuned` began as.
+      tuned: the fine-tuned model.
+      share: 0 is `start`, 1 is `tuned`.
+
+    Raises:
+      InteropError: the share is not one, or they do not have the same weights.
+    """
+    if not 0.0 <= share <= 1.0:
+        raise InteropError(f"a share of {share} lies between no two models: expected 0 (as before) to 1 (as tuned)")
+    old, new = flatten_paths(start.params), flatten_paths(tuned.params)
+    problems = [f"missing in {start.origin}: {path}" for path in new if path not in old]
+    problems += [f"missing in {tuned.origin}: {path}" for path in old if path not in new]
+    problems += [
+        f"shape: {path} is {old[path].shape} in {start.origin} and {new[path].shape} in {tuned.origin}"
+        for path in new
+        if path in old and old[path].shape != new[path].shape
+    ]
+    fail(f"{start.origin} and {tuned.origin} cannot be interpolated", problems)
+    mix = lambda path, b: (np.asarray(old[path], np.float64) * (1 - share) + share * np.asarray(b)).astype(np.float32)
+    return dataclasses.replace(tuned, params=map_paths(mix, tuned.params), step=None)

@@ -21,6 +21,7 @@ from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import from_json, make_spec, with_new_options
 from xmodal.interop import OPEN_CLIP, open_clip, preprocessing
 from xmodal.interop.huggingface import family_of
+from xmodal.interop.lora import merge_lora
 from xmodal.interop.tables import Family, InteropError, fail
 from xmodal.interop.tokenizer_files import read_tokenizer
 from xmodal.interop.weights import open_weights, refuse_pickles, write_weights
@@ -161,7 +162,7 @@ def _open_run(path: Path, step: int | None, ema: bool | None) -> Stored:
     with jax.set_mesh(mesh):
         run = load_run(path, mesh, step=step, ema=ema)
     tokenizer = run.tokenizer if _has_text(run.config) else None
-    return Stored(run.config, run.params, tokenizer, str(path), run.step)
+    return Stored(*merge_lora(run.config, run.params), tokenizer, str(path), run.step)
 
 
 def _open_own(path: Path) -> Stored:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal.models.init import Scheme
-from xmodal.models.layers import Linear, Norm, apply_routed, rotary, routed
+from xmodal.models.layers import Linear, Norm, apply_routed, lora_of, rotary, routed
 from xmodal.models.spec import Flow, Sublayer
 
 
@@ -40,20 +40,21 @@ class Attention(nnx.Module):
             raise ValueError(f"{spec.kind} attention needs heads that divide the width {width}, got {spec.heads}")
         dim = spec.head_dim or width // spec.heads
         kv_heads = spec.kv_heads or spec.heads
-        linear = lambda inputs, outputs, init, bias: (
-            lambda: Linear(inputs, outputs, rngs=rngs, bias=bias, kernel_init=init)
+        linear = lambda name, inputs, outputs, init, bias=spec.bias: (
+            lambda: Linear(inputs, outputs, rngs=rngs, bias=bias, kernel_init=init, lora=lora_of(spec, name))
         )
         self.spec, self.dim, self.kv_heads = spec, dim, kv_heads
-        self.query = routed(linear(width, spec.heads * dim, scheme.attn_in, spec.bias), spec.routes)
+        self.query = routed(linear("query", width, spec.heads * dim, scheme.attn_in), spec.routes)
         # Context tokens carry no segments of this stream: only the self kind routes keys and values.
         routes = spec.routes if spec.kind == "self" else ()
-        self.key = routed(linear(source_width, kv_heads * dim, scheme.attn_in, spec.bias and spec.key_bias), routes)
-        self.value = routed(linear(source_width, kv_heads * dim, scheme.attn_in, spec.bias), routes)
+        key_bias = spec.bias and spec.key_bias
+        self.key = routed(linear("key", source_width, kv_heads * dim, scheme.attn_in, key_bias), routes)
+        self.value = routed(linear("value", source_width, kv_heads * dim, scheme.attn_in), routes)
         self.query_norm = Norm(dim, kind=spec.norm, eps=spec.norm_eps) if spec.qk_norm else None
         self.key_norm = Norm(dim, kind=spec.norm, eps=spec.norm_eps) if spec.qk_norm else None
         inner = lambda: Norm(spec.heads * dim, kind=spec.norm, eps=spec.norm_eps)
         self.inner_norm = routed(inner, spec.routes) if spec.inner_norm else None
-        self.out = routed(linear(spec.heads * dim, width, scheme.attn_out, spec.bias), spec.routes)
+        self.out = routed(linear("out", spec.heads * dim, width, scheme.attn_out), spec.routes)
 
     def _keys_values(self, source: jax.Array, flow: Flow):
         heads = lambda a: a.reshape(*a.shape[:2], self.kv_heads, self.dim)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, lecun_normal, ones, zeros
 
+from xmodal.models.spec import Lora, Sublayer
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -21,6 +23,7 @@ class Linear(nnx.Module):
     """y = x @ kernel + bias over the last axis; parameters in float32, arithmetic in the type of x.
 
     `dtype` is that of the result when it should be finer than x: a bfloat16 product accumulates in float32 anyway.
+    With `lora`, plus a low-rank update that starts at 0.
     """
 
     def __init__(
@@ -32,15 +35,28 @@ class Linear(nnx.Module):
         bias: bool = True,
         kernel_init: Initializer | None = None,
         bias_init: Initializer = zeros,
+        lora: Lora | None = None,
     ):
         kernel_init = kernel_init or lecun_normal()
         self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs), jnp.float32))
         self.bias = nnx.Param(bias_init(rngs.params(), (outputs,), jnp.float32)) if bias else None
+        self.lora = lora
+        if lora is not None:
+            self.lora_a = nnx.Param(lecun_normal()(rngs.params(), (inputs, lora.rank), jnp.float32))
+            self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs), jnp.float32))
 
     def __call__(self, x: jax.Array, dtype=None) -> jax.Array:
         dtype = dtype or x.dtype
         y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=dtype)
+        if self.lora is not None:
+            low = jnp.matmul(x, self.lora_a[...].astype(x.dtype)) * self.lora.scale
+            y = y + jnp.matmul(low, self.lora_b[...].astype(x.dtype), preferred_element_type=dtype)
         return y if self.bias is None else y + self.bias[...].astype(dtype)
+
+
+def lora_of(spec: Sublayer, name: str) -> Lora | None:
+    """Returns the low-rank update of the linear map `name` of a sublayer, if it has one."""
+    return spec.lora if spec.lora is not None and name in spec.lora.targets else None
 
 
 class Norm(nnx.Module):

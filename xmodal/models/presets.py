@@ -5,7 +5,7 @@ Widths, depths and heads follow the papers: ViT (Dosovitskiy et al. 2021), CLIP 
 from the tokenizer and the data section.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
@@ -179,3 +179,37 @@ def dual_tower(*, dtype: str = "float32", **towers) -> ConfigDict:
 def fusion(*, dtype: str = "float32", **towers) -> ConfigDict:
     """Towers that read or attend to one another: CoCa, GIT, Flamingo."""
     return ConfigDict(dict(dtype=dtype, towers=towers), convert_dict=True)
+
+
+def with_lora(
+    model: ConfigDict, rank: int, *, alpha: float = 0.0, targets: tuple[str, ...] = ("query", "value"),
+    towers: tuple[str, ...] = (),
+) -> ConfigDict:  # fmt: skip
+    """Returns a copy of a model whose trunks have low-rank updates: see `xmodal.models.spec.Lora`.
+
+    Args:
+      model: of `dual_tower`, `fusion`, or an imported folder.
+      rank: of the updates.
+      alpha: their scale times the rank; 0: the rank.
+      targets: linear maps that have one; those that a sublayer lacks are no fault.
+      towers: only these; () takes all.
+    """
+    if unknown := set(towers) - set(model.towers):
+        raise ValueError(f"unknown tower {min(unknown)!r}: the model has {', '.join(model.towers)}")
+    lora = dict(rank=rank, alpha=alpha, targets=targets)
+    return _with_sublayers(
+        model, lambda tower, s: dict(s) | dict(lora=lora) if tower in (towers or model.towers) else s
+    )
+
+
+def without_lora(model: ConfigDict) -> ConfigDict:
+    """Returns a copy of a model without the low-rank updates."""
+    return _with_sublayers(model, lambda _, s: {key: value for key, value in s.items() if key != "lora"})
+
+
+def _with_sublayers(model: ConfigDict, change: Callable[[str, Mapping], Mapping]) -> ConfigDict:
+    model = ConfigDict(model.to_dict(), convert_dict=True)
+    for name, tower in model.towers.items():
+        pattern = tower.trunk.pattern
+        tower.trunk.pattern = tuple(tuple(change(name, sublayer) for sublayer in layer) for layer in pattern)
+    return model

@@ -9,6 +9,35 @@ Segments = tuple[tuple[str, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank updates of linear maps (Hu et al. 2022): x @ kernel + alpha / rank * (x @ lora_a) @ lora_b.
+
+    Attributes:
+      rank: inner width.
+      alpha: scale; 0: as large as the rank.
+      targets: the maps that have one: query, key, value, out; fc1, gate, fc2.
+    """
+
+    rank: int
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ("query", "value")
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; expected at least 1")
+        if unknown := [name for name in self.targets if name not in LORA_TARGETS]:
+            raise ValueError(f"targets names {unknown[0]!r}; expected some of {', '.join(LORA_TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the product of both matrices."""
+        return (self.alpha or self.rank) / self.rank
+
+
+LORA_TARGETS = ("query", "key", "value", "out", "fc1", "gate", "fc2")
+
+
+@dataclasses.dataclass(frozen=True)
 class Sublayer:
     """Description of one residual sublayer.
 
@@ -34,6 +63,7 @@ class Sublayer:
       gate_init: start of the LayerScale vector.
       dropout: on the body's output.
       routes: ((segment, expert), ...); segments that are not named use expert 0.
+      lora: low-rank updates of its linear maps, for fine-tuning.
     """
 
     kind: Literal["self", "cross", "mlp"]
@@ -56,6 +86,7 @@ class Sublayer:
     gate_init: float = 0.1
     dropout: float = 0.0
     routes: tuple[tuple[str, int], ...] = ()
+    lora: Lora | None = None
 
 
 @jax.tree_util.register_dataclass

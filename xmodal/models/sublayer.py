@@ -13,7 +13,7 @@ from jax.nn.initializers import zeros
 from xmodal import keys as key_tools
 from xmodal.models.attention import Attention
 from xmodal.models.init import Scheme
-from xmodal.models.layers import ACTIVATIONS, Linear, Norm, apply_routed, routed
+from xmodal.models.layers import ACTIVATIONS, Linear, Norm, apply_routed, lora_of, routed
 from xmodal.models.spec import Flow, Segments, Sublayer
 
 
@@ -22,17 +22,17 @@ class Mlp(nnx.Module):
 
     def __init__(self, spec: Sublayer, width: int, scheme: Scheme, rngs: nnx.Rngs):
         hidden = spec.hidden or 4 * width
-        into = lambda: Linear(width, hidden, rngs=rngs, bias=spec.bias, kernel_init=scheme.fc_in,
-                              bias_init=scheme.fc_bias)  # fmt: skip
-        out = lambda: Linear(hidden, width, rngs=rngs, bias=spec.bias, kernel_init=scheme.fc_out,
-                             bias_init=scheme.fc_bias)  # fmt: skip
+        common = dict(rngs=rngs, bias=spec.bias, bias_init=scheme.fc_bias)
+        linear = lambda name, inputs, outputs, init: (
+            lambda: Linear(inputs, outputs, kernel_init=init, lora=lora_of(spec, name), **common)
+        )
         self.spec = spec
-        self.fc1 = routed(into, spec.routes)
-        self.gate = routed(into, spec.routes) if spec.glu else None
+        self.fc1 = routed(linear("fc1", width, hidden, scheme.fc_in), spec.routes)
+        self.gate = routed(linear("gate", width, hidden, scheme.fc_in), spec.routes) if spec.glu else None
         self.inner_norm = (
             routed(lambda: Norm(hidden, kind=spec.norm, eps=spec.norm_eps), spec.routes) if spec.inner_norm else None
         )
-        self.fc2 = routed(out, spec.routes)
+        self.fc2 = routed(linear("fc2", hidden, width, scheme.fc_out), spec.routes)
 
     def __call__(self, x: jax.Array, segments: Segments = ()) -> jax.Array:
         act = ACTIVATIONS[self.spec.act]

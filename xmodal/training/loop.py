@@ -158,6 +158,8 @@ class Loop:
         total, pending = self.task.total_steps, None
         batches = iter(self.stream)
         step = self._start = start
+        if step == 0 and self.task.config.init_from:  # what the weights could do before
+            self.evaluate(state, step, list(self.evaluators))
         while step < total and not runtime.preempted(step):
             waiting = time.perf_counter()
             rows = next(batches)

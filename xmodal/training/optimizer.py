@@ -36,10 +36,17 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How one array is trained; `lr` multiplies the learning rate, `rule` is the deciding pattern or ""."""
+    """How one array is trained.
+
+    Attributes:
+      method: as in `Row`.
+      lr: multiplies the learning rate; one number, or one for each layer of a stack.
+      weight_decay: as in `Row`.
+      rule: the deciding pattern, or "".
+    """
 
     method: str
-    lr: float
+    lr: float | tuple[float, ...]
     weight_decay: float
     rule: str
 
@@ -55,7 +62,7 @@ class Row:
       arrays: number of arrays.
       params: number of parameters.
       method: adamw, lion, adafactor, muon or frozen.
-      lr: multiplier of the learning rate.
+      lr: multiplier of the learning rate, for stacked layers from the first to the last.
       weight_decay: multiplied by the learning rate and its multiplier when applied.
     """
 
@@ -65,7 +72,7 @@ class Row:
     arrays: int
     params: int
     method: str
-    lr: float
+    lr: float | tuple[float, ...]
     weight_decay: float
 
 
@@ -167,6 +174,8 @@ def _decay_and_scale(settings: Any) -> optax.GradientTransformation:
     def apply(setting: Setting, update: jax.Array, value: jax.Array) -> jax.Array:
         if setting.weight_decay:
             update = update + setting.weight_decay * value
+        if isinstance(setting.lr, tuple):  # a stack: the leading axis is that of the layers
+            return jnp.reshape(jnp.asarray(setting.lr, update.dtype), (-1, *(1,) * (update.ndim - 1))) * update
         return update if setting.lr == 1.0 else setting.lr * update
 
     return optax.stateless(lambda updates, params: jax.tree.map(apply, settings, updates, params))
@@ -178,6 +187,7 @@ def _decay_and_scale(settings: Any) -> optax.GradientTransformation:
 def _settings(options: ConfigDict, params: Any) -> Any:
     """Returns the tree of `Setting`: for each parameter the first rule that matches its whole path."""
     rules = _read_rules(options.rules, list(flatten_paths(params)))
+    layers = _layer_lrs(options.layer_decay, params)
 
     def decide(path: str, leaf: Any) -> Setting:
         pattern, rule = next(((p, r) for p, r in rules.items() if re.fullmatch(p, path)), ("", Rule()))
@@ -186,12 +196,39 @@ def _settings(options: ConfigDict, params: Any) -> Any:
         hidden = HIDDEN_MATRIX.fullmatch(path) and leaf.ndim in (2, 3)
         method = "adamw" if options.name == "muon" and not hidden else options.name
         decay = options.weight_decay if rule.weight_decay is None else rule.weight_decay
-        return Setting(method, rule.lr, decay, pattern)
+        lr = tuple(rule.lr * x for x in layers[path]) if isinstance(layers[path], tuple) else rule.lr * layers[path]
+        return Setting(method, lr, decay, pattern)
 
     settings = map_paths(decide, params)
     if all(s.method == FROZEN for s in jax.tree.leaves(settings)):
         raise ConfigError("optimizer.rules: every parameter is frozen, there is nothing to train")
     return settings
+
+
+def _layer_lrs(decay: float, params: Any) -> dict[str, float | tuple[float, ...]]:
+    """Multipliers of the learning rate by path: each layer of a trunk has `decay` times that of the layer above.
+
+    As in ELECTRA (Clark et al. 2020) and BEiT (Bao et al. 2022): the last layer of n has `decay`, the first decay^n,
+    the embedder below it decay^(n + 1); what lies above the layers, and the objectives, have 1.
+    """
+    if not 0.0 < decay <= 1.0:
+        raise ConfigError(f"optimizer.layer_decay is {decay}: expected a factor above 0, up to 1 (no decay)")
+    shapes = {path: leaf.shape for path, leaf in flatten_paths(params).items()}
+    lrs: dict[str, float | tuple[float, ...]] = dict.fromkeys(shapes, 1.0)
+    if decay == 1.0:
+        return lrs
+    for tower in dict.fromkeys(path.split("/")[0] for path in shapes):
+        stack = re.compile(rf"{re.escape(tower)}/trunk/layers/(\d+)/.*")
+        inside = {path: int(found[1]) for path in shapes if (found := stack.fullmatch(path))}
+        if not inside:
+            continue
+        group, repeats = 1 + max(inside.values()), shapes[next(iter(inside))][0]
+        depth = group * repeats
+        for path, i in inside.items():
+            lrs[path] = tuple(decay ** (depth - repeat * group - i) for repeat in range(repeats))
+        below = (path for path in shapes if path.startswith((f"{tower}/embed/", f"{tower}/connectors/")))
+        lrs |= dict.fromkeys(below, decay ** (depth + 1))
+    return lrs
 
 
 def _read_rules(rules: tuple, paths: list[str]) -> dict[str, Rule]:

@@ -133,7 +133,7 @@ def print_startup(
                 r.arrays,
                 compact(r.params),
                 r.method,
-                f"{r.lr:g}",
+                f"{r.lr[0]:.2g} to {r.lr[-1]:.2g}" if isinstance(r.lr, tuple) else f"{r.lr:.3g}",
                 f"{r.weight_decay:g}",
             ]
             for r in task.plan.rows

@@ -1,0 +1,66 @@
+"""Tunes a model that exists on pairs of your own: the path that most people take.
+
+    hf download openai/clip-vit-base-patch32 --local-dir clip        # not part of xmodal
+    python -m xmodal import hf:clip --out models/clip
+    python train.py --config configs/finetune.py:full@models/clip --workdir runs/tuned \
+        --config.data.sources.train.urls=pairs.csv --config.evals.held_out.source.urls=held_out.csv
+    python -m xmodal export --workdir runs/tuned --to hf --out exported/tuned
+
+`pairs.csv` has the columns `image` (paths beside it) and `caption`; a folder of pictures with captions works, too, and
+shards with `--config.data.sources.train.type=tar` (docs/data.md). Behind the `@` stands an imported folder or a run.
+Model, loss, tokenizer and the preparation of pictures are those of the weights. Before the first step the held-out
+figures of the start are measured; the best checkpoint is kept.
+
+    full     all weights; each layer learns at 0.75 times the rate of the one above (docs/interop.md says more)
+    lora     low-rank updates of queries and values alone; they are merged when the model leaves the run
+    locked   the image tower stays as it is
+
+`:emoji_full`, `:emoji_lora` and `:emoji_locked` tune runs/demo on the demo's own pairs. Run here: RESULT
+"""
+
+from configs import base
+from configs.demo import emoji
+from xmodal.interop.recipe import continue_from
+from xmodal.models import presets
+
+KINDS = ("full", "lora", "locked")
+NO_DECAY = (r".*/(bias|scale|logit_scale|logit_bias|gate)", dict(weight_decay=0.0))
+
+
+def get_config(variant: str = "full"):
+    kind, _, where = variant.partition("@")
+    own = kind.removeprefix("emoji_")
+    if own not in KINDS:
+        raise ValueError(f"configs/finetune.py:{variant}: expected {', '.join(KINDS)}, and then @ and a folder")
+    c = pairs(base.get_config()) if own == kind else emoji(base.get_config())
+    c = continue_from(c, where or ("models/clip" if own == kind else "runs/demo"))
+    {"full": full, "lora": lora, "locked": locked}[own](c)
+    c.batch_size = 128
+    c.schedule.update(total="3epochs", warmup="10%", decay="cosine")
+    return c
+
+
+def pairs(c):
+    c.data.sources = dict(train=dict(type="files", urls="pairs.csv", weight=1.0))
+    c.data.image.update(crop="random_resized", scale=(0.7, 1.0))
+    c.data.lanes = 1  # lists of a few thousand pairs; more lanes serve more hosts
+    held_out = dict(type="files", urls="held_out.csv")
+    c.evals = dict(held_out=dict(type="retrieval", source=held_out, every="10%"))
+    c.checkpoint.update(every="10%", keep_last=1, best="retrieval/held_out/image_to_text/R@1")
+    return c
+
+
+def full(c):
+    c.optimizer.update(name="adamw", lr=5e-5, b2=0.98, weight_decay=0.05, layer_decay=0.75, rules=(NO_DECAY,))
+
+
+def lora(c):
+    c.model = presets.with_lora(c.model, rank=8, alpha=16)
+    c.init_from_except = (r".*/lora_[ab]",)
+    c.optimizer.update(name="adamw", lr=5e-4, b2=0.98, weight_decay=0.0)
+    c.optimizer.rules = ((r".*/lora_[ab]", dict(weight_decay=0.0)), (r".*", dict(freeze=True)))
+
+
+def locked(c):
+    c.optimizer.update(name="adamw", lr=5e-5, b2=0.98, weight_decay=0.05)
+    c.optimizer.rules = ((r"image/.*", dict(freeze=True)), NO_DECAY)
