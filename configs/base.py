@@ -28,36 +28,40 @@ def get_config() -> ConfigDict:
     c.model = {}  # towers and how they read each other: made by xmodal.models.presets
     c.objectives = {}  # name -> dict(type=..., weight=..., ...)
 
-    c.data = dict(
+    c.data = _data()
+    c.optimizer = _optimizer()
+    c.schedule = dict(
+        total="10epochs",  # length of the run
+        warmup="2%",  # linear rise of the learning rate
+        decay="cosine",  # cosine | linear | rsqrt | constant
+        final=0.0,  # learning rate at the end, as a share of the peak
+        cooldown="0%",  # linear fall to `final` at the end (rsqrt and constant)
+    )
+
+    c.evals = {}  # name -> dict(type="retrieval", every="25%", ...)
+    c.checkpoint = dict(
+        every="10%",  # 0 saves only at the end and on interruption
+        keep_last=2,
+        keep_every="",  # also keep one checkpoint per this duration; "" keeps none
+        best="",  # metric whose best checkpoint is kept, such as "retrieval/val/image_to_text/R@1"
+        best_mode="max",  # max | min
+    )
+    c.log = dict(
+        every=10,  # steps between metric rows
+        tensorboard=True,
+        compile_cache="~/.cache/xmodal/jax",  # compiled programs shared by runs of this user; "" keeps none
+    )
+    c.watchdog = dict(
+        step=600.0,  # seconds without a finished step before the run dumps its stacks and ends; 0: no limit
+        slow=3600.0,  # the same for compiling, restoring and evaluating
+    )
+    return c
+
+
+def _data() -> dict:
+    return dict(
         sources={},  # name -> dict(urls="shards-{0000..0009}.tar", weight=1.0, ...); see data_pipelines/sources
-        image=dict(
-            size=224,  # pixels of the square that the model sees
-            # Training crop: random_resized | inception (the same, always with 5 to 100 % of the area) | resize_crop (a
-            # square as large as the shorter side, anywhere) | center | squash. Evaluation: squash where that is chosen
-            # here, or else center.
-            crop="random_resized",
-            # Evaluation without squash: the shorter side gets this many pixels before the square is cut out; 0: `size`.
-            resize=0,
-            filter="bicubic",  # of the evaluation's resizing: bicubic | bilinear
-            rounding="even",  # of odd margins of that square: even (as torchvision, open_clip) | down (transformers)
-            scale=(0.9, 1.0),  # share of the area that a random crop keeps (CLIP: 0.9 to 1)
-            ratio=(0.75, 4 / 3),  # aspect ratio of a random crop
-            exif=False,  # turn photographs as their EXIF orientation says; published CLIP and SigLIP models were not
-            max_pixels=2**26,  # larger images are bad samples; a small file can claim any size
-            mean=(0.48145466, 0.4578275, 0.40821073),  # of RGB in 0..1; subtracted on the device
-            std=(0.26862954, 0.26130258, 0.27577711),
-            flip=False,  # random horizontal flip, on the device
-            policy="",  # "" | "randaugment" (in full "randaugment-m9-n2") | "trivial" | "autoaugment", on the device
-            jitter=0.0,  # strength of brightness, contrast and saturation changes, on the device
-            grey=0.0,  # probability of losing the colours (SimCLR: 0.2), on the device
-            blur=0.0,  # probability of a Gaussian blur (SimCLR: 0.5), on the device
-            solarize=0.0,  # probability of inverting the brighter half of the values (BYOL: 0.2), on the device
-            erase=0.0,  # probability of erasing a random rectangle (Zhong et al. 2017: 0.5), on the device
-            mixup=0.0,  # alpha of weighted means of two images (Zhang et al. 2017: 0.2); 0 mixes none
-            cutmix=0.0,  # alpha of rectangles pasted from another image (Yun et al. 2019: 1); with mixup, one of both
-            # A function of your own for training images, "my_package.module:function", see data_pipelines/hooks.py.
-            transform="",
-        ),
+        image=_image(),
         text=dict(
             tokenizer="",  # path of a Hugging Face tokenizer.json
             length=77,  # tokens per caption, begin and end marks included
@@ -94,7 +98,40 @@ def get_config() -> ConfigDict:
         max_bad_share=0.05,  # of samples replaced because they cannot be read; above it the run stops
     )
 
-    c.optimizer = dict(
+
+def _image() -> dict:
+    return dict(
+        size=224,  # pixels of the square that the model sees
+        # Training crop: random_resized | inception (the same, always with 5 to 100 % of the area) | resize_crop (a
+        # square as large as the shorter side, anywhere) | center | squash. Evaluation: squash where that is chosen
+        # here, or else center.
+        crop="random_resized",
+        # Evaluation without squash: the shorter side gets this many pixels before the square is cut out; 0: `size`.
+        resize=0,
+        filter="bicubic",  # of the evaluation's resizing: bicubic | bilinear
+        rounding="even",  # of odd margins of that square: even (as torchvision, open_clip) | down (transformers)
+        scale=(0.9, 1.0),  # share of the area that a random crop keeps (CLIP: 0.9 to 1)
+        ratio=(0.75, 4 / 3),  # aspect ratio of a random crop
+        exif=False,  # turn photographs as their EXIF orientation says; published CLIP and SigLIP models were not
+        max_pixels=2**26,  # larger images are bad samples; a small file can claim any size
+        mean=(0.48145466, 0.4578275, 0.40821073),  # of RGB in 0..1; subtracted on the device
+        std=(0.26862954, 0.26130258, 0.27577711),
+        flip=False,  # random horizontal flip, on the device
+        policy="",  # "" | "randaugment" (in full "randaugment-m9-n2") | "trivial" | "autoaugment", on the device
+        jitter=0.0,  # strength of brightness, contrast and saturation changes, on the device
+        grey=0.0,  # probability of losing the colours (SimCLR: 0.2), on the device
+        blur=0.0,  # probability of a Gaussian blur (SimCLR: 0.5), on the device
+        solarize=0.0,  # probability of inverting the brighter half of the values (BYOL: 0.2), on the device
+        erase=0.0,  # probability of erasing a random rectangle (Zhong et al. 2017: 0.5), on the device
+        mixup=0.0,  # alpha of weighted means of two images (Zhang et al. 2017: 0.2); 0 mixes none
+        cutmix=0.0,  # alpha of rectangles pasted from another image (Yun et al. 2019: 1); with mixup, one of both
+        # A function of your own for training images, "my_package.module:function", see data_pipelines/hooks.py.
+        transform="",
+    )
+
+
+def _optimizer() -> dict:
+    return dict(
         name="adamw",  # adamw | lion | adafactor | muon
         lr=1e-3,  # peak learning rate
         b1=0.9,
@@ -109,29 +146,3 @@ def get_config() -> ConfigDict:
         # ((path regex, dict(lr=multiplier, weight_decay=value, freeze=bool)), ...): first match wins
         rules=((r".*/(bias|scale|logit_scale|logit_bias|gate)", dict(weight_decay=0.0)),),
     )
-    c.schedule = dict(
-        total="10epochs",  # length of the run
-        warmup="2%",  # linear rise of the learning rate
-        decay="cosine",  # cosine | linear | rsqrt | constant
-        final=0.0,  # learning rate at the end, as a share of the peak
-        cooldown="0%",  # linear fall to `final` at the end (rsqrt and constant)
-    )
-
-    c.evals = {}  # name -> dict(type="retrieval", every="25%", ...)
-    c.checkpoint = dict(
-        every="10%",  # 0 saves only at the end and on interruption
-        keep_last=2,
-        keep_every="",  # also keep one checkpoint per this duration; "" keeps none
-        best="",  # metric whose best checkpoint is kept, such as "retrieval/val/image_to_text/R@1"
-        best_mode="max",  # max | min
-    )
-    c.log = dict(
-        every=10,  # steps between metric rows
-        tensorboard=True,
-        compile_cache="~/.cache/xmodal/jax",  # compiled programs shared by runs of this user; "" keeps none
-    )
-    c.watchdog = dict(
-        step=600.0,  # seconds without a finished step before the run dumps its stacks and ends; 0: no limit
-        slow=3600.0,  # the same for compiling, restoring and evaluating
-    )
-    return c
