@@ -15,7 +15,9 @@ figures of the start are measured; the best checkpoint is kept.
     lora     low-rank updates of queries and values alone; they are merged when the model leaves the run
     locked   the image tower stays as it is
 
-`:emoji_full`, `:emoji_lora` and `:emoji_locked` tune runs/demo on the demo's own pairs. Run here: RESULT
+`:emoji_full`, `:emoji_lora` and `:emoji_locked` tune runs/demo on the demo's own pairs. Run here, with all the
+unseen vendor's 1,811 drawings, image to text R@1 / R@10 (start 19.7 / 51.5 %): full 20.0 / 52.0, lora 19.7 / 51.2,
+locked 19.7 / 51.9. The demo's weights come from the same pairs, so the point is that nothing is lost.
 """
 
 from configs import base
