@@ -11,7 +11,8 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.distributed.sharding import constrain
 from xmodal.models import init
-from xmodal.models.layers import Norm, sincos_positions
+from xmodal.models.convnext import ConvNext, ConvNextSpec
+from xmodal.models.layers import Norm, patches_matmul, sincos_positions
 from xmodal.models.resample import Filter, resample_grid
 from xmodal.models.tokens import Tokens
 
@@ -213,22 +214,11 @@ class TokenEmbed(nnx.Module):
         return Tokens(x, valid=valid, group=group, pos=pos, segments=((spec.input, ids.shape[1]),))
 
 
-EMBEDDERS = {"patch": (PatchSpec, PatchEmbed), "token": (TokenSpec, TokenEmbed)}
-
-
-def patches_matmul(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution whose stride is its size, as one matrix product.
-
-    Args:
-      images: [batch, height, width, channels].
-      kernel: [patch, patch, channels, outputs].
-
-    Returns:
-      [batch, patches, outputs], row by row.
-    """
-    (b, h, w, c), (ph, pw, _, d) = images.shape, kernel.shape
-    x = images.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, (h // ph) * (w // pw), ph * pw * c) @ kernel.reshape(ph * pw * c, d)
+EMBEDDERS = {
+    "patch": (PatchSpec, PatchEmbed),
+    "convnext": (ConvNextSpec, ConvNext),
+    "token": (TokenSpec, TokenEmbed),
+}
 
 
 def drop_patches(x: jax.Array, pos: jax.Array, rate: float, prefix: int, keys: jax.Array):

@@ -23,6 +23,14 @@ VIT = {
     "H14": (1280, 32, 16, 14),
     "g14": (1536, 40, 24, 14),
 }
+# blocks and channels of the stages
+CONVNEXT = {
+    "T": ((3, 3, 9, 3), (96, 192, 384, 768)),
+    "S": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "B": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "L": ((3, 3, 27, 3), (192, 384, 768, 1536)),
+    "XL": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+}
 # width, depth, heads of the text tower and width of the shared space that go with an image tower of that size
 CLIP_TEXT = {
     "Ti": (256, 6, 4, 256),
@@ -111,6 +119,36 @@ def image_tower(
         trunk=trunk(width, depth, heads, style=style, **changes),
         pool=pool, pool_heads=heads, embed_dim=embed_dim,
     )  # fmt: skip
+
+
+def convnext(variant: str = "T", **changes) -> dict:
+    """ConvNeXt's image tower (Liu et al. 2022): "T", "S", "B", "L" or "XL"; arguments as in `convnext_tower`."""
+    depths, widths = _lookup(CONVNEXT, variant, "image tower")
+    return convnext_tower(depths, widths, **changes)
+
+
+def convnext_tower(
+    depths: tuple[int, ...], widths: tuple[int, ...], *, embed_dim: int = 0, norm_eps: float = 1e-6, **changes
+) -> dict:
+    """A ConvNeXt of any size, pooled to the mean of its tokens and a norm.
+
+    Args:
+      depths: blocks of the stages.
+      widths: channels of the stages.
+      embed_dim: width of the shared space; 0: the last width.
+      norm_eps: of the norm after the pooling.
+      **changes: fields of `ConvNextSpec`.
+    """
+    embed = dict(type="convnext", image_size=0, depths=depths, widths=widths, drop_path=0.0, scan=True, remat="none")
+    return dict(
+        embed=embed | changes, trunk=no_trunk(widths[-1], norm_eps=norm_eps), pool="mean", pool_norm=True,
+        embed_dim=embed_dim,
+    )  # fmt: skip
+
+
+def no_trunk(width: int, **changes) -> dict:
+    """The empty trunk behind an embedder that is a whole network; `changes` are fields of `TrunkSpec`."""
+    return dict(width=width, depth=0, pattern=(), final_norm=False, init="bert") | changes
 
 
 def classifier(tower: Mapping, classes: int) -> dict:

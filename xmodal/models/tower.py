@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
+from xmodal.models.convnext import ConvNextSpec
 from xmodal.models.embed import EMBEDDERS, PatchSpec, TokenSpec
 from xmodal.models.init import scheme
 from xmodal.models.layers import Linear, Norm
@@ -30,6 +31,7 @@ class TowerSpec:
       pool: which token, or mean, or attention pool (`map`) becomes the embedding; `eos` is the last valid token,
         `last` the last position.
       pool_heads: heads of the `map` pool.
+      pool_norm: a norm after the pooling, of the trunk's kind and epsilon (ConvNeXt).
       pooler: a linear map and tanh after the pooling (BERT; ViT's first published models).
       embed_dim: width of the shared space, or number of classes; 0: no projection.
       projection_bias: bias of the projection.
@@ -38,12 +40,13 @@ class TowerSpec:
     """
 
     trunk: TrunkSpec
-    embed: PatchSpec | TokenSpec | None = None
+    embed: PatchSpec | ConvNextSpec | TokenSpec | None = None
     reads: tuple[str, ...] = ()
     attends: str = ""
     connector: Literal["none", "linear", "linear_norm"] = "none"
     pool: Literal["none", "cls", "eos", "last", "mean", "map"] = "none"
     pool_heads: int = 0
+    pool_norm: bool = False
     pooler: bool = False
     embed_dim: int = 0
     projection_bias: bool = False
@@ -93,6 +96,7 @@ class Tower(nnx.Module):
             if spec.pool == "map"
             else None
         )
+        self.pool_norm = Norm(width, kind=spec.trunk.norm, eps=spec.trunk.norm_eps) if spec.pool_norm else None
         linear = lambda outputs, bias, start: (
             Linear(width, outputs, rngs=rngs, bias=bias, kernel_init=start) if outputs else None
         )
@@ -138,6 +142,7 @@ class Tower(nnx.Module):
             x = ((x * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)).astype(x.dtype)
         else:
             x = self.pool(x, tokens.valid)[:, 0]
+        x = x if self.pool_norm is None else self.pool_norm(x)
         x = x if self.pooler is None else jnp.tanh(self.pooler(x))
         return x.astype(jnp.float32) if self.projection is None else self.projection(x, jnp.float32)
 
