@@ -78,6 +78,8 @@ def random_params(model, seed=0):
             values = values / np.sqrt(np.prod(shape.shape[-2:-1]))
         elif path.endswith("scale"):
             values = 1.0 + 0.2 * values
+        elif path.endswith("var"):
+            values = 0.5 + np.abs(values)
         else:
             values = 0.3 * values
         return values.astype(np.float32)

@@ -105,7 +105,7 @@ class Tower(nnx.Module):
         self.head = linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
 
     def __call__(self, batch: dict, *, read: dict[str, Tokens], context: Tokens | None, keys=None, cache=None):
-        """Returns the trunk's tokens, or (tokens, cache) when decoding.
+        """Returns (the trunk's tokens, its cache when decoding or else None, moments of the BatchNorms by path).
 
         Args:
           batch: raw arrays by name.
@@ -114,15 +114,19 @@ class Tower(nnx.Module):
           keys: per-sample keys [batch] or None.
           cache: the trunk's cache or None.
         """
-        parts = [self.connectors[name](tokens) for name, tokens in read.items()]
+        parts, moments = [self.connectors[name](tokens) for name, tokens in read.items()], {}
         if len(self.spec.reads) + (self.embed is not None) > 1:
             # Rotary positions of another modality mean nothing here.
             parts = [part.replace(pos=None) for part in parts]
         if self.embed is not None:
             with jax.named_scope("embed"):
-                parts.append(self.embed(batch, key_tools.fold(keys, "embed")))
+                own = self.embed(batch, key_tools.fold(keys, "embed"))
+            if isinstance(own, tuple):  # an embedder with BatchNorms
+                own, moments["embed"] = own
+            parts.append(own)
         with jax.named_scope("trunk"):
-            return self.trunk(concatenate(parts), context=context, keys=key_tools.fold(keys, "trunk"), cache=cache)
+            out = self.trunk(concatenate(parts), context=context, keys=key_tools.fold(keys, "trunk"), cache=cache)
+        return (out, None, moments) if cache is None else (*out, moments)
 
     def pooled(self, tokens: Tokens) -> jax.Array:
         """Pools and projects tokens [batch, seq, width] to float32 [batch, embed_dim]; not normalised."""

@@ -18,6 +18,7 @@ import optax
 from ml_collections import ConfigDict
 
 from xmodal.config import ConfigError, did_you_mean, make_spec
+from xmodal.models.batch_norm import STATISTICS
 from xmodal.paths import flatten_paths, map_paths
 
 FROZEN = "frozen"
@@ -203,11 +204,17 @@ def _as_long(update: jax.Array, value: jax.Array, stack: bool) -> jax.Array:
 
 
 def _settings(options: ConfigDict, params: Any) -> Any:
-    """Returns the tree of `Setting`: for each parameter the first rule that matches its whole path."""
-    rules = _read_rules(options.rules, list(flatten_paths(params)))
+    """Returns the tree of `Setting`: for each parameter the first rule that matches its whole path.
+
+    No rule is about running statistics: they are measured, not trained.
+    """
+    measured = lambda path: path.startswith(f"{STATISTICS}/")
+    rules = _read_rules(options.rules, [path for path in flatten_paths(params) if not measured(path)])
     layers = _layer_lrs(options.layer_decay, params)
 
     def decide(path: str, leaf: Any) -> Setting:
+        if measured(path):
+            return Setting(FROZEN, 0.0, 0.0, "running statistics")
         pattern, rule = next(((p, r) for p, r in rules.items() if re.fullmatch(p, path)), ("", Rule()))
         if rule.freeze:
             return Setting(FROZEN, 0.0, 0.0, pattern)

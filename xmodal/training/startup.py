@@ -12,6 +12,7 @@ import numpy as np
 from data_pipelines.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
+from xmodal.models.batch_norm import STATISTICS
 from xmodal.reporting.flops import count_flops
 from xmodal.reporting.formatting import compact, number, percent, size
 from xmodal.reporting.summary import print_summary, print_table
@@ -51,7 +52,7 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
     on_device = lambda s: math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize
     forward = count_flops(lambda p, b: task.losses(p, b, None)[0], abstract["params"], abstract_batch(task))
     return ModelFacts(
-        parameters={tower: count(tree) for tower, tree in abstract["params"].items()},
+        parameters={part: count(tree) for part, tree in abstract["params"].items() if part != STATISTICS},
         state_bytes_per_device=sum(on_device(leaf) for leaf in jax.tree.leaves(abstract)),
         flops_per_sample=3.0 * forward / task.batch_size,
     )
