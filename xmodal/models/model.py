@@ -14,6 +14,8 @@ from xmodal.models.tower import Tower, TowerSpec
 from xmodal.models.trunk import Cache
 from xmodal.paths import flatten_paths
 
+OUTPUTS = ("tokens", "pooled", "logits", "masked_logits")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
@@ -34,7 +36,8 @@ class CrossModalModel(nnx.Module):
     `model(batch, want)` returns the wanted outputs by name:
       `<tower>.tokens`: Tokens [batch, seq, width];
       `<tower>.pooled`: float32 [batch, embed_dim];
-      `<tower>.logits`: float32 [batch, text length, vocab].
+      `<tower>.logits`: float32 [batch, text length, vocab];
+      `<tower>.masked_logits`: the same at the positions `<input>_places` of the batch alone, [batch, count, vocab].
     """
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
@@ -83,14 +86,17 @@ class CrossModalModel(nnx.Module):
         outputs = {}
         for wanted in sorted(want):
             name, _, what = wanted.partition(".")
-            if name not in self.spec.towers or what not in ("tokens", "pooled", "logits"):
+            if name not in self.spec.towers or what not in OUTPUTS:
                 raise ValueError(
-                    f"unknown model output {wanted!r}: outputs are <tower>.tokens, .pooled or .logits of the towers "
+                    f"unknown model output {wanted!r}: outputs are <tower>.{', .'.join(OUTPUTS)} of the towers "
                     f"{', '.join(self.spec.towers)}"
                 )
             out, tower = run(name), getattr(self, name)
             with jax.named_scope(name):
-                outputs[wanted] = out if what == "tokens" else getattr(tower, what)(out)
+                if what == "masked_logits":
+                    outputs[wanted] = tower.logits(out, batch[f"{tower.spec.embed.input}_places"])
+                else:
+                    outputs[wanted] = out if what == "tokens" else getattr(tower, what)(out)
         if caches is not None:
             outputs["caches"] = new_caches
         return outputs
