@@ -19,7 +19,7 @@ _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh":
                 "silu": "silu"}  # fmt: skip
 _REFERENCE_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 # Fields that only matter in training or for speed: no reference has to express them.
-_FREE_TRUNK = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat")
+FREE_TRUNK = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat")
 
 
 # ---------------------------------------------------------------------------------------------- settings
@@ -185,7 +185,9 @@ def _trunk_as_fixed(trunk: TrunkSpec) -> TrunkSpec:
 
     def keep(kind: str, *names: str) -> Sublayer:
         have = first.get(kind, Sublayer(kind))
-        return Sublayer(kind, norm_eps=trunk.norm_eps, **{n: getattr(have, n) for n in ("dropout", *names)})
+        return Sublayer(
+            kind, norm_eps=trunk.norm_eps, **{n: getattr(have, n) for n in ("dropout", "attn_dropout", *names)}
+        )
 
     pattern = ((keep("self", "heads"), keep("mlp", "hidden", "act")),)
-    return TrunkSpec(pattern=pattern, **{name: getattr(trunk, name) for name in _FREE_TRUNK})
+    return TrunkSpec(pattern=pattern, **{name: getattr(trunk, name) for name in FREE_TRUNK})

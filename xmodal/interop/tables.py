@@ -83,6 +83,7 @@ class Family:
       any_size: the model resamples its positions, so its pictures are as large as their processor makes them.
       objective: entry of `objectives` that the weights carry parameters for, such as dict(type="softmax"); {} for none.
       ignored: arrays that files carry beside the weights, such as index tables.
+      alias: name of an array in a file -> its name in the table, where older files call it otherwise.
       check_marks: (config.json, tokenizer) -> None; raises an InteropError when the model would read a text in another
         way than the tower here, as its configuration states marks of its own.
       image_processor: class of the reference that prepares images, "" without images.
@@ -101,6 +102,7 @@ class Family:
     any_size: bool = False
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    alias: Callable[[str], str] | None = None
     check_marks: Callable[[Mapping[str, Any], Any], None] | None = None
     image_processor: str = ""
     processor: str = ""
@@ -108,6 +110,8 @@ class Family:
     def to_params(self, weights: Mapping[str, np.ndarray], spec: ModelSpec) -> dict:
         """Converts the reference's weights; see `to_params`."""
         constants = self.constants(spec) if self.constants else {}
+        if self.alias and any(self.alias(name) != name for name in weights):
+            weights = {self.alias(name): weights[name] for name in weights}
         return to_params(weights, self.table(spec), self.ignored | constants.keys())
 
     def to_weights(self, params: Mapping[str, Any], spec: ModelSpec) -> dict[str, np.ndarray]:

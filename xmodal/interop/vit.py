@@ -83,7 +83,7 @@ def _fixed_trunk(trunk: TrunkSpec, layer: Mapping) -> TrunkSpec:
 
     def keep(kind: str, *names: str) -> Sublayer:
         have = first.get(kind, Sublayer(kind))
-        kept = {name: getattr(have, name) for name in ("dropout", "gate_init", *names)}
+        kept = {name: getattr(have, name) for name in ("dropout", "attn_dropout", "gate_init", *names)}
         return Sublayer(kind, norm_eps=trunk.norm_eps, **kept, **layer)
 
     free = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat")

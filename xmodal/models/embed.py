@@ -90,6 +90,8 @@ class TokenSpec:
       vocab_size: rows of the table; 0 takes the tokenizer's.
       length: positions; 0 takes the data's text length.
       position: learned, or none (rotary trunks).
+      types: kinds of tokens that are told apart by a learned vector (BERT's first and second sentence; 2), in
+        `<input>_types` of the batch, int32 [batch, seq]; where the batch has none every token is of kind 0. 0: none.
       causal: each token starts a group of its own, so it sees only those before it.
       mask_padding: padding is invisible (SigLIP trains without).
       norm: a norm after the sum (BERT, GIT).
@@ -103,6 +105,7 @@ class TokenSpec:
     vocab_size: int = 0
     length: int = 0
     position: Literal["learned", "none"] = "learned"
+    types: int = 0
     causal: bool = True
     mask_padding: bool = True
     norm: bool = False
@@ -186,12 +189,10 @@ class TokenEmbed(nnx.Module):
 
     def __init__(self, spec: TokenSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
         self.spec, self.dtype = spec, dtype
-        self.embedding = nnx.Param(scheme.token(rngs.params(), (spec.vocab_size, width), jnp.float32))
-        self.position = (
-            nnx.Param(scheme.text_position(rngs.params(), (spec.length, width), jnp.float32))
-            if spec.position == "learned"
-            else None
-        )
+        draw = lambda initializer, rows: nnx.Param(initializer(rngs.params(), (rows, width), jnp.float32))
+        self.embedding = draw(scheme.token, spec.vocab_size)
+        self.position = draw(scheme.text_position, spec.length) if spec.position == "learned" else None
+        self.types = draw(scheme.token, spec.types) if spec.types else None
         self.norm = Norm(width, eps=spec.norm_eps) if spec.norm else None
 
     def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
@@ -205,6 +206,9 @@ class TokenEmbed(nnx.Module):
         if self.position is not None:
             rows = jax.lax.dynamic_slice_in_dim(self.position[...], start, ids.shape[1])
             x = x + rows.astype(x.dtype)
+        if self.types is not None:
+            kinds = batch.get(f"{spec.input}_types")
+            x = x + (self.types[0] if kinds is None else jnp.take(self.types[...], kinds, axis=0)).astype(x.dtype)
         x = x if self.norm is None else self.norm(x)
         if spec.dropout:
             x = key_tools.dropout(x, spec.dropout, key_tools.fold(keys, "embed_dropout"))

@@ -1,8 +1,8 @@
 """Presets: plain ConfigDicts for the field's towers, to be changed key by key in a recipe.
 
 Widths, depths and heads follow the papers: ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021), OpenCLIP's H/14
-(Cherti et al. 2023), SigLIP (Zhai et al. 2023). Vocabulary, text length and image size are 0 here: they are taken
-from the tokenizer and the data section.
+(Cherti et al. 2023), SigLIP (Zhai et al. 2023), BERT (Devlin et al. 2019; the small ones Turc et al. 2019). Vocabulary,
+text length and image size are 0 here: they are taken from the tokenizer and the data section.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,13 +39,25 @@ CLIP_TEXT = {
     "L": (768, 12, 12, 768),
     "H": (1024, 24, 16, 1024),
 }
+# width, depth, heads
+BERT = {
+    "tiny": (128, 2, 2),
+    "mini": (256, 4, 4),
+    "small": (512, 4, 8),
+    "medium": (512, 8, 8),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
 
-# What families of towers differ in: CLIP, SigLIP, and the ViT that classifies or learns from images alone.
+# What families of towers differ in: CLIP, SigLIP, BERT, and the ViT that classifies or learns from images alone.
 _STYLES = {
     "clip": dict(act="quick_gelu", norm_eps=1e-5, init="clip"),
     "siglip": dict(act="gelu_tanh", norm_eps=1e-6, init="siglip"),
     "vit": dict(act="gelu", norm_eps=1e-6, init="bert"),
+    "bert": dict(act="gelu", norm_eps=1e-12, init="bert"),
 }
+
+_ATTENTION = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")  # fields of attention
 
 
 def _lookup(table: Mapping, name: str, what: str) -> tuple:
@@ -63,21 +75,21 @@ def trunk(
     style: str = "clip",
     **changes,
 ) -> dict:
-    """A trunk of `depth` equal pre-norm layers.
+    """A trunk of `depth` equal layers, pre-norm by default.
 
     Args:
       width: of the residual stream.
       depth: layers.
       heads: attention heads.
       kinds: the sublayers of a layer, in order.
-      style: "clip", "siglip" or "vit": activation, epsilon and initialisation.
+      style: "clip", "siglip", "vit" or "bert": activation, epsilon and initialisation.
       **changes: fields of `TrunkSpec`, or of every `Sublayer` where the trunk has no such field.
     """
     base = _STYLES[style]
     trunk_fields = ("final_norm", "norm", "norm_eps", "drop_path", "init", "condition_width", "scan", "remat")
     whole = {k: changes.pop(k) for k in trunk_fields if k in changes}
     common = dict(norm_eps=whole.get("norm_eps", base["norm_eps"]), norm=whole.get("norm", "ln")) | changes
-    mlp = dict(kind="mlp", act=changes.pop("act", base["act"])) | common
+    mlp = dict(kind="mlp", act=base["act"]) | {k: v for k, v in common.items() if k not in _ATTENTION}
     attention = {k: v for k, v in common.items() if k not in ("act", "hidden", "glu")}
     layer = tuple(mlp if kind == "mlp" else dict(kind=kind, heads=heads) | attention for kind in kinds)
     return dict(
@@ -180,6 +192,40 @@ def siglip_text(variant: str = "B16", **changes) -> dict:
     """SigLIP's text tower: as wide as the image tower, full attention without padding mask, last position, biased."""
     width, depth, heads, _ = _lookup(VIT, variant, "text tower")
     return text_tower(width, depth, heads, style="siglip", **(dict(embed_dim=width) | changes))
+
+
+def bert(size: str = "base", **changes) -> dict:
+    """BERT's text tower: post-norm, two kinds of tokens, pooled at [CLS]; as a model by itself or beside images.
+
+    Args:
+      size: a key of `BERT`.
+      **changes: as for `bert_tower`.
+    """
+    return bert_tower(*_lookup(BERT, size, "text tower"), **changes)
+
+
+def bert_tower(
+    width: int, depth: int, heads: int, *, pooler: bool = True, dropout: float = 0.1, norm_eps: float = 1e-12,
+    embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """BERT's text tower of any size (Devlin et al. 2019, section 3).
+
+    Args:
+      width: of the residual stream.
+      depth: layers.
+      heads: attention heads.
+      pooler: the linear map and tanh after the pooling; ALIGN leaves it out.
+      dropout: on what is embedded, on the attention's weights and on what every sublayer adds.
+      norm_eps: of all norms.
+      embed: updates the token embedder.
+      **changes: as for `text_tower`: `head="masked"` for masked language modelling, `embed_dim` for a shared space.
+    """
+    tokens = dict(causal=False, mask_padding=True, types=2, norm=True, norm_eps=norm_eps, dropout=dropout)
+    layers = dict(place="post", final_norm=False, norm_eps=norm_eps, dropout=dropout, attn_dropout=dropout)
+    tower = text_tower(
+        width, depth, heads, style="bert", embed=tokens | dict(embed or {}), **(dict(pool="cls") | layers | changes)
+    )
+    return tower | dict(pooler=pooler)
 
 
 def text_tower(

@@ -10,6 +10,7 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.models.convnext import ConvNextSpec
 from xmodal.models.embed import EMBEDDERS, PatchSpec, TokenSpec
+from xmodal.models.heads import MaskedHead, tied_logits
 from xmodal.models.init import scheme
 from xmodal.models.layers import Linear, Norm
 from xmodal.models.spec import Sublayer
@@ -35,7 +36,8 @@ class TowerSpec:
       pooler: a linear map and tanh after the pooling (BERT; ViT's first published models).
       embed_dim: width of the shared space, or number of classes; 0: no projection.
       projection_bias: bias of the projection.
-      head: next-token logits over the vocabulary: none, own linear map, or tied to the token table.
+      head: logits over the vocabulary: none, own linear map, tied to the token table, or BERT's (`masked`: linear map,
+        activation and norm before the token table).
       vocab_size: outputs of an untied head; 0 takes the tokenizer's.
     """
 
@@ -50,7 +52,7 @@ class TowerSpec:
     pooler: bool = False
     embed_dim: int = 0
     projection_bias: bool = False
-    head: Literal["none", "linear", "tied"] = "none"
+    head: Literal["none", "linear", "tied", "masked"] = "none"
     vocab_size: int = 0
 
     @property
@@ -62,6 +64,11 @@ class TowerSpec:
     def pooled_width(self) -> int:
         """Width of what `pooled` returns."""
         return self.embed_dim or self.width
+
+    @property
+    def outputs(self) -> int:
+        """Logits of the head: the size of its vocabulary."""
+        return self.vocab_size if self.head == "linear" else getattr(self.embed, "vocab_size", 0)
 
 
 class Connector(nnx.Module):
@@ -102,7 +109,13 @@ class Tower(nnx.Module):
         )
         self.pooler = linear(width if spec.pooler else 0, True, chosen.projection)
         self.projection = linear(spec.embed_dim, spec.projection_bias, chosen.projection)
-        self.head = linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
+        if spec.head in ("tied", "masked") and not spec.outputs:
+            raise ValueError(f"head={spec.head!r} is tied to a token table, and the tower embeds no tokens")
+        self.head = (
+            MaskedHead(width, spec.outputs, mlp=mlp, scheme=chosen, rngs=rngs)
+            if spec.head == "masked"
+            else linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
+        )
 
     def __call__(self, batch: dict, *, read: dict[str, Tokens], context: Tokens | None, keys=None, cache=None):
         """Returns (the trunk's tokens, its cache when decoding or else None, moments of the BatchNorms by path).
@@ -150,12 +163,24 @@ class Tower(nnx.Module):
         x = x if self.pooler is None else jnp.tanh(self.pooler(x))
         return x.astype(jnp.float32) if self.projection is None else self.projection(x, jnp.float32)
 
-    def logits(self, tokens: Tokens) -> jax.Array:
-        """Returns float32 [batch, seq, vocab] for the last segment: the tower's own text, without any prefix."""
+    def logits(self, tokens: Tokens, places: jax.Array | None = None) -> jax.Array:
+        """Returns logits for the last segment: the tower's own text, without any prefix.
+
+        Args:
+          tokens: [batch, seq, width].
+          places: int32 [batch, count], the positions that are wanted; None: all. A head costs as much as several
+            layers, and masked modelling reads one position in seven.
+
+        Returns:
+          float32 [batch, seq or count, vocab].
+        """
         x = tokens.last_segment().x
+        if places is not None:
+            x = jnp.take_along_axis(x, places[..., None], axis=1)
         if self.spec.head == "tied":
-            table = self.embed.embedding[...].astype(x.dtype)
-            return jnp.einsum("bsd,vd->bsv", x, table, preferred_element_type=jnp.float32)
+            return tied_logits(x, self.embed.embedding[...])
+        if self.spec.head == "masked":
+            return self.head(x, self.embed.embedding[...])
         if self.head is None:
             raise ValueError("an objective wants `logits` of a tower whose `head` is none")
         return self.head(x, jnp.float32)
