@@ -16,8 +16,8 @@ from xmodal.models.trunk import TrunkSpec
 
 IMAGE, TEXT, OBJECTIVE = "image", "text", "contrastive"  # names that a dual tower must have to be converted
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
-                "silu": "silu"}  # fmt: skip
-_REFERENCE_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+                "swish": "silu", "silu": "silu"}  # fmt: skip
+REFERENCE_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 # Fields that only matter in training or for speed: no reference has to express them.
 FREE_TRUNK = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat")
 
@@ -53,10 +53,15 @@ def towers_of(style: str, vision: Mapping, words: Mapping, image_dim: int, text_
 
 def mlp_settings(config: Mapping[str, Any]) -> dict:
     """Activation, hidden width and epsilon of an encoder's layers; raises an InteropError for another activation."""
-    act = config["hidden_act"]
-    if act not in _ACTIVATIONS:
-        raise InteropError(f"hidden_act {act!r} is not known: known are {', '.join(_ACTIVATIONS)}")
-    return dict(act=_ACTIVATIONS[act], hidden=config["intermediate_size"], norm_eps=config["layer_norm_eps"])
+    act = activation(config["hidden_act"])
+    return dict(act=act, hidden=config["intermediate_size"], norm_eps=config["layer_norm_eps"])
+
+
+def activation(name: str) -> str:
+    """Our name of an activation of the reference; raises an InteropError for one that is not known."""
+    if name not in _ACTIVATIONS:
+        raise InteropError(f"hidden_act {name!r} is not known: known are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
 
 
 def vision_config(tower: TowerSpec, where: str = IMAGE) -> dict:
@@ -79,11 +84,11 @@ def text_config(tower: TowerSpec, where: str = TEXT) -> dict:
 def encoder_config(trunk: TrunkSpec, where: str) -> dict:
     """Sizes, activation and epsilon of a trunk in Hugging Face's words."""
     attention, mlp = trunk.pattern[0]
-    if mlp.act not in _REFERENCE_ACTIVATIONS:
+    if mlp.act not in REFERENCE_ACTIVATIONS:
         raise InteropError(f"{where}/trunk: the reference has no activation {mlp.act!r}")
     return dict(
         hidden_size=trunk.width, intermediate_size=hidden(trunk), num_hidden_layers=trunk.depth,
-        num_attention_heads=attention.heads, hidden_act=_REFERENCE_ACTIVATIONS[mlp.act],
+        num_attention_heads=attention.heads, hidden_act=REFERENCE_ACTIVATIONS[mlp.act],
         layer_norm_eps=trunk.norm_eps, attention_dropout=0.0,
     )  # fmt: skip
 

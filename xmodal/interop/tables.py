@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from xmodal.config import ConfigError
+from xmodal.models.batch_norm import STATISTICS
 from xmodal.models.model import ModelSpec
 from xmodal.paths import flatten_paths
 
@@ -189,6 +190,22 @@ def linear(
     yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs), LINEAR, layer=layer)
     if bias:
         yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def convolution(
+    name: str, path: str, inputs: int, outputs: int, size: int, *, bias: bool = True, layer: int | None = None
+) -> Iterator[Entry]:
+    """A convolution: `weight` [outputs, inputs of each output, size, size] and `bias`."""
+    yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs, size, size), CONV, layer=layer)
+    if bias:
+        yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def batch_norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
+    """A BatchNorm: `weight`, `bias` and its running statistics."""
+    yield from norm(name, path, width, layer)
+    for theirs, ours in (("running_mean", "mean"), ("running_var", "var")):
+        yield Entry(f"{name}.{theirs}", f"{STATISTICS}/{path}/{ours}", (width,), layer=layer)
 
 
 def packed_attention(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:

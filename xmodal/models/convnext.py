@@ -10,8 +10,8 @@ from flax import nnx
 
 from xmodal import keys as key_tools
 from xmodal.models import init
-from xmodal.models.depthwise import DepthwiseConv
-from xmodal.models.layers import ACTIVATIONS, Linear, Norm, patches_matmul
+from xmodal.models.conv import Conv
+from xmodal.models.layers import ACTIVATIONS, Linear, Norm
 from xmodal.models.tokens import Tokens, grid_tokens
 
 REMAT = {
@@ -78,7 +78,10 @@ class ConvNext(nnx.Module):
         if width != spec.widths[-1]:
             raise ValueError(f"a ConvNeXt of widths {spec.widths} needs a trunk as wide as the last, not {width}")
         self.spec, self.dtype = spec, dtype
-        self.patches = Shrink(3, spec.widths[0], spec.patch_size, scheme, rngs)
+        size = spec.patch_size
+        self.patches = Conv(
+            3, spec.widths[0], size, stride=size, padding=0, bias=True, kernel_init=scheme.patch, rngs=rngs
+        )
         self.norm = Norm(spec.widths[0], eps=spec.norm_eps)
         inputs = (0, *spec.widths)  # the first stage is not made smaller
         self.stages = nnx.Dict({str(i): Stage(spec, i, inputs[i], scheme, rngs) for i in range(len(spec.widths))})
@@ -99,27 +102,14 @@ class ConvNext(nnx.Module):
         return grid_tokens(x, spec.input)
 
 
-class Shrink(nnx.Module):
-    """Squares of `size` tokens become one each; what they do not fill at the lower and right edge is cut."""
-
-    def __init__(self, inputs: int, outputs: int, size: int, scheme: init.Scheme, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(scheme.patch(rngs.params(), (size, size, inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        size, outputs = self.kernel.shape[0], self.kernel.shape[-1]
-        down, across = x.shape[1] // size, x.shape[2] // size
-        y = patches_matmul(x[:, : down * size, : across * size], self.kernel[...].astype(x.dtype))
-        return y.reshape(x.shape[0], down, across, outputs) + self.bias[...].astype(x.dtype)
-
-
 class Stage(nnx.Module):
     """Blocks of one width, after the map that halves the grid."""
 
     def __init__(self, spec: ConvNextSpec, index: int, inputs: int, scheme: init.Scheme, rngs: nnx.Rngs):
         self.spec, width, self.depth = spec, spec.widths[index], spec.depths[index]
         self.norm = Norm(inputs, eps=spec.norm_eps) if inputs else None
-        self.shrink = Shrink(inputs, width, 2, scheme, rngs) if inputs else None
+        shrink = dict(stride=2, padding=0, bias=True, kernel_init=scheme.patch)
+        self.shrink = Conv(inputs, width, 2, rngs=rngs, **shrink) if inputs else None
         split = nnx.Rngs(params=rngs.params()).split(self.depth)
         self.layers = nnx.vmap(lambda r: Block(spec, width, scheme, r))(split)
 
@@ -147,7 +137,7 @@ class Block(nnx.Module):
 
     def __init__(self, spec: ConvNextSpec, width: int, scheme: init.Scheme, rngs: nnx.Rngs):
         self.act = spec.act
-        self.depthwise = DepthwiseConv(width, 7, padding=((3, 3), (3, 3)), kernel_init=scheme.patch, rngs=rngs)
+        self.depthwise = Conv(width, width, 7, groups=width, bias=True, kernel_init=scheme.patch, rngs=rngs)
         self.norm = Norm(width, eps=spec.norm_eps)
         self.fc1 = Linear(width, 4 * width, rngs=rngs, kernel_init=scheme.fc_in)
         self.fc2 = Linear(4 * width, width, rngs=rngs, kernel_init=scheme.fc_out)

@@ -9,26 +9,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.nn.initializers import Initializer
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-
-
-class DepthwiseConv(nnx.Module):
-    """See `depthwise`; the parameters are `kernel` and, where wanted, `bias`."""
-
-    def __init__(
-        self, width: int, size: int, *, padding: Padding, kernel_init: Initializer, rngs: nnx.Rngs, stride: int = 1,
-        bias: bool = True,
-    ):  # fmt: skip
-        self.stride, self.padding = stride, padding
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, 1, width), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if bias else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = depthwise(x, self.kernel[...], self.stride, self.padding)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
