@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
+from xmodal.models.attention import AttentionPool
 from xmodal.models.embed import EMBEDDERS, PatchSpec, TokenSpec
-from xmodal.models.init import scheme
+from xmodal.models.init import Scheme, scheme
 from xmodal.models.layers import Linear, Norm
+from xmodal.models.resnet import ResNetSpec
 from xmodal.models.spec import Sublayer
 from xmodal.models.sublayer import MapPool
 from xmodal.models.tokens import Tokens, concatenate
@@ -27,9 +29,9 @@ class TowerSpec:
       reads: towers whose tokens come first in this tower's sequence (a prefix, or the whole input).
       attends: the tower that this one's cross sublayers look at.
       connector: what tokens that are read pass through: nothing (same width), a linear map, or linear and norm (GIT).
-      pool: which token, or mean, or attention pool (`map`) becomes the embedding; `eos` is the last valid token,
-        `last` the last position.
-      pool_heads: heads of the `map` pool.
+      pool: which token, or mean, or attention pool becomes the embedding; `eos` is the last valid token, `last` the
+        last position, `map` asks with a learned probe (SigLIP), `attention` with the mean (CLIP's ResNets).
+      pool_heads: heads of the `map` and `attention` pools.
       pooler: a linear map and tanh after the pooling (BERT; ViT's first published models).
       embed_dim: width of the shared space, or number of classes; 0: no projection.
       projection_bias: bias of the projection.
@@ -38,11 +40,11 @@ class TowerSpec:
     """
 
     trunk: TrunkSpec
-    embed: PatchSpec | TokenSpec | None = None
+    embed: PatchSpec | TokenSpec | ResNetSpec | None = None
     reads: tuple[str, ...] = ()
     attends: str = ""
     connector: Literal["none", "linear", "linear_norm"] = "none"
-    pool: Literal["none", "cls", "eos", "last", "mean", "map"] = "none"
+    pool: Literal["none", "cls", "eos", "last", "mean", "map", "attention"] = "none"
     pool_heads: int = 0
     pooler: bool = False
     embed_dim: int = 0
@@ -87,12 +89,7 @@ class Tower(nnx.Module):
             {name: Connector(spec.connector, source_widths[name], width, rngs) for name in spec.reads}
         )
         self.trunk = Trunk(spec.trunk, context_width=source_widths[spec.attends] if spec.attends else 0, rngs=rngs)
-        mlp = next((s for layer in spec.trunk.pattern for s in layer if s.kind == "mlp"), Sublayer("mlp"))
-        self.pool = (
-            MapPool(width, spec.pool_heads, mlp=mlp, norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
-            if spec.pool == "map"
-            else None
-        )
+        self.pool = _attention_pool(spec, chosen, rngs)
         linear = lambda outputs, bias, start: (
             Linear(width, outputs, rngs=rngs, bias=bias, kernel_init=start) if outputs else None
         )
@@ -140,7 +137,7 @@ class Tower(nnx.Module):
             weight = jnp.ones(x.shape[:2]) if tokens.valid is None else tokens.valid
             weight = weight.astype(jnp.float32)[..., None]
             x = ((x * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)).astype(x.dtype)
-        else:
+        else:  # map, attention
             x = self.pool(x, tokens.valid)[:, 0]
         x = x if self.pooler is None else jnp.tanh(self.pooler(x))
         return x.astype(jnp.float32) if self.projection is None else self.projection(x, jnp.float32)
@@ -154,6 +151,19 @@ class Tower(nnx.Module):
         if self.head is None:
             raise ValueError("an objective wants `logits` of a tower whose `head` is none")
         return self.head(x, jnp.float32)
+
+
+def _attention_pool(spec: TowerSpec, chosen: Scheme, rngs: nnx.Rngs) -> MapPool | AttentionPool | None:
+    """The module of a `map` or `attention` pool; other pools have none."""
+    if spec.pool == "map":
+        mlp = next((s for layer in spec.trunk.pattern for s in layer if s.kind == "mlp"), Sublayer("mlp"))
+        options = dict(mlp=mlp, norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
+        return MapPool(spec.width, spec.pool_heads, **options)
+    if spec.pool != "attention":
+        return None
+    if spec.reads or not hasattr(spec.embed, "tokens"):
+        raise ValueError("the pool 'attention' has a position for each place of an image: it needs an image tower")
+    return AttentionPool(spec.width, spec.pool_heads, spec.embed.tokens, scheme=chosen, rngs=rngs)
 
 
 def _last_valid(valid: jax.Array) -> jax.Array:
