@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from xmodal.config import ConfigError
+from xmodal.models.batch_norm import STATISTICS
 from xmodal.models.model import ModelSpec
 from xmodal.paths import flatten_paths
 
@@ -125,7 +126,8 @@ def to_params(weights: Mapping[str, np.ndarray], entries: list[Entry], ignored: 
       ignored: names that may be there and mean nothing.
 
     Returns:
-      {tower: {...}, "objectives": {objective: {...}}}, nested dicts of float32 arrays.
+      {tower: {...}, "objectives": {objective: {...}}, "statistics": {tower: {...}}}, nested dicts of float32 arrays,
+      as far as the table has them.
 
     Raises:
       InteropError: missing names, unexpected names, wrong shapes (all listed).
@@ -176,6 +178,19 @@ def norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator
     """A LayerNorm: `weight` and `bias`."""
     yield Entry(f"{name}.weight", f"{path}/scale", (width,), layer=layer)
     yield Entry(f"{name}.bias", f"{path}/bias", (width,), layer=layer)
+
+
+def batch_norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
+    """A BatchNorm: `weight`, `bias` and running statistics; `counters` gives what else PyTorch keeps."""
+    yield from norm(name, path, width, layer)
+    yield Entry(f"{name}.running_mean", f"{STATISTICS}/{path}/mean", (width,), layer=layer)
+    yield Entry(f"{name}.running_var", f"{STATISTICS}/{path}/var", (width,), layer=layer)
+
+
+def counters(entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+    """The numbers of batches that PyTorch's BatchNorms count and, with a momentum, never read."""
+    norms = (e.name.removesuffix("running_mean") for e in entries if e.name.endswith(".running_mean"))
+    return {f"{name}num_batches_tracked": np.zeros((), np.int64) for name in norms}
 
 
 def linear(

@@ -23,7 +23,7 @@ _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "convolutions": lambda primitive, *_, **__: primitive.name in _SAVED,
 }
-_BOTTLENECK = 4  # outputs of a bottleneck for each of its inner channels
+BOTTLENECK = 4  # outputs of a bottleneck for each of its inner channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,8 @@ class ResNetSpec:
     def __post_init__(self):
         if not self.depths or min(self.depths) < 1 or len(self.depths) != len(self.channels):
             raise ValueError(f"depths {self.depths} and channels {self.channels} must have an entry for each stage")
-        if self.block == "bottleneck" and any(c % _BOTTLENECK for c in self.channels):
-            raise ValueError(f"channels {self.channels} of bottlenecks must be multiples of {_BOTTLENECK}")
+        if self.block == "bottleneck" and any(c % BOTTLENECK for c in self.channels):
+            raise ValueError(f"channels {self.channels} of bottlenecks must be multiples of {BOTTLENECK}")
         if self.block == "basic" and self.style == "clip":
             raise ValueError("style 'clip' has bottlenecks only")
         if isinstance(self.remat, tuple) and len(self.remat) != len(self.depths):
@@ -100,7 +100,7 @@ class Block(nnx.Module):
         if spec.block == "basic":
             plan = ((outputs, 3, step), (outputs, 3, 1))
         else:
-            inner = outputs // _BOTTLENECK
+            inner = outputs // BOTTLENECK
             first, second = (step, 1) if spec.style == "v1" else (1, step)
             plan = ((inner, 1, first), (inner, 3, second), (outputs, 1, 1))
         norm = dict(eps=spec.norm_eps, momentum=spec.momentum, kernel_init=scheme.patch, rngs=rngs)
