@@ -1,7 +1,7 @@
 """Makes the golden files of ConvNeXt, EfficientNet and ALIGN from transformers (see README.md beside it).
 
-Run it as `make_golden.py`. Running means and variances are perturbed as the weights are. The loss of an image tower is a
-fixed random combination of its outputs or the classifier's own; ALIGN's is its contrastive loss.
+Run it as `make_golden.py`. Running means and variances are perturbed as the weights are. The loss of an image tower is
+a fixed random combination of its outputs or the classifier's own; ALIGN's is its contrastive loss.
 """
 
 import argparse

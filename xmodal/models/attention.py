@@ -1,4 +1,7 @@
-"""Multi-head attention over self or context, with the options that the field's models need and a key-value cache."""
+"""Multi-head attention over self or context, with the options that the field's models need and a key-value cache.
+
+CLIP's attention pool, which is one such attention without its output map, is here, too.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -109,3 +112,32 @@ class Attention(nnx.Module):
             # A query that sees nothing adds nothing, no bias either (Flamingo, section 3.1.3).
             y = jnp.where(jnp.any(mask, axis=-1).transpose(0, 2, 1), y, jnp.zeros((), y.dtype))
         return y, cache
+
+
+class AttentionPool(nnx.Module):
+    """Attention pooling by the mean (CLIP's ResNets, Radford et al. 2021, section 2.4).
+
+    The mean of the tokens goes in front of them, all get learned positions, and the mean attends to all. What follows
+    in CLIP, a linear map with bias into the shared space, is the tower's projection.
+    Pools [batch, seq, width] to [batch, 1, width].
+    """
+
+    def __init__(self, width: int, heads: int, tokens: int, *, scheme: Scheme, rngs: nnx.Rngs):
+        if not heads or width % heads:
+            raise ValueError(f"pool_heads must divide the width {width}, got {heads}")
+        self.heads = heads
+        self.position = nnx.Param(scheme.image_position(rngs.params(), (tokens + 1, width), jnp.float32))
+        linear = lambda: Linear(width, width, rngs=rngs, kernel_init=scheme.attn_in)
+        self.query, self.key, self.value = linear(), linear(), linear()
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+        if valid is not None or x.shape[1] + 1 != self.position.shape[0]:
+            raise ValueError(
+                f"the pool 'attention' was built for {self.position.shape[0] - 1} tokens that are all there, got "
+                f"{x.shape[1]}"
+            )
+        mean = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
+        x = jnp.concatenate([mean, x], axis=1) + self.position[...].astype(x.dtype)
+        heads = lambda a: a.reshape(*a.shape[:2], self.heads, -1)
+        y = attend(heads(self.query(x[:, :1])), heads(self.key(x)), heads(self.value(x)), None)
+        return y.reshape(*y.shape[:2], -1)

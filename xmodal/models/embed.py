@@ -11,9 +11,11 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.distributed.sharding import constrain
 from xmodal.models import init
+from xmodal.models.conv import convolve
 from xmodal.models.convnext import ConvNext, ConvNextSpec
 from xmodal.models.layers import Norm, patches_matmul, sincos_positions
 from xmodal.models.resample import Filter, resample_grid
+from xmodal.models.resnet import ResNetEmbed, ResNetSpec
 from xmodal.models.tokens import Tokens
 
 
@@ -124,7 +126,7 @@ class PatchEmbed(nnx.Module):
         if spec.patch_size % stride:
             raise ValueError(f"patch_size {spec.patch_size} is not a multiple of the strides of the stem, {stride}")
         sizes = (3, *(channels for channels, _, _ in spec.stem))
-        self.stem = nnx.Dict({str(i): Conv(sizes[i], *stage, rngs=rngs) for i, stage in enumerate(spec.stem)})
+        self.stem = nnx.Dict({str(i): StemStage(sizes[i], *stage, rngs=rngs) for i, stage in enumerate(spec.stem)})
         channels, patch = sizes[-1], spec.patch_size // stride
         draw = lambda initializer, *shape: nnx.Param(initializer(rngs.params(), shape, jnp.float32))
         self.kernel = draw(scheme.patch, patch, patch, channels, width)
@@ -166,7 +168,7 @@ class PatchEmbed(nnx.Module):
         return Tokens(x, pos=pos, segments=((spec.input, x.shape[1]),))
 
 
-class Conv(nnx.Module):
+class StemStage(nnx.Module):
     """A strided convolution, LayerNorm over channels and GELU: one stage of a stem."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, rngs: nnx.Rngs):
@@ -179,8 +181,7 @@ class Conv(nnx.Module):
         if kernel.shape[0] == self.stride:
             y = patches_matmul(x, kernel).reshape(b, h // self.stride, w // self.stride, -1)
         else:
-            layout = ("NHWC", "HWIO", "NHWC")
-            y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=layout)
+            y = convolve(x, kernel, self.stride)
         return jax.nn.gelu(self.norm(y), approximate=True)
 
 
@@ -218,10 +219,13 @@ class TokenEmbed(nnx.Module):
         return Tokens(x, valid=valid, group=group, pos=pos, segments=((spec.input, ids.shape[1]),))
 
 
+# By `type` of the spec. An embedder maps (batch, keys or None) to Tokens; one with BatchNorms to (Tokens, moments by
+# path, of which those are None that used their running statistics).
 EMBEDDERS = {
     "patch": (PatchSpec, PatchEmbed),
-    "convnext": (ConvNextSpec, ConvNext),
     "token": (TokenSpec, TokenEmbed),
+    "resnet": (ResNetSpec, ResNetEmbed),
+    "convnext": (ConvNextSpec, ConvNext),
 }
 
 

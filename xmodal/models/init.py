@@ -66,7 +66,12 @@ def _bert(width: int, depth: int) -> Scheme:
     ))  # fmt: skip
 
 
-SCHEMES = {"clip": _clip, "siglip": _siglip, "bert": _bert}
+def _resnet(width: int, depth: int) -> Scheme:
+    """ResNet: convolutions as He et al. 2015, the classifier from a normal of 0.01 (Goyal et al. 2017, section 5.1)."""
+    return dataclasses.replace(_bert(width, depth), patch=he_out, projection=normal(0.01))
+
+
+SCHEMES = {"clip": _clip, "siglip": _siglip, "bert": _bert, "resnet": _resnet}
 
 
 def scheme(name: str, width: int, depth: int) -> Scheme:

@@ -1,8 +1,8 @@
 """Presets: plain ConfigDicts for the field's towers, to be changed key by key in a recipe.
 
 Widths, depths and heads follow the papers: ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021), OpenCLIP's H/14
-(Cherti et al. 2023), SigLIP (Zhai et al. 2023), BERT (Devlin et al. 2019; the small ones Turc et al. 2019). Vocabulary,
-text length and image size are 0 here: they are taken from the tokenizer and the data section.
+(Cherti et al. 2023), SigLIP (Zhai et al. 2023), ResNet (He et al. 2015), BERT (Devlin et al. 2019; the small ones Turc
+et al. 2019). Vocabulary, text length and image size are 0 here: they are taken from the tokenizer and the data section.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,6 +38,27 @@ CLIP_TEXT = {
     "B": (512, 12, 8, 512),
     "L": (768, 12, 12, 768),
     "H": (1024, 24, 16, 1024),
+    "RN50": (512, 12, 8, 1024),
+    "RN101": (512, 12, 8, 512),
+    "RN50x4": (640, 12, 10, 640),
+    "RN50x16": (768, 12, 12, 768),
+    "RN50x64": (1024, 12, 16, 1024),
+}
+# kind of block, blocks of each stage
+RESNET = {
+    "18": ("basic", (2, 2, 2, 2)),
+    "34": ("basic", (3, 4, 6, 3)),
+    "50": ("bottleneck", (3, 4, 6, 3)),
+    "101": ("bottleneck", (3, 4, 23, 3)),
+    "152": ("bottleneck", (3, 8, 36, 3)),
+}
+# CLIP's: width of the stem, blocks of each stage, pixels that it was trained with
+CLIP_RESNET = {
+    "RN50": (64, (3, 4, 6, 3), 224),
+    "RN101": (64, (3, 4, 23, 3), 224),
+    "RN50x4": (80, (4, 6, 10, 6), 288),
+    "RN50x16": (96, (6, 8, 18, 8), 384),
+    "RN50x64": (128, (3, 15, 36, 10), 448),
 }
 # width, depth, heads
 BERT = {
@@ -56,6 +77,7 @@ _STYLES = {
     "vit": dict(act="gelu", norm_eps=1e-6, init="bert"),
     "bert": dict(act="gelu", norm_eps=1e-12, init="bert"),
 }
+_CLIP_HEAD = 64  # width of an attention head in all of CLIP
 
 _ATTENTION = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")  # fields of attention
 
@@ -180,6 +202,53 @@ def dinov2(variant: str = "B14", *, registers: int = 0, **changes) -> dict:
     how = "bicubic_antialias" if registers else "bicubic"
     patches = dict(registers=registers, position_size=518, position_filter=how) | changes.pop("embed", {})
     return vit(variant, style="vit", embed=patches, **(mlp | dict(gate="layerscale", gate_init=1e-5) | changes))
+
+
+def resnet(variant: str = "50", *, pool: str = "mean", **changes) -> dict:
+    """A ResNet v1.5 as an image tower: global average pooling, no projection; `classifier` gives it one.
+
+    Args:
+      variant: a key of `RESNET`.
+      pool: of the places of the last feature map.
+      **changes: fields of `ResNetSpec`.
+    """
+    block, depths = _lookup(RESNET, variant, "ResNet")
+    widest = 4 if block == "bottleneck" else 1
+    channels = tuple(widest * 64 * 2**i for i in range(len(depths)))
+    embed = dict(block=block, depths=depths, channels=channels, stem_width=64, style="v1.5") | changes
+    return convolutional_tower(embed, init="resnet", pool=pool)
+
+
+def clip_resnet(variant: str = "RN50", *, embed_dim: int | None = None, **changes) -> dict:
+    """CLIP's image tower with a ResNet: a stem of three convolutions, mean pooling for strides, attention pooling.
+
+    Args:
+      variant: a key of `CLIP_RESNET`; `clip_text` has a text tower of the same name.
+      embed_dim: width of the shared space; None takes the published one.
+      **changes: fields of `ResNetSpec`.
+    """
+    stem, depths, _ = _lookup(CLIP_RESNET, variant, "ResNet of CLIP")
+    channels = tuple(4 * stem * 2**i for i in range(len(depths)))
+    embed = dict(block="bottleneck", depths=depths, channels=channels, stem_width=stem, style="clip") | changes
+    width = _lookup(CLIP_TEXT, variant, "size")[3] if embed_dim is None else embed_dim
+    return convolutional_tower(embed, init="clip", pool="attention", embed_dim=width)
+
+
+def convolutional_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_dim: int = 0) -> dict:
+    """An image tower of any size whose network is its embedder, with an empty trunk.
+
+    Args:
+      embed: fields of `ResNetSpec`.
+      init: scheme of `xmodal.models.init`: "resnet", or "clip".
+      pool: "mean", or "attention" (CLIP), which also gives the projection its bias.
+      embed_dim: width of the shared space; 0: no projection.
+    """
+    embed = dict(type="resnet", image_size=0, remat="none", scan=False) | dict(embed)
+    width, attention = embed["channels"][-1], pool == "attention"
+    return dict(
+        embed=embed, trunk=dict(width=width, depth=0, pattern=(), final_norm=False, init=init), pool=pool,
+        pool_heads=width // _CLIP_HEAD if attention else 0, embed_dim=embed_dim, projection_bias=attention,
+    )  # fmt: skip
 
 
 def clip_text(size: str = "B", **changes) -> dict:

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
+from xmodal.models.attention import AttentionPool
 from xmodal.models.convnext import ConvNextSpec
 from xmodal.models.embed import EMBEDDERS, PatchSpec, TokenSpec
 from xmodal.models.heads import MaskedHead, tied_logits
-from xmodal.models.init import scheme
+from xmodal.models.init import Scheme, scheme
 from xmodal.models.layers import Linear, Norm
+from xmodal.models.resnet import ResNetSpec
 from xmodal.models.spec import Sublayer
 from xmodal.models.sublayer import MapPool
 from xmodal.models.tokens import Tokens, concatenate
@@ -29,9 +31,9 @@ class TowerSpec:
       reads: towers whose tokens come first in this tower's sequence (a prefix, or the whole input).
       attends: the tower that this one's cross sublayers look at.
       connector: what tokens that are read pass through: nothing (same width), a linear map, or linear and norm (GIT).
-      pool: which token, or mean, or attention pool (`map`) becomes the embedding; `eos` is the last valid token,
-        `last` the last position.
-      pool_heads: heads of the `map` pool.
+      pool: which token, or mean, or attention pool becomes the embedding; `eos` is the last valid token, `last` the
+        last position, `map` asks with a learned probe (SigLIP), `attention` with the mean (CLIP's ResNets).
+      pool_heads: heads of the `map` and `attention` pools.
       pool_norm: a norm after the pooling, of the trunk's kind and epsilon (ConvNeXt).
       pooler: a linear map and tanh after the pooling (BERT; ViT's first published models).
       embed_dim: width of the shared space, or number of classes; 0: no projection.
@@ -42,11 +44,11 @@ class TowerSpec:
     """
 
     trunk: TrunkSpec
-    embed: PatchSpec | ConvNextSpec | TokenSpec | None = None
+    embed: PatchSpec | TokenSpec | ResNetSpec | ConvNextSpec | None = None
     reads: tuple[str, ...] = ()
     attends: str = ""
     connector: Literal["none", "linear", "linear_norm"] = "none"
-    pool: Literal["none", "cls", "eos", "last", "mean", "map"] = "none"
+    pool: Literal["none", "cls", "eos", "last", "mean", "map", "attention"] = "none"
     pool_heads: int = 0
     pool_norm: bool = False
     pooler: bool = False
@@ -97,12 +99,7 @@ class Tower(nnx.Module):
             {name: Connector(spec.connector, source_widths[name], width, rngs) for name in spec.reads}
         )
         self.trunk = Trunk(spec.trunk, context_width=source_widths[spec.attends] if spec.attends else 0, rngs=rngs)
-        mlp = next((s for layer in spec.trunk.pattern for s in layer if s.kind == "mlp"), Sublayer("mlp"))
-        self.pool = (
-            MapPool(width, spec.pool_heads, mlp=mlp, norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
-            if spec.pool == "map"
-            else None
-        )
+        self.pool = _attention_pool(spec, chosen, rngs)
         self.pool_norm = Norm(width, kind=spec.trunk.norm, eps=spec.trunk.norm_eps) if spec.pool_norm else None
         linear = lambda outputs, bias, start: (
             Linear(width, outputs, rngs=rngs, bias=bias, kernel_init=start) if outputs else None
@@ -112,7 +109,7 @@ class Tower(nnx.Module):
         if spec.head in ("tied", "masked") and not spec.outputs:
             raise ValueError(f"head={spec.head!r} is tied to a token table, and the tower embeds no tokens")
         self.head = (
-            MaskedHead(width, spec.outputs, mlp=mlp, scheme=chosen, rngs=rngs)
+            MaskedHead(width, spec.outputs, mlp=_mlp(spec), scheme=chosen, rngs=rngs)
             if spec.head == "masked"
             else linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
         )
@@ -157,7 +154,7 @@ class Tower(nnx.Module):
             weight = jnp.ones(x.shape[:2]) if tokens.valid is None else tokens.valid
             weight = weight.astype(jnp.float32)[..., None]
             x = ((x * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)).astype(x.dtype)
-        else:
+        else:  # map, attention
             x = self.pool(x, tokens.valid)[:, 0]
         x = x if self.pool_norm is None else self.pool_norm(x)
         x = x if self.pooler is None else jnp.tanh(self.pooler(x))
@@ -184,6 +181,23 @@ class Tower(nnx.Module):
         if self.head is None:
             raise ValueError("an objective wants `logits` of a tower whose `head` is none")
         return self.head(x, jnp.float32)
+
+
+def _attention_pool(spec: TowerSpec, chosen: Scheme, rngs: nnx.Rngs) -> MapPool | AttentionPool | None:
+    """The module of a `map` or `attention` pool; other pools have none."""
+    if spec.pool == "map":
+        options = dict(mlp=_mlp(spec), norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
+        return MapPool(spec.width, spec.pool_heads, **options)
+    if spec.pool != "attention":
+        return None
+    if spec.reads or not hasattr(spec.embed, "tokens"):
+        raise ValueError("the pool 'attention' has a position for each place of an image: it needs an image tower")
+    return AttentionPool(spec.width, spec.pool_heads, spec.embed.tokens, scheme=chosen, rngs=rngs)
+
+
+def _mlp(spec: TowerSpec) -> Sublayer:
+    """What the trunk says of its MLPs: pools and heads have activations, too."""
+    return next((s for layer in spec.trunk.pattern for s in layer if s.kind == "mlp"), Sublayer("mlp"))
 
 
 def _last_valid(valid: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from xmodal.config import ConfigError, did_you_mean, make_spec
 from xmodal.distributed.mesh import num_batch_shards
 from xmodal.distributed.sharding import shardings
 from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
-from xmodal.models.embed import PatchSpec, TokenSpec
+from xmodal.models.embed import EMBEDDERS, TokenSpec
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES, Objective
 from xmodal.training.durations import to_steps
@@ -236,7 +236,7 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
             )
         if not embed:
             continue
-        if embed.type == PatchSpec.type:
+        if hasattr(EMBEDDERS.get(embed.type, (None,))[0], "image_size"):
             _fill(embed, "image_size", config.data.image.size, f"{where}.embed.image_size", "data.image.size")
         elif embed.type == TokenSpec.type:
             vocab, length = tokenizer.vocab_size, config.data.text.length
