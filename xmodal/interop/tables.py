@@ -64,7 +64,8 @@ class Entry:
     def give(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `take`, for this part alone."""
         array = array if self.layer is None else array[self.layer]
-        return array.transpose(np.argsort(self.axes)) if self.axes else array.reshape(self.shape)
+        moved = array.reshape([self.shape[axis] for axis in self.axes] if self.axes else self.shape)
+        return moved.transpose(np.argsort(self.axes)) if self.axes else moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,13 +207,19 @@ def linear(
         yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
 
 
+def pointwise(name: str, path: str, inputs: int, outputs: int, layer: int | None = None) -> Iterator[Entry]:
+    """A convolution of 1 x 1 with its bias, which is a linear map here."""
+    shape, own = (outputs, inputs, 1, 1), (inputs, outputs)
+    yield Entry(f"{name}.weight", f"{path}/kernel", shape, CONV, own=own, layer=layer)
+    yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
 def convolution(
-    name: str, path: str, inputs: int, outputs: int, size: int, *, bias: bool = True, layer: int | None = None
+    name: str, path: str, inputs: int, outputs: int, size: int, layer: int | None = None
 ) -> Iterator[Entry]:
-    """A convolution: `weight` [outputs, inputs of each output, size, size] and `bias`."""
+    """A convolution with its bias: `weight` [outputs, inputs of each output, size, size]."""
     yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs, size, size), CONV, layer=layer)
-    if bias:
-        yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+    yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
 
 
 def packed_attention(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:

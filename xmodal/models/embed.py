@@ -13,6 +13,7 @@ from xmodal.distributed.sharding import constrain
 from xmodal.models import init
 from xmodal.models.conv import convolve
 from xmodal.models.convnext import ConvNext, ConvNextSpec
+from xmodal.models.efficientnet import EfficientNet, EfficientNetSpec
 from xmodal.models.layers import Norm, patches_matmul, sincos_positions
 from xmodal.models.resample import Filter, resample_grid
 from xmodal.models.resnet import ResNetEmbed, ResNetSpec
@@ -226,6 +227,7 @@ EMBEDDERS = {
     "token": (TokenSpec, TokenEmbed),
     "resnet": (ResNetSpec, ResNetEmbed),
     "convnext": (ConvNextSpec, ConvNext),
+    "efficientnet": (EfficientNetSpec, EfficientNet),
 }
 
 
