@@ -132,7 +132,7 @@ def _image() -> dict:
 
 def _optimizer() -> dict:
     return dict(
-        name="adamw",  # adamw | lion | adafactor | muon
+        name="adamw",  # adamw | lamb | lion | adafactor | muon
         lr=1e-3,  # peak learning rate
         b1=0.9,
         b2=0.98,  # adafactor: upper bound of its rising decay

@@ -47,6 +47,12 @@ from transformers import AutoImageProcessor, AutoModel{head}
 model, processor = AutoModel{head}.from_pretrained("DIR"), AutoImageProcessor.from_pretrained("DIR")
 outputs = model(**processor(images=picture, return_tensors="pt")).{output}
 ```"""
+_USE_TEXTS = """```python
+from transformers import AutoModel{head}, AutoTokenizer
+
+model, tokenizer = AutoModel{head}.from_pretrained("DIR"), AutoTokenizer.from_pretrained("DIR")
+outputs = model(**tokenizer(texts, padding=True, return_tensors="pt")).{output}
+```"""
 _JAX = """The tower is a program (serialised StableHLO) with its weights beside it. It needs JAX alone
 (`pip install jax flatbuffers`), takes batches of any size, is lowered for cpu, cuda and tpu, gives unit vectors:
 
@@ -98,6 +104,10 @@ def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: M
 
 def _use(stored: Stored, to: str) -> tuple[str, str]:
     """Returns what the model is for, in the Hub's words, and how it is used."""
+    if to == "hf" and list(stored.spec.towers) == ["text"]:
+        if stored.spec.towers["text"].head == "masked":
+            return "fill-mask", _USE_TEXTS.format(head="ForMaskedLM", output="logits")
+        return "feature-extraction", _USE_TEXTS.format(head="", output="last_hidden_state")
     if to == "jax" or "text" in stored.spec.towers:
         return "zero-shot-image-classification", _jax_use(stored) if to == "jax" else _USE[to]
     if any(objective.type == "classification" for objective in stored.config.objectives.values()):

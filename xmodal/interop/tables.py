@@ -84,6 +84,7 @@ class Family:
       any_size: the model resamples its positions, so its pictures are as large as their processor makes them.
       objective: entry of `objectives` that the weights carry parameters for, such as dict(type="softmax"); {} for none.
       ignored: arrays that files carry beside the weights, such as index tables.
+      alias: name of an array in a file -> its name in the table, where older files call it otherwise.
       check_marks: (config.json, tokenizer) -> None; raises an InteropError when the model would read a text in another
         way than the tower here, as its configuration states marks of its own.
       image_processor: class of the reference that prepares images, "" without images.
@@ -102,6 +103,7 @@ class Family:
     any_size: bool = False
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    alias: Callable[[str], str] | None = None
     check_marks: Callable[[Mapping[str, Any], Any], None] | None = None
     image_processor: str = ""
     processor: str = ""
@@ -109,6 +111,8 @@ class Family:
     def to_params(self, weights: Mapping[str, np.ndarray], spec: ModelSpec) -> dict:
         """Converts the reference's weights; see `to_params`."""
         constants = self.constants(spec) if self.constants else {}
+        if self.alias and any(self.alias(name) != name for name in weights):
+            weights = {self.alias(name): weights[name] for name in weights}
         return to_params(weights, self.table(spec), self.ignored | constants.keys())
 
     def to_weights(self, params: Mapping[str, Any], spec: ModelSpec) -> dict[str, np.ndarray]:
@@ -180,19 +184,6 @@ def norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator
     yield Entry(f"{name}.bias", f"{path}/bias", (width,), layer=layer)
 
 
-def batch_norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
-    """A BatchNorm: `weight`, `bias` and running statistics; `counters` gives what else PyTorch keeps."""
-    yield from norm(name, path, width, layer)
-    yield Entry(f"{name}.running_mean", f"{STATISTICS}/{path}/mean", (width,), layer=layer)
-    yield Entry(f"{name}.running_var", f"{STATISTICS}/{path}/var", (width,), layer=layer)
-
-
-def counters(entries: Iterable[Entry]) -> dict[str, np.ndarray]:
-    """The numbers of batches that PyTorch's BatchNorms count and, with a momentum, never read."""
-    norms = (e.name.removesuffix("running_mean") for e in entries if e.name.endswith(".running_mean"))
-    return {f"{name}num_batches_tracked": np.zeros((), np.int64) for name in norms}
-
-
 def linear(
     name: str, path: str, inputs: int, outputs: int, *, bias: bool = True, layer: int | None = None
 ) -> Iterator[Entry]:
@@ -200,6 +191,28 @@ def linear(
     yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs), LINEAR, layer=layer)
     if bias:
         yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def convolution(
+    name: str, path: str, inputs: int, outputs: int, size: int, *, bias: bool = True, layer: int | None = None
+) -> Iterator[Entry]:
+    """A convolution: `weight` [outputs, inputs of each output, size, size] and `bias`."""
+    yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs, size, size), CONV, layer=layer)
+    if bias:
+        yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def batch_norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
+    """A BatchNorm: `weight`, `bias` and its running statistics; `counters` gives what else PyTorch keeps."""
+    yield from norm(name, path, width, layer)
+    for theirs, ours in (("running_mean", "mean"), ("running_var", "var")):
+        yield Entry(f"{name}.{theirs}", f"{STATISTICS}/{path}/{ours}", (width,), layer=layer)
+
+
+def counters(entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+    """The numbers of batches that PyTorch's BatchNorms count and, with a momentum, never read."""
+    norms = (e.name.removesuffix("running_mean") for e in entries if e.name.endswith(".running_mean"))
+    return {f"{name}num_batches_tracked": np.zeros((), np.int64) for name in norms}
 
 
 def packed_attention(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:

@@ -8,8 +8,9 @@ from flax import nnx
 from jax.nn.initializers import Initializer, ones, zeros
 
 from xmodal.models.batch_norm import BatchNorm, Moments
+from xmodal.models.depthwise import depthwise
 from xmodal.models.init import he_out
-from xmodal.models.layers import ACTIVATIONS
+from xmodal.models.layers import ACTIVATIONS, patches_matmul
 
 Padding = int | str | Sequence[tuple[int, int]]
 
@@ -24,10 +25,19 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding 
       padding: zeros on every side, ((top, bottom), (left, right)), or JAX's "SAME" or "VALID".
       groups: groups of channels that do not mix; as many as channels for a depthwise convolution.
     """
-    kernel = kernel.astype(x.dtype)
-    if kernel.shape[:2] == (1, 1) and groups == 1 and padding in (0, "SAME", "VALID"):
-        return x[:, ::stride, ::stride] @ kernel[0, 0]  # a matrix product, which every device is best at
+    kernel, (down, across) = kernel.astype(x.dtype), kernel.shape[:2]
+    # Two kinds are matrix products, which every device is best at.
+    if down == across == 1 and groups == 1 and padding in (0, "SAME", "VALID"):
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if down == across == stride and groups == 1 and padding in (0, "VALID"):
+        rows, columns = x.shape[1] // stride, x.shape[2] // stride
+        y = patches_matmul(x[:, : rows * stride, : columns * stride], kernel)
+        return y.reshape(x.shape[0], rows, columns, -1)
     sides = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    if groups == x.shape[-1] == kernel.shape[-1]:
+        if isinstance(sides, str):
+            sides = jax.lax.padtype_to_pads(x.shape[1:3], (down, across), (stride, stride), sides)
+        return depthwise(x, kernel, stride, tuple(map(tuple, sides)))
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
     )

@@ -17,6 +17,7 @@ from xmodal.paths import flatten_paths
 
 # Parts of the parameter tree beside the towers: parameters of the objectives, running statistics of BatchNorms.
 RESERVED = ("objectives", STATISTICS)
+OUTPUTS = ("tokens", "pooled", "logits", "masked_logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class CrossModalModel(nnx.Module):
       `<tower>.tokens`: Tokens [batch, seq, width];
       `<tower>.pooled`: float32 [batch, embed_dim];
       `<tower>.logits`: float32 [batch, text length, vocab];
+      `<tower>.masked_logits`: the same at the positions `<input>_places` of the batch alone, [batch, count, vocab];
       `statistics`: {tower: moments that its BatchNorms saw, by path}, of the towers that ran, with random keys only.
     """
 
@@ -90,14 +92,17 @@ class CrossModalModel(nnx.Module):
         outputs = {}
         for wanted in sorted(want - {STATISTICS}):
             name, _, what = wanted.partition(".")
-            if name not in self.spec.towers or what not in ("tokens", "pooled", "logits"):
+            if name not in self.spec.towers or what not in OUTPUTS:
                 raise ValueError(
-                    f"unknown model output {wanted!r}: outputs are <tower>.tokens, .pooled or .logits of the towers "
+                    f"unknown model output {wanted!r}: outputs are <tower>.{', .'.join(OUTPUTS)} of the towers "
                     f"{', '.join(self.spec.towers)}"
                 )
             out, tower = run(name), getattr(self, name)
             with jax.named_scope(name):
-                outputs[wanted] = out if what == "tokens" else getattr(tower, what)(out)
+                if what == "masked_logits":
+                    outputs[wanted] = tower.logits(out, batch[f"{tower.spec.embed.input}_places"])
+                else:
+                    outputs[wanted] = out if what == "tokens" else getattr(tower, what)(out)
         if STATISTICS in want:
             outputs[STATISTICS] = moments
         if caches is not None:

@@ -1,8 +1,8 @@
 """Presets: plain ConfigDicts for the field's towers, to be changed key by key in a recipe.
 
 Widths, depths and heads follow the papers: ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021), OpenCLIP's H/14
-(Cherti et al. 2023), SigLIP (Zhai et al. 2023), ResNet (He et al. 2015). Vocabulary, text length and image size are 0
-here: they are taken from the tokenizer and the data section.
+(Cherti et al. 2023), SigLIP (Zhai et al. 2023), BERT (Devlin et al. 2019; the small ones Turc et al. 2019), ResNet (He
+et al. 2015). Vocabulary, text length and image size are 0 here: they are taken from the tokenizer and the data section.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +22,14 @@ VIT = {
     "L14": (1024, 24, 16, 14),
     "H14": (1280, 32, 16, 14),
     "g14": (1536, 40, 24, 14),
+}
+# blocks and channels of the stages
+CONVNEXT = {
+    "T": ((3, 3, 9, 3), (96, 192, 384, 768)),
+    "S": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "B": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "L": ((3, 3, 27, 3), (192, 384, 768, 1536)),
+    "XL": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
 }
 # width, depth, heads of the text tower and width of the shared space that go with an image tower of that size
 CLIP_TEXT = {
@@ -52,14 +60,26 @@ CLIP_RESNET = {
     "RN50x16": (96, (6, 8, 18, 8), 384),
     "RN50x64": (128, (3, 15, 36, 10), 448),
 }
+# width, depth, heads
+BERT = {
+    "tiny": (128, 2, 2),
+    "mini": (256, 4, 4),
+    "small": (512, 4, 8),
+    "medium": (512, 8, 8),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
 
-# What families of towers differ in: CLIP, SigLIP, and the ViT that classifies or learns from images alone.
+# What families of towers differ in: CLIP, SigLIP, BERT, and the ViT that classifies or learns from images alone.
 _STYLES = {
     "clip": dict(act="quick_gelu", norm_eps=1e-5, init="clip"),
     "siglip": dict(act="gelu_tanh", norm_eps=1e-6, init="siglip"),
     "vit": dict(act="gelu", norm_eps=1e-6, init="bert"),
+    "bert": dict(act="gelu", norm_eps=1e-12, init="bert"),
 }
 _CLIP_HEAD = 64  # width of an attention head in all of CLIP
+
+_ATTENTION = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")  # fields of attention
 
 
 def _lookup(table: Mapping, name: str, what: str) -> tuple:
@@ -77,21 +97,21 @@ def trunk(
     style: str = "clip",
     **changes,
 ) -> dict:
-    """A trunk of `depth` equal pre-norm layers.
+    """A trunk of `depth` equal layers, pre-norm by default.
 
     Args:
       width: of the residual stream.
       depth: layers.
       heads: attention heads.
       kinds: the sublayers of a layer, in order.
-      style: "clip", "siglip" or "vit": activation, epsilon and initialisation.
+      style: "clip", "siglip", "vit" or "bert": activation, epsilon and initialisation.
       **changes: fields of `TrunkSpec`, or of every `Sublayer` where the trunk has no such field.
     """
     base = _STYLES[style]
     trunk_fields = ("final_norm", "norm", "norm_eps", "drop_path", "init", "condition_width", "scan", "remat")
     whole = {k: changes.pop(k) for k in trunk_fields if k in changes}
     common = dict(norm_eps=whole.get("norm_eps", base["norm_eps"]), norm=whole.get("norm", "ln")) | changes
-    mlp = dict(kind="mlp", act=changes.pop("act", base["act"])) | common
+    mlp = dict(kind="mlp", act=base["act"]) | {k: v for k, v in common.items() if k not in _ATTENTION}
     attention = {k: v for k, v in common.items() if k not in ("act", "hidden", "glu")}
     layer = tuple(mlp if kind == "mlp" else dict(kind=kind, heads=heads) | attention for kind in kinds)
     return dict(
@@ -135,6 +155,36 @@ def image_tower(
     )  # fmt: skip
 
 
+def convnext(variant: str = "T", **changes) -> dict:
+    """ConvNeXt's image tower (Liu et al. 2022): "T", "S", "B", "L" or "XL"; arguments as in `convnext_tower`."""
+    depths, widths = _lookup(CONVNEXT, variant, "image tower")
+    return convnext_tower(depths, widths, **changes)
+
+
+def convnext_tower(
+    depths: tuple[int, ...], widths: tuple[int, ...], *, embed_dim: int = 0, norm_eps: float = 1e-6, **changes
+) -> dict:
+    """A ConvNeXt of any size, pooled to the mean of its tokens and a norm.
+
+    Args:
+      depths: blocks of the stages.
+      widths: channels of the stages.
+      embed_dim: width of the shared space; 0: the last width.
+      norm_eps: of the norm after the pooling.
+      **changes: fields of `ConvNextSpec`.
+    """
+    embed = dict(type="convnext", image_size=0, depths=depths, widths=widths, drop_path=0.0, scan=True, remat="none")
+    return dict(
+        embed=embed | changes, trunk=no_trunk(widths[-1], norm_eps=norm_eps), pool="mean", pool_norm=True,
+        embed_dim=embed_dim,
+    )  # fmt: skip
+
+
+def no_trunk(width: int, **changes) -> dict:
+    """The empty trunk behind an embedder that is a whole network; `changes` are fields of `TrunkSpec`."""
+    return dict(width=width, depth=0, pattern=(), final_norm=False, init="bert") | changes
+
+
 def classifier(tower: Mapping, classes: int) -> dict:
     """An image tower whose projection gives the logits of so many classes: for the objective `classification`."""
     return dict(tower) | dict(embed_dim=classes, projection_bias=True)
@@ -164,9 +214,9 @@ def resnet(variant: str = "50", *, pool: str = "mean", **changes) -> dict:
     """
     block, depths = _lookup(RESNET, variant, "ResNet")
     widest = 4 if block == "bottleneck" else 1
-    channels = tuple(widest * 64 * 2**i for i in range(len(depths)))
-    embed = dict(block=block, depths=depths, channels=channels, stem_width=64, style="v1.5") | changes
-    return convolutional_tower(embed, init="resnet", pool=pool)
+    widths = tuple(widest * 64 * 2**i for i in range(len(depths)))
+    embed = dict(block=block, depths=depths, widths=widths, stem_width=64, style="v1.5") | changes
+    return resnet_tower(embed, init="resnet", pool=pool)
 
 
 def clip_resnet(variant: str = "RN50", *, embed_dim: int | None = None, **changes) -> dict:
@@ -178,14 +228,14 @@ def clip_resnet(variant: str = "RN50", *, embed_dim: int | None = None, **change
       **changes: fields of `ResNetSpec`.
     """
     stem, depths, _ = _lookup(CLIP_RESNET, variant, "ResNet of CLIP")
-    channels = tuple(4 * stem * 2**i for i in range(len(depths)))
-    embed = dict(block="bottleneck", depths=depths, channels=channels, stem_width=stem, style="clip") | changes
+    widths = tuple(4 * stem * 2**i for i in range(len(depths)))
+    embed = dict(block="bottleneck", depths=depths, widths=widths, stem_width=stem, style="clip") | changes
     width = _lookup(CLIP_TEXT, variant, "size")[3] if embed_dim is None else embed_dim
-    return convolutional_tower(embed, init="clip", pool="attention", embed_dim=width)
+    return resnet_tower(embed, init="clip", pool="attention", embed_dim=width)
 
 
-def convolutional_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_dim: int = 0) -> dict:
-    """An image tower of any size whose network is its embedder, with an empty trunk.
+def resnet_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_dim: int = 0) -> dict:
+    """A ResNet of any size as an image tower.
 
     Args:
       embed: fields of `ResNetSpec`.
@@ -194,10 +244,10 @@ def convolutional_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_
       embed_dim: width of the shared space; 0: no projection.
     """
     embed = dict(type="resnet", image_size=0, remat="none", scan=False) | dict(embed)
-    width, attention = embed["channels"][-1], pool == "attention"
+    width, attention = embed["widths"][-1], pool == "attention"
     return dict(
-        embed=embed, trunk=dict(width=width, depth=0, pattern=(), final_norm=False, init=init), pool=pool,
-        pool_heads=width // _CLIP_HEAD if attention else 0, embed_dim=embed_dim, projection_bias=attention,
+        embed=embed, trunk=no_trunk(width, init=init), pool=pool, pool_heads=width // _CLIP_HEAD if attention else 0,
+        embed_dim=embed_dim, projection_bias=attention,
     )  # fmt: skip
 
 
@@ -211,6 +261,40 @@ def siglip_text(variant: str = "B16", **changes) -> dict:
     """SigLIP's text tower: as wide as the image tower, full attention without padding mask, last position, biased."""
     width, depth, heads, _ = _lookup(VIT, variant, "text tower")
     return text_tower(width, depth, heads, style="siglip", **(dict(embed_dim=width) | changes))
+
+
+def bert(size: str = "base", **changes) -> dict:
+    """BERT's text tower: post-norm, two kinds of tokens, pooled at [CLS]; as a model by itself or beside images.
+
+    Args:
+      size: a key of `BERT`.
+      **changes: as for `bert_tower`.
+    """
+    return bert_tower(*_lookup(BERT, size, "text tower"), **changes)
+
+
+def bert_tower(
+    width: int, depth: int, heads: int, *, pooler: bool = True, dropout: float = 0.1, norm_eps: float = 1e-12,
+    embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """BERT's text tower of any size (Devlin et al. 2019, section 3).
+
+    Args:
+      width: of the residual stream.
+      depth: layers.
+      heads: attention heads.
+      pooler: the linear map and tanh after the pooling; ALIGN leaves it out.
+      dropout: on what is embedded, on the attention's weights and on what every sublayer adds.
+      norm_eps: of all norms.
+      embed: updates the token embedder.
+      **changes: as for `text_tower`: `head="masked"` for masked language modelling, `embed_dim` for a shared space.
+    """
+    tokens = dict(causal=False, mask_padding=True, types=2, norm=True, norm_eps=norm_eps, dropout=dropout)
+    layers = dict(place="post", final_norm=False, norm_eps=norm_eps, dropout=dropout, attn_dropout=dropout)
+    tower = text_tower(
+        width, depth, heads, style="bert", embed=tokens | dict(embed or {}), **(dict(pool="cls") | layers | changes)
+    )
+    return tower | dict(pooler=pooler)
 
 
 def text_tower(
