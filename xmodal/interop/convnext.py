@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from xmodal.interop.encoders import IMAGE, REFERENCE_ACTIVATIONS, activation
 from xmodal.interop.networks import check_network, is_network, only_tower
 from xmodal.interop.tables import Entry, Family, InteropError, convolution, linear, norm
-from xmodal.interop.vit import check_config, class_names, label_settings
+from xmodal.interop.vit import check_config, label_settings, labels
 from xmodal.models import presets
 from xmodal.models.convnext import ConvNextSpec
 from xmodal.models.model import ModelSpec
@@ -38,7 +38,7 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
         act=activation(config["hidden_act"]), layer_scale=float(config["layer_scale_init_value"]),
         drop_path=float(config["drop_path_rate"]),
     )  # fmt: skip
-    names = class_names(config, _CLASSIFIER)
+    names = labels(config, _CLASSIFIER)
     return presets.dual_tower(**{IMAGE: presets.classifier(tower, len(names)) if names else tower})
 
 
@@ -93,6 +93,6 @@ def to_config(spec: ModelSpec) -> dict:
 CONVNEXT = Family(
     model_type="convnext", architecture=_BARE, model_config=model_config, table=table, to_config=to_config,
     fits=functools.partial(is_network, kind=ConvNextSpec),
-    labels=functools.partial(class_names, architecture=_CLASSIFIER), any_size=True,
+    labels=functools.partial(labels, classifier=_CLASSIFIER), any_size=True,
     image_processor="BitImageProcessor",
 )  # fmt: skip

@@ -11,7 +11,7 @@ from xmodal.interop.encoders import IMAGE, REFERENCE_ACTIVATIONS, activation
 from xmodal.interop.networks import check_network, is_network, only_tower
 from xmodal.interop.resnet import conv_norm
 from xmodal.interop.tables import Entry, Family, InteropError, counters, linear, pointwise
-from xmodal.interop.vit import check_config, class_names, label_settings
+from xmodal.interop.vit import check_config, label_settings, labels
 from xmodal.models import presets
 from xmodal.models.efficientnet import STAGES, EfficientNetSpec
 from xmodal.models.model import ModelSpec
@@ -39,7 +39,7 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
         raise InteropError(f"architectures is {kind}: known are {_BARE} and {_CLASSIFIER}")
     tower = image_tower(config, top=_TOP)
     check_config(config, dict(hidden_dim=tower["trunk"]["width"]))
-    names = class_names(config, _CLASSIFIER)
+    names = labels(config, _CLASSIFIER)
     return presets.dual_tower(**{IMAGE: presets.classifier(tower, len(names)) if names else tower})
 
 
@@ -150,6 +150,6 @@ def _tower(spec: ModelSpec) -> TowerSpec:
 EFFICIENTNET = Family(
     model_type="efficientnet", architecture=_BARE, model_config=model_config, table=table, to_config=to_config,
     fits=functools.partial(is_network, kind=EfficientNetSpec),
-    labels=functools.partial(class_names, architecture=_CLASSIFIER),
+    labels=functools.partial(labels, classifier=_CLASSIFIER),
     constants=lambda spec: counters(table(spec)), any_size=True, image_processor="BitImageProcessor",
 )  # fmt: skip

@@ -156,17 +156,19 @@ def check_towers(spec: ModelSpec, reference: str, image: dict, text: dict) -> tu
     missing = [name for name in (IMAGE, TEXT) if name not in spec.towers]
     fail(f"{reference} needs the towers {IMAGE!r} and {TEXT!r}",
          [f"missing: {name!r}, the model has {', '.join(spec.towers)}" for name in missing])  # fmt: skip
-    problems = []
-    for name, kind, fixed in ((IMAGE, PatchSpec, image), (TEXT, TokenSpec, text)):
-        tower = spec.towers[name]
-        if not isinstance(tower.embed, kind):
-            problems.append(f"{name}/embed: needs a {kind.__name__}, is {type(tower.embed).__name__}")
-            continue
-        problems += differences(tower, _as_fixed(tower, kind, fixed), name)
-        if not tower.embed_dim and fixed.get("embed_dim") != 0:
-            problems.append(f"{name}/embed_dim: is 0, needs the width of the shared space")
-    fail(f"{reference} has no such model", problems)
+    problems = encoder_differences(spec.towers[IMAGE], IMAGE, PatchSpec, image)
+    fail(f"{reference} has no such model", problems + encoder_differences(spec.towers[TEXT], TEXT, TokenSpec, text))
     return spec.towers[IMAGE], spec.towers[TEXT]
+
+
+def encoder_differences(tower: TowerSpec, name: str, kind: type, fixed: dict) -> list[str]:
+    """Says in what a tower is not as the reference fixes it; `kind` is the class of its embedder's spec."""
+    if not isinstance(tower.embed, kind):
+        return [f"{name}/embed: needs a {kind.__name__}, is {type(tower.embed).__name__}"]
+    problems = differences(tower, _as_fixed(tower, kind, fixed), name)
+    if not tower.embed_dim and fixed.get("embed_dim") != 0:
+        problems.append(f"{name}/embed_dim: is 0, needs the width of the shared space")
+    return problems
 
 
 def _as_fixed(tower: TowerSpec, kind: type, fixed: dict) -> TowerSpec:

@@ -42,7 +42,8 @@ def network_differences(
     unused = dict(pool_heads=tower.pool_heads, vocab_size=tower.vocab_size)
     head = dict(embed_dim=tower.embed_dim, projection_bias=True if tower.embed_dim else tower.projection_bias)
     trunk = TrunkSpec(depth=0, pattern=(), final_norm=False, **own)
-    return differences(tower, TowerSpec(trunk=trunk, embed=embed, pool="mean", **(unused | head | rest)), IMAGE)
+    fixed = dict(pool="mean") | unused | head | rest
+    return differences(tower, TowerSpec(trunk=trunk, embed=embed, **fixed), IMAGE)
 
 
 def check_network(tower: TowerSpec, reference: str, kind: type, free: Iterable[str], **fixed) -> None:

@@ -1,18 +1,19 @@
 """ResNet: Hugging Face's `ResNetModel` and `ResNetForImageClassification`."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from xmodal.interop.encoders import IMAGE
-from xmodal.interop.tables import CONV, Entry, Family, InteropError, batch_norm, counters, differences, fail, linear
-from xmodal.interop.vit import check_config, class_names
+from xmodal.interop.networks import check_network, is_network, only_tower
+from xmodal.interop.tables import Entry, Family, InteropError, batch_norm, convolution, counters, linear
+from xmodal.interop.vit import check_config, label_settings, labels
 from xmodal.models import presets
 from xmodal.models.model import ModelSpec
 from xmodal.models.resnet import BOTTLENECK, ResNetSpec
 from xmodal.models.tower import TowerSpec
-from xmodal.models.trunk import TrunkSpec
 
 _MODEL, _CLASSIFIER = "ResNetModel", "ResNetForImageClassification"
 # Defaults of the reference's configuration class.
@@ -21,7 +22,7 @@ _DEFAULTS = dict(embedding_size=64, hidden_sizes=(256, 512, 1024, 2048), depths=
 _FIXED = dict(num_channels=3, hidden_act="relu", downsample_in_first_stage=False)
 PIXELS = 224  # a config.json does not say how large the pictures are: their processor does, or else this
 # Fields that only matter in training or for speed: no reference has to express them.
-FREE = ("image_size", "depths", "channels", "stem_width", "momentum", "scan", "remat", "input")
+FREE = ("image_size", "depths", "widths", "stem_width", "momentum", "scan", "remat", "input")
 
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
@@ -32,17 +33,13 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
     check_config(config, _FIXED)
     config = {**_DEFAULTS, **config}
     embed = dict(
-        image_size=PIXELS, depths=tuple(config["depths"]), channels=tuple(config["hidden_sizes"]),
+        image_size=PIXELS, depths=tuple(config["depths"]), widths=tuple(config["hidden_sizes"]),
         stem_width=config["embedding_size"], block=config["layer_type"],
         style="v1" if config["downsample_in_bottleneck"] else "v1.5",
     )  # fmt: skip
-    tower = presets.convolutional_tower(embed, init="resnet")
-    return presets.dual_tower(**{IMAGE: presets.classifier(tower, n) if (n := len(labels(config))) else tower})
-
-
-def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names of a classifier's config.json."""
-    return class_names(config, _CLASSIFIER)
+    tower = presets.resnet_tower(embed, init="resnet")
+    names = labels(config, _CLASSIFIER)
+    return presets.dual_tower(**{IMAGE: presets.classifier(tower, len(names)) if names else tower})
 
 
 def table(spec: ModelSpec) -> list[Entry]:
@@ -67,14 +64,14 @@ def conv_norm(
     conv: str, norm: str, path: str, inputs: int, outputs: int, size: int, layer: int | None = None
 ) -> Iterator[Entry]:
     """A convolution without bias and its BatchNorm, the `ConvNorm` at `path`."""
-    yield Entry(f"{conv}.weight", f"{path}/conv/kernel", (outputs, inputs, size, size), CONV, layer=layer)
+    yield from convolution(conv, f"{path}/conv", inputs, outputs, size, bias=False, layer=layer)
     yield from batch_norm(norm, f"{path}/norm", outputs, layer)
 
 
 def blocks(embed: ResNetSpec) -> Iterator[tuple[tuple[int, int], str, str, int | None, tuple[int, int, int]]]:
     """Every convolution of the stages: ((stage, block), name, path, index in a stack, (inputs, outputs, size))."""
     before = embed.stem_width
-    for stage, (depth, outputs) in enumerate(zip(embed.depths, embed.channels)):
+    for stage, (depth, outputs) in enumerate(zip(embed.depths, embed.widths)):
         for block in range(depth):
             inner = outputs // BOTTLENECK
             plan = {
@@ -83,43 +80,32 @@ def blocks(embed: ResNetSpec) -> Iterator[tuple[tuple[int, int], str, str, int |
             }[embed.block]
             if block == 0 and (stage > 0 or before != outputs):
                 plan["shortcut"] = (before, outputs, 1)
-            where, layer = (f"stages/{stage}/rest", block - 1) if block else (f"stages/{stage}/first", None)
+            where, layer = (f"stages/{stage}/layers", block - 1) if block else (f"stages/{stage}/first", None)
             for name, sizes in plan.items():
                 yield (stage, block), name, f"{where}/{name}", layer, sizes
             before = outputs
 
 
 def _tower(spec: ModelSpec) -> TowerSpec:
-    """The image tower, the only one, if the reference can express it; else an InteropError says why not."""
-    tower = spec.towers[IMAGE]
-    embed, classes = tower.embed, tower.embed_dim
-    wanted = TowerSpec(
-        trunk=TrunkSpec(tower.width, 0, final_norm=False, init=tower.trunk.init),
-        embed=ResNetSpec(style=embed.style, block=embed.block, **{name: getattr(embed, name) for name in FREE}),
-        pool="mean", embed_dim=classes, projection_bias=bool(classes), pool_heads=tower.pool_heads,
-    )  # fmt: skip
-    fail(f"{_CLASSIFIER if classes else _MODEL} has no such model", differences(tower, wanted, IMAGE))
+    tower = only_tower(spec, _MODEL)
+    own = dict(block=tower.embed.block, style="v1" if tower.embed.style == "v1" else "v1.5")
+    check_network(tower, _CLASSIFIER if tower.embed_dim else _MODEL, ResNetSpec, FREE, fixed=own)
     return tower
 
 
 def to_config(spec: ModelSpec) -> dict:
     """Returns the config.json of a model that `table` accepts."""
     tower = _tower(spec)
-    embed, names = tower.embed, {str(i): f"LABEL_{i}" for i in range(tower.embed_dim)}
-    labelled = dict(id2label=names, label2id={name: int(i) for i, name in names.items()}) if names else {}
+    embed = tower.embed
     return dict(
-        architectures=[_CLASSIFIER if names else _MODEL], model_type="resnet", **labelled, **_FIXED,
-        embedding_size=embed.stem_width, hidden_sizes=list(embed.channels), depths=list(embed.depths),
-        layer_type=embed.block, downsample_in_bottleneck=embed.style == "v1",
+        architectures=[_CLASSIFIER if tower.embed_dim else _MODEL], model_type="resnet",
+        **label_settings(tower.embed_dim), **_FIXED, embedding_size=embed.stem_width, hidden_sizes=list(embed.widths),
+        depths=list(embed.depths), layer_type=embed.block, downsample_in_bottleneck=embed.style == "v1",
     )  # fmt: skip
 
 
-def _fits(spec: ModelSpec) -> bool:
-    embed = spec.towers[IMAGE].embed if list(spec.towers) == [IMAGE] else None
-    return isinstance(embed, ResNetSpec) and embed.style != "clip"
-
-
 RESNET = Family(
-    model_type="resnet", architecture=_MODEL, model_config=model_config, table=table, to_config=to_config, fits=_fits,
-    labels=labels, constants=lambda spec: counters(table(spec)), any_size=True, image_processor="BitImageProcessor",
+    model_type="resnet", architecture=_MODEL, model_config=model_config, table=table, to_config=to_config,
+    fits=functools.partial(is_network, kind=ResNetSpec), labels=functools.partial(labels, classifier=_CLASSIFIER),
+    constants=lambda spec: counters(table(spec)), any_size=True, image_processor="BitImageProcessor",
 )  # fmt: skip

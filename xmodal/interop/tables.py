@@ -185,19 +185,6 @@ def norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator
     yield Entry(f"{name}.bias", f"{path}/bias", (width,), layer=layer)
 
 
-def batch_norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
-    """A BatchNorm: `weight`, `bias` and running statistics; `counters` gives what else PyTorch keeps."""
-    yield from norm(name, path, width, layer)
-    yield Entry(f"{name}.running_mean", f"{STATISTICS}/{path}/mean", (width,), layer=layer)
-    yield Entry(f"{name}.running_var", f"{STATISTICS}/{path}/var", (width,), layer=layer)
-
-
-def counters(entries: Iterable[Entry]) -> dict[str, np.ndarray]:
-    """The numbers of batches that PyTorch's BatchNorms count and, with a momentum, never read."""
-    norms = (e.name.removesuffix("running_mean") for e in entries if e.name.endswith(".running_mean"))
-    return {f"{name}num_batches_tracked": np.zeros((), np.int64) for name in norms}
-
-
 def linear(
     name: str, path: str, inputs: int, outputs: int, *, bias: bool = True, layer: int | None = None
 ) -> Iterator[Entry]:
@@ -215,11 +202,25 @@ def pointwise(name: str, path: str, inputs: int, outputs: int, layer: int | None
 
 
 def convolution(
-    name: str, path: str, inputs: int, outputs: int, size: int, layer: int | None = None
+    name: str, path: str, inputs: int, outputs: int, size: int, *, bias: bool = True, layer: int | None = None
 ) -> Iterator[Entry]:
-    """A convolution with its bias: `weight` [outputs, inputs of each output, size, size]."""
+    """A convolution: `weight` [outputs, inputs of each output, size, size] and `bias`."""
     yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs, size, size), CONV, layer=layer)
-    yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+    if bias:
+        yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def batch_norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
+    """A BatchNorm: `weight`, `bias` and its running statistics; `counters` gives what else PyTorch keeps."""
+    yield from norm(name, path, width, layer)
+    for theirs, ours in (("running_mean", "mean"), ("running_var", "var")):
+        yield Entry(f"{name}.{theirs}", f"{STATISTICS}/{path}/{ours}", (width,), layer=layer)
+
+
+def counters(entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+    """The numbers of batches that PyTorch's BatchNorms count and, with a momentum, never read."""
+    norms = (e.name.removesuffix("running_mean") for e in entries if e.name.endswith(".running_mean"))
+    return {f"{name}num_batches_tracked": np.zeros((), np.int64) for name in norms}
 
 
 def packed_attention(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:

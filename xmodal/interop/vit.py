@@ -124,14 +124,9 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
     return presets.dual_tower(**{IMAGE: image | head})
 
 
-def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names of a classifier's config.json."""
-    return class_names(config, _CLASSIFIER)
-
-
-def class_names(config: Mapping[str, Any], architecture: str) -> tuple[str, ...]:
-    """Class names in the order of their ids, two by default; () where a config.json is not of that architecture."""
-    if (config.get("architectures") or ("",))[0] != architecture:
+def labels(config: Mapping[str, Any], classifier: str = _CLASSIFIER) -> tuple[str, ...]:
+    """Class names of a classifier's config.json, in the order of their ids; the reference has two by default."""
+    if (config.get("architectures") or ("",))[0] != classifier:
         return ()
     names = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     return tuple(str(names[i]) for i in sorted(names, key=int))
@@ -194,8 +189,7 @@ def to_config(spec: ModelSpec) -> dict:
 
 def is_image_tower(spec: ModelSpec) -> bool:
     """Whether a spec is one tower over image patches, pooled at its class token."""
-    tower = spec.towers[IMAGE] if list(spec.towers) == [IMAGE] else None
-    return tower is not None and isinstance(tower.embed, PatchSpec) and tower.pool == "cls"
+    return list(spec.towers) == [IMAGE] and spec.towers[IMAGE].pool == "cls"
 
 
 def gated(spec: ModelSpec) -> bool:

@@ -224,10 +224,10 @@ class TokenEmbed(nnx.Module):
 # path, of which those are None that used their running statistics).
 EMBEDDERS = {
     "patch": (PatchSpec, PatchEmbed),
-    "token": (TokenSpec, TokenEmbed),
-    "resnet": (ResNetSpec, ResNetEmbed),
     "convnext": (ConvNextSpec, ConvNext),
+    "resnet": (ResNetSpec, ResNetEmbed),
     "efficientnet": (EfficientNetSpec, EfficientNet),
+    "token": (TokenSpec, TokenEmbed),
 }
 
 

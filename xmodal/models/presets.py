@@ -1,8 +1,8 @@
 """Presets: plain ConfigDicts for the field's towers, to be changed key by key in a recipe.
 
 Widths, depths and heads follow the papers: ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021), OpenCLIP's H/14
-(Cherti et al. 2023), SigLIP (Zhai et al. 2023), ResNet (He et al. 2015), BERT (Devlin et al. 2019; the small ones Turc
-et al. 2019). Vocabulary, text length and image size are 0 here: they are taken from the tokenizer and the data section.
+(Cherti et al. 2023), SigLIP (Zhai et al. 2023), BERT (Devlin et al. 2019; the small ones Turc et al. 2019), ResNet (He
+et al. 2015). Vocabulary, text length and image size are 0 here: they are taken from the tokenizer and the data section.
 """
 
 from collections.abc import Callable, Mapping
@@ -249,9 +249,9 @@ def resnet(variant: str = "50", *, pool: str = "mean", **changes) -> dict:
     """
     block, depths = _lookup(RESNET, variant, "ResNet")
     widest = 4 if block == "bottleneck" else 1
-    channels = tuple(widest * 64 * 2**i for i in range(len(depths)))
-    embed = dict(block=block, depths=depths, channels=channels, stem_width=64, style="v1.5") | changes
-    return convolutional_tower(embed, init="resnet", pool=pool)
+    widths = tuple(widest * 64 * 2**i for i in range(len(depths)))
+    embed = dict(block=block, depths=depths, widths=widths, stem_width=64, style="v1.5") | changes
+    return resnet_tower(embed, init="resnet", pool=pool)
 
 
 def clip_resnet(variant: str = "RN50", *, embed_dim: int | None = None, **changes) -> dict:
@@ -263,14 +263,14 @@ def clip_resnet(variant: str = "RN50", *, embed_dim: int | None = None, **change
       **changes: fields of `ResNetSpec`.
     """
     stem, depths, _ = _lookup(CLIP_RESNET, variant, "ResNet of CLIP")
-    channels = tuple(4 * stem * 2**i for i in range(len(depths)))
-    embed = dict(block="bottleneck", depths=depths, channels=channels, stem_width=stem, style="clip") | changes
+    widths = tuple(4 * stem * 2**i for i in range(len(depths)))
+    embed = dict(block="bottleneck", depths=depths, widths=widths, stem_width=stem, style="clip") | changes
     width = _lookup(CLIP_TEXT, variant, "size")[3] if embed_dim is None else embed_dim
-    return convolutional_tower(embed, init="clip", pool="attention", embed_dim=width)
+    return resnet_tower(embed, init="clip", pool="attention", embed_dim=width)
 
 
-def convolutional_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_dim: int = 0) -> dict:
-    """An image tower of any size whose network is its embedder, with an empty trunk.
+def resnet_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_dim: int = 0) -> dict:
+    """A ResNet of any size as an image tower.
 
     Args:
       embed: fields of `ResNetSpec`.
@@ -279,10 +279,10 @@ def convolutional_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_
       embed_dim: width of the shared space; 0: no projection.
     """
     embed = dict(type="resnet", image_size=0, remat="none", scan=False) | dict(embed)
-    width, attention = embed["channels"][-1], pool == "attention"
+    width, attention = embed["widths"][-1], pool == "attention"
     return dict(
-        embed=embed, trunk=dict(width=width, depth=0, pattern=(), final_norm=False, init=init), pool=pool,
-        pool_heads=width // _CLIP_HEAD if attention else 0, embed_dim=embed_dim, projection_bias=attention,
+        embed=embed, trunk=no_trunk(width, init=init), pool=pool, pool_heads=width // _CLIP_HEAD if attention else 0,
+        embed_dim=embed_dim, projection_bias=attention,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from jax.nn.initializers import ones, zeros
 
 from xmodal.models.conv import ConvNorm, max_pool, mean_pool
 from xmodal.models.init import Scheme
-from xmodal.models.tokens import Tokens
+from xmodal.models.tokens import Tokens, grid_tokens
 
 Remat = Literal["none", "full", "convolutions"]
 _SAVED = ("conv_general_dilated", "dot_general")
@@ -33,7 +33,7 @@ class ResNetSpec:
     Attributes:
       image_size: pixels, a side or (height, width), of any value; 0 takes the data's size.
       depths: blocks of each stage. Every stage but the first halves both sides, and the stem quarters them.
-      channels: outputs of each stage; the last is the tower's width.
+      widths: outputs of each stage; the last is the tower's width.
       stem_width: outputs of the stem.
       block: two convolutions of 3 x 3 pixels, or a bottleneck: 1 x 1, 3 x 3 with a quarter of the channels, 1 x 1.
       style: where a bottleneck strides. "v1": in its first convolution (He et al.); "v1.5": in the second one; "clip":
@@ -49,7 +49,7 @@ class ResNetSpec:
     type: Literal["resnet"] = "resnet"
     image_size: int | tuple[int, int] = 0
     depths: tuple[int, ...] = (3, 4, 6, 3)
-    channels: tuple[int, ...] = (256, 512, 1024, 2048)
+    widths: tuple[int, ...] = (256, 512, 1024, 2048)
     stem_width: int = 64
     block: Literal["basic", "bottleneck"] = "bottleneck"
     style: Literal["v1", "v1.5", "clip"] = "v1.5"
@@ -60,10 +60,10 @@ class ResNetSpec:
     input: str = "image"
 
     def __post_init__(self):
-        if not self.depths or min(self.depths) < 1 or len(self.depths) != len(self.channels):
-            raise ValueError(f"depths {self.depths} and channels {self.channels} must have an entry for each stage")
-        if self.block == "bottleneck" and any(c % BOTTLENECK for c in self.channels):
-            raise ValueError(f"channels {self.channels} of bottlenecks must be multiples of {BOTTLENECK}")
+        if not self.depths or min(self.depths) < 1 or len(self.depths) != len(self.widths):
+            raise ValueError(f"depths {self.depths} and widths {self.widths} must have an entry for each stage")
+        if self.block == "bottleneck" and any(c % BOTTLENECK for c in self.widths):
+            raise ValueError(f"widths {self.widths} of bottlenecks must be multiples of {BOTTLENECK}")
         if self.block == "basic" and self.style == "clip":
             raise ValueError("style 'clip' has bottlenecks only")
         if isinstance(self.remat, tuple) and len(self.remat) != len(self.depths):
@@ -127,15 +127,15 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks of one width: `first` may change the shape, the others are alike and stacked in `rest`."""
+    """Blocks of one width: `first` may change the shape, the others are alike and stacked in `layers`."""
 
     def __init__(self, spec: ResNetSpec, number: int, inputs: int, scheme: Scheme, rngs: nnx.Rngs):
-        outputs, self.scan = spec.channels[number], spec.scan
+        outputs, self.scan = spec.widths[number], spec.scan
         self.remat = spec.remat[number] if isinstance(spec.remat, tuple) else spec.remat
         self.first = Block(spec, inputs, outputs, 1 if number == 0 else 2, scheme, rngs)
         self.more = spec.depths[number] - 1
         alike = nnx.vmap(lambda r: Block(spec, outputs, outputs, 1, scheme, r))
-        self.rest = alike(nnx.Rngs(params=rngs.params()).split(self.more)) if self.more else None
+        self.layers = alike(nnx.Rngs(params=rngs.params()).split(self.more)) if self.more else None
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
         """Runs the blocks; returns the feature map and the moments."""
@@ -146,24 +146,24 @@ class Stage(nnx.Module):
             x, first = body(x, self.first)
         if not self.more:
             return x, {"first": first}
-        with jax.named_scope("rest"):
+        with jax.named_scope("layers"):
             if self.scan:
-                x, rest = jax.lax.scan(body, x, self.rest)
+                x, layers = jax.lax.scan(body, x, self.layers)
             else:
                 each = []
                 for i in range(self.more):
-                    x, moments = body(x, jax.tree.map(lambda a: a[i], self.rest))  # noqa: B023 (used at once)
+                    x, moments = body(x, jax.tree.map(lambda a: a[i], self.layers))  # noqa: B023 (used at once)
                     each.append(moments)
-                rest = jax.tree.map(lambda *a: jnp.stack(a), *each)
-        return x, {"first": first, "rest": rest}
+                layers = jax.tree.map(lambda *a: jnp.stack(a), *each)
+        return x, {"first": first, "layers": layers}
 
 
 class ResNetEmbed(nnx.Module):
     """See `ResNetSpec`; [batch, height, width, 3] -> Tokens [batch, places, width], row by row, and moments by path."""
 
     def __init__(self, spec: ResNetSpec, width: int, scheme: Scheme, dtype, rngs: nnx.Rngs):
-        if width != spec.channels[-1]:
-            raise ValueError(f"the last stage has {spec.channels[-1]} channels and the trunk is {width} wide")
+        if width != spec.widths[-1]:
+            raise ValueError(f"the last stage has {spec.widths[-1]} channels and the trunk is {width} wide")
         self.spec, self.dtype, stem = spec, dtype, spec.stem_width
         clip = spec.style == "clip"
         plan = ((stem // 2, 3, 2), (stem // 2, 3, 1), (stem, 3, 1)) if clip else ((stem, 7, 2),)
@@ -173,7 +173,7 @@ class ResNetEmbed(nnx.Module):
             {str(i): ConvNorm(inputs[i], outputs, size, stride=stride, **norm)
              for i, (outputs, size, stride) in enumerate(plan)}
         )  # fmt: skip
-        inputs = (stem, *spec.channels)
+        inputs = (stem, *spec.widths)
         self.stages = nnx.Dict({str(i): Stage(spec, i, inputs[i], scheme, rngs) for i in range(len(spec.depths))})
 
     def __call__(self, batch: dict[str, jax.Array], keys=None) -> tuple[Tokens, dict]:
@@ -189,9 +189,4 @@ class ResNetEmbed(nnx.Module):
         for i in range(len(spec.depths)):
             with jax.named_scope(f"stage_{i}"):
                 x, moments["stages"][str(i)] = self.stages[str(i)](x, train)
-        rows, down, across, width = x.shape
-        y, z = jnp.meshgrid(jnp.arange(down), jnp.arange(across), indexing="ij")
-        pos = jnp.stack([y.ravel(), z.ravel()], axis=-1).astype(jnp.int32)
-        pos = jnp.broadcast_to(pos, (rows, *pos.shape))
-        x = x.reshape(rows, down * across, width)
-        return Tokens(x, pos=pos, segments=((spec.input, down * across),)), moments
+        return grid_tokens(x, spec.input), moments

@@ -45,7 +45,7 @@ class TowerSpec:
     """
 
     trunk: TrunkSpec
-    embed: PatchSpec | TokenSpec | ResNetSpec | ConvNextSpec | EfficientNetSpec | None = None
+    embed: PatchSpec | ConvNextSpec | ResNetSpec | EfficientNetSpec | TokenSpec | None = None
     reads: tuple[str, ...] = ()
     attends: str = ""
     connector: Literal["none", "linear", "linear_norm"] = "none"
@@ -100,7 +100,8 @@ class Tower(nnx.Module):
             {name: Connector(spec.connector, source_widths[name], width, rngs) for name in spec.reads}
         )
         self.trunk = Trunk(spec.trunk, context_width=source_widths[spec.attends] if spec.attends else 0, rngs=rngs)
-        self.pool = _attention_pool(spec, chosen, rngs)
+        mlp = next((s for layer in spec.trunk.pattern for s in layer if s.kind == "mlp"), Sublayer("mlp"))
+        self.pool = _attention_pool(spec, mlp, chosen, rngs)
         self.pool_norm = Norm(width, kind=spec.trunk.norm, eps=spec.trunk.norm_eps) if spec.pool_norm else None
         linear = lambda outputs, bias, start: (
             Linear(width, outputs, rngs=rngs, bias=bias, kernel_init=start) if outputs else None
@@ -110,7 +111,7 @@ class Tower(nnx.Module):
         if spec.head in ("tied", "masked") and not spec.outputs:
             raise ValueError(f"head={spec.head!r} is tied to a token table, and the tower embeds no tokens")
         self.head = (
-            MaskedHead(width, spec.outputs, mlp=_mlp(spec), scheme=chosen, rngs=rngs)
+            MaskedHead(width, spec.outputs, mlp=mlp, scheme=chosen, rngs=rngs)
             if spec.head == "masked"
             else linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
         )
@@ -184,21 +185,16 @@ class Tower(nnx.Module):
         return self.head(x, jnp.float32)
 
 
-def _attention_pool(spec: TowerSpec, chosen: Scheme, rngs: nnx.Rngs) -> MapPool | AttentionPool | None:
+def _attention_pool(spec: TowerSpec, mlp: Sublayer, chosen: Scheme, rngs: nnx.Rngs) -> MapPool | AttentionPool | None:
     """The module of a `map` or `attention` pool; other pools have none."""
     if spec.pool == "map":
-        options = dict(mlp=_mlp(spec), norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
+        options = dict(mlp=mlp, norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
         return MapPool(spec.width, spec.pool_heads, **options)
     if spec.pool != "attention":
         return None
     if spec.reads or not hasattr(spec.embed, "tokens"):
         raise ValueError("the pool 'attention' has a position for each place of an image: it needs an image tower")
     return AttentionPool(spec.width, spec.pool_heads, spec.embed.tokens, scheme=chosen, rngs=rngs)
-
-
-def _mlp(spec: TowerSpec) -> Sublayer:
-    """What the trunk says of its MLPs: pools and heads have activations, too."""
-    return next((s for layer in spec.trunk.pattern for s in layer if s.kind == "mlp"), Sublayer("mlp"))
 
 
 def _last_valid(valid: jax.Array) -> jax.Array:

@@ -26,7 +26,8 @@ class TrunkSpec:
 
     Attributes:
       width: of the residual stream.
-      depth: number of layers; a multiple of the pattern's length. 0 is an empty trunk: tokens pass as they are.
+      depth: number of layers; a multiple of the pattern's length. 0, with the pattern (), for embedders that are a
+        whole network, as convolutional ones are.
       pattern: the layers, each a tuple of sublayers, that repeat along the depth. One layer for most models;
         Flamingo's has cross-attention in every fourth.
       final_norm: a norm after the last layer (pre-norm trunks).
@@ -41,7 +42,7 @@ class TrunkSpec:
 
     width: int
     depth: int
-    pattern: tuple[tuple[Sublayer, ...], ...] = ()
+    pattern: tuple[tuple[Sublayer, ...], ...]
     final_norm: bool = True
     norm: Literal["ln", "rms", "rms1p"] = "ln"
     norm_eps: float = 1e-6
@@ -104,18 +105,18 @@ class Trunk(nnx.Module):
     """A stack of layers: `Tokens` in, `Tokens` of the same shape out."""
 
     def __init__(self, spec: TrunkSpec, *, context_width: int = 0, rngs: nnx.Rngs):
-        period = len(spec.pattern)
-        if bool(spec.depth) != bool(period) or spec.depth % max(period, 1):
-            raise ValueError(f"depth {spec.depth} is not a multiple of the {period} layers of the pattern")
+        period = max(len(spec.pattern), 1)
+        if spec.depth % period or (spec.depth > 0) != (spec.pattern != ()):
+            raise ValueError(f"depth {spec.depth} is not a multiple of the {len(spec.pattern)} layers of the pattern")
         kinds = {s.kind for layer in spec.pattern for s in layer}
         if ("cross" in kinds) != bool(context_width):
             raise ValueError(
                 "a trunk with cross sublayers needs something to attend to and one without must not have it: "
                 f"sublayers {sorted(kinds)}, context width {context_width}. Set the tower's `attends`."
             )
-        self.spec, self.repeats = spec, spec.depth // max(period, 1)
-        stack = nnx.vmap(lambda r: LayerGroup(spec, context_width, r))
-        self.layers = stack(nnx.Rngs(params=rngs.params()).split(self.repeats)) if self.repeats else None
+        self.spec, self.repeats = spec, spec.depth // period
+        split = nnx.Rngs(params=rngs.params()).split(self.repeats)
+        self.layers = nnx.vmap(lambda r: LayerGroup(spec, context_width, r))(split) if spec.depth else None
         self.final_norm = Norm(spec.width, kind=spec.norm, eps=spec.norm_eps) if spec.final_norm else None
 
     def __call__(self, tokens: Tokens, *, context: Tokens | None = None, condition=None, keys=None, cache=None):
@@ -132,9 +133,7 @@ class Trunk(nnx.Module):
           The tokens with new values, or (tokens, cache) when a cache was given.
         """
         flow, cache = self._flow(tokens, context, condition, cache)
-        x, layers = tokens.x, {}
-        if self.repeats:
-            x, layers = self._run(x, flow, keys, {} if cache is None else cache.layers)
+        x, layers = self._run(tokens.x, flow, keys, {} if cache is None else cache.layers)
         if self.final_norm is not None:
             x = self.final_norm(x)
         out = tokens.replace(x=x)
