@@ -184,7 +184,7 @@ def _check_need(spec: ModelSpec, need: str, where: str) -> None:
         known = ", ".join(spec.towers)
         raise ConfigError(f"{where}: there is no tower {tower!r}.{did_you_mean(tower, spec.towers)} Towers: {known}")
     if (what == "pooled" and spec.towers[tower].pool == "none") or (
-        what == "logits" and spec.towers[tower].head == "none"
+        what in ("logits", "masked_logits") and spec.towers[tower].head == "none"
     ):
         setting = "pool" if what == "pooled" else "head"
         raise ConfigError(f"{where}: needs {need}, so model.towers.{tower}.{setting} must not be 'none'")
@@ -242,6 +242,12 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
             vocab, length = tokenizer.vocab_size, config.data.text.length
             _fill(embed, "vocab_size", vocab, f"{where}.embed.vocab_size", "the tokenizer's", at_least=True)
             _fill(embed, "length", length, f"{where}.embed.length", "data.text.length", at_least=True)
+    for name, entry in config.objectives.items():
+        if entry.get("type") in OBJECTIVES:
+            try:
+                entry.update(OBJECTIVES[entry.type].settle(entry, tokenizer))
+            except ValueError as error:
+                raise ConfigError(f"objectives.{name}: {error}") from error
     return config
 
 
