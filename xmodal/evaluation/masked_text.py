@@ -42,7 +42,7 @@ class MaskedText(Evaluator):
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        dataset, prefix = self.open(name, context), f"masked_text/{name}"
+        dataset, prefix = self.open(name, context, images=False), f"masked_text/{name}"
         texts = list(dict.fromkeys(text for record in dataset.records for text in record["captions"]))
         entry = dict(rate=self.rate, mask_share=1.0, random_share=0.0)
         objective = Objective(tower=self.tower, **entry, **Objective.settle(entry, context.tokenizer))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -218,6 +219,13 @@ class TokenEmbed(nnx.Module):
 
 
 EMBEDDERS = {"patch": (PatchSpec, PatchEmbed), "token": (TokenSpec, TokenEmbed)}
+
+
+def inputs_of(towers: Mapping[str, Mapping]) -> dict[str, str]:
+    """Returns {tower: array of the batch that it embeds} of the `towers` of a config, which may be wrong yet."""
+    embeds = {name: tower.get("embed") or {} for name, tower in towers.items()}
+    known = {name: embed for name, embed in embeds.items() if embed.get("type") in EMBEDDERS}
+    return {name: embed.get("input", EMBEDDERS[embed["type"]][0].input) for name, embed in known.items()}
 
 
 def patches_matmul(images: jax.Array, kernel: jax.Array) -> jax.Array:
