@@ -10,8 +10,9 @@ Needs, besides the requirements of this repository, a renderer for the SVG drawi
 
     python -m data_pipelines.emoji.build --packages DIR --out data_pipelines/emoji
 
-writes `shards/*.tar.gz`, `tokenizer.json` and `wordpiece.json` below `--out`. The same packages and library versions give the same
-bytes: every choice (split, order) follows from hashes of the names, and the archives carry no times or owners.
+writes `shards/*.tar.gz`, `tokenizer.json` and `wordpiece.json` below `--out`. The same packages and library versions
+give the same bytes: every choice (split, order) follows from hashes of the names, and the archives carry no times or
+owners.
 """
 
 import argparse

@@ -53,6 +53,16 @@ class EvalContext:
             config.modalities = config.modalities if images else ("text",)
         return EvalSet(data, config, limit, where)
 
+    def once(self, what: Any, make: Callable[[], Callable]) -> Callable:
+        """Returns what `make` made for the first evaluator that asked for `what`: so it is compiled once for all."""
+        if what not in self._made:
+            self._made[what] = make()
+        return self._made[what]
+
+    @functools.cached_property
+    def _made(self) -> dict[Any, Callable]:
+        return {}
+
     @functools.cached_property
     def embed(self) -> dict[str, Callable]:
         """Jitted (params, batch) -> unit embeddings [batch, dim] by tower; compiled once for all evaluators."""

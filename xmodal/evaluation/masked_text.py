@@ -44,21 +44,14 @@ class MaskedText(Evaluator):
         """See `Evaluator`."""
         dataset, prefix = self.open(name, context, images=False), f"masked_text/{name}"
         texts = list(dict.fromkeys(text for record in dataset.records for text in record["captions"]))
-        entry = dict(rate=self.rate, mask_share=1.0, random_share=0.0)
-        objective = Objective(tower=self.tower, **entry, **Objective.settle(entry, context.tokenizer))
-        objective.check(context.model.spec)
-        size, want = batch_size_for(context, self.batch_size), self.needs
-
-        @jax.jit
-        def guess(params, batch, turn):
-            hidden = (self._one if self.hide == "each" else self._some)(objective, batch, turn)
-            logits, targets = context.model(params, hidden, want)[f"{self.tower}.masked_logits"], hidden["text_targets"]
-            nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-            return nll, jnp.argmax(logits, axis=-1) == targets, targets, hidden["text_targets_valid"]
+        size = batch_size_for(context, self.batch_size)
+        turns = self.repeats
+        if self.hide == "each":
+            turns = int(context.tokenizer.encode(texts, context.data.text.length)[1].sum(axis=1).max())
+        guess = context.once((self.tower, self.hide, self.rate), lambda: self._guess(context))
 
         def results(params: Mapping) -> Iterator[tuple[np.ndarray, ...]]:
             for batch, index in text_batches(texts, context, size):
-                turns = self._turns(context, batch)
                 for turn in range(turns):
                     nll, right, targets, valid = map(gather, guess(params, batch, turn))
                     counts = valid & (index >= 0)[:, None]
@@ -78,11 +71,22 @@ class MaskedText(Evaluator):
 
         return run
 
-    def _turns(self, context: EvalContext, batch: Mapping) -> int:
-        """Passes over a batch."""
-        if self.hide == "share":
-            return self.repeats
-        return int(jnp.max(jnp.sum(batch["text_valid"], axis=1)))
+    def _guess(self, context: EvalContext) -> Callable:
+        """Returns jitted (params, batch, turn) -> loss, hit, target and validity of hidden tokens, [batch, count]."""
+        entry = dict(rate=self.rate, mask_share=1.0, random_share=0.0)
+        objective = Objective(tower=self.tower, **entry, **Objective.settle(entry, context.tokenizer))
+        objective.check(context.model.spec)
+        hide = self._one if self.hide == "each" else self._some
+
+        @jax.jit
+        def guess(params, batch, turn):
+            hidden = hide(objective, batch, turn)
+            (logits,) = context.model(params, hidden, self.needs).values()
+            targets = hidden["text_targets"]
+            nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            return nll, jnp.argmax(logits, axis=-1) == targets, targets, hidden["text_targets_valid"]
+
+        return guess
 
     @staticmethod
     def _some(objective: Objective, batch: Mapping, turn: jax.Array) -> dict:
