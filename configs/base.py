@@ -81,6 +81,7 @@ def _data() -> dict:
             count=0,  # number of classes where the field holds ids and not names
             most=1,  # classes of one sample; more than 1 for multi-label data
         ),
+        modalities=("image", "text"),  # what a sample must have; ("text",): texts alone, images are not looked at
         group_key="",  # json field that names equal content (multi-positive labels); "" uses the tar key
         lanes=8,  # virtual readers; the order depends on it, the host count must divide it
         window=32,  # blocks that a lane shuffles together

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -229,6 +230,13 @@ EMBEDDERS = {
     "efficientnet": (EfficientNetSpec, EfficientNet),
     "token": (TokenSpec, TokenEmbed),
 }
+
+
+def inputs_of(towers: Mapping[str, Mapping]) -> dict[str, str]:
+    """Returns {tower: array of the batch that it embeds} of the `towers` of a config, which may be wrong yet."""
+    embeds = {name: tower.get("embed") or {} for name, tower in towers.items()}
+    known = {name: embed for name, embed in embeds.items() if embed.get("type") in EMBEDDERS}
+    return {name: embed.get("input", EMBEDDERS[embed["type"]][0].input) for name, embed in known.items()}
 
 
 def drop_patches(x: jax.Array, pos: jax.Array, rate: float, prefix: int, keys: jax.Array):

@@ -84,12 +84,14 @@ BERT = {
     "large": (1024, 24, 16),
 }
 
-# What families of towers differ in: CLIP, SigLIP, BERT, and the ViT that classifies or learns from images alone.
+# What families of towers differ in: CLIP, SigLIP, BERT, today's language models, and the ViT that classifies or learns
+# from images alone.
 _STYLES = {
     "clip": dict(act="quick_gelu", norm_eps=1e-5, init="clip"),
     "siglip": dict(act="gelu_tanh", norm_eps=1e-6, init="siglip"),
     "vit": dict(act="gelu", norm_eps=1e-6, init="bert"),
     "bert": dict(act="gelu", norm_eps=1e-12, init="bert"),
+    "modern": dict(act="silu", norm_eps=1e-6, init="bert"),
 }
 _CLIP_HEAD = 64  # width of an attention head in all of CLIP
 
@@ -118,7 +120,7 @@ def trunk(
       depth: layers.
       heads: attention heads.
       kinds: the sublayers of a layer, in order.
-      style: "clip", "siglip", "vit" or "bert": activation, epsilon and initialisation.
+      style: "clip", "siglip", "vit", "bert" or "modern": activation, epsilon and initialisation.
       **changes: fields of `TrunkSpec`, or of every `Sublayer` where the trunk has no such field.
     """
     base = _STYLES[style]
@@ -330,6 +332,43 @@ def bert_tower(
         width, depth, heads, style="bert", embed=tokens | dict(embed or {}), **(dict(pool="cls") | layers | changes)
     )
     return tower | dict(pooler=pooler)
+
+
+def modern_text(size: str = "B", **changes) -> dict:
+    """A text tower of the sizes of CLIP's, with the layers of today's language models.
+
+    Args:
+      size: a key of `CLIP_TEXT`.
+      **changes: as for `modern_text_tower`.
+    """
+    width, depth, heads, embed_dim = _lookup(CLIP_TEXT, size, "text tower")
+    return modern_text_tower(width, depth, heads, **(dict(embed_dim=embed_dim) | changes))
+
+
+def modern_text_tower(
+    width: int, depth: int, heads: int, *, causal: bool = False, pool: str = "", rope: float = 10_000.0,
+    embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """A text tower of rotary positions, RMSNorm and SwiGLU without biases (LLaMA, Touvron et al. 2023, section 2.2).
+
+    Args:
+      width: of the residual stream.
+      depth: layers.
+      heads: attention heads.
+      causal: a token sees only those before it; otherwise all.
+      pool: "" is the end mark of a causal tower and the mean of another.
+      rope: base of the rotary positions.
+      embed: updates the token embedder.
+      **changes: as for `text_tower`: `qk_norm=True` normalises queries and keys (Henry et al. 2020; Qwen3),
+        `kv_heads` shares keys and values (grouped queries).
+    """
+    hidden = -(-8 * width // (3 * 64)) * 64  # two thirds of four widths, as there are three maps: rounded up to 64
+    layers = dict(norm="rms", glu=True, hidden=hidden, bias=False, rope=rope)
+    tower = text_tower(
+        width, depth, heads, style="modern", pool=pool or ("eos" if causal else "mean"),
+        embed=dict(position="none", causal=causal, mask_padding=True) | dict(embed or {}), **(layers | changes),
+    )  # fmt: skip
+    return tower | dict(projection_bias=False)
 
 
 def text_tower(
