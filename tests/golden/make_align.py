@@ -24,13 +24,27 @@ EFFICIENTNET = dict(**STAGES, width_coefficient=0.24, depth_coefficient=1.1, bat
 NAMES = dict(enumerate(("ant", "bee", "cat", "dog", "elk")))
 
 
-def perturb_statistics(model: torch.nn.Module, generator: torch.Generator) -> None:
-    """Running means away from 0, running variances away from 1; exact in float16."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+def perturb(model: torch.nn.Module, images: torch.Tensor, generator: torch.Generator) -> None:
+    """Weights as `prepare` does; running means and variances near those of the images, exact in float16.
+
+    Far from them the signal would fade from norm to norm, until no picture differed from another.
+    """
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for module in norms:  # these classes start their scales near 0
+            module.weight.fill_(1.0)
+        prepare(model, generator)
+        momenta = [module.momentum for module in norms]
+        for module in norms:
+            module.momentum = 1.0
+        getattr(model, "vision_model", model).train()(pixel_values=images)
+        model.eval()
+        for module, momentum in zip(norms, momenta):
+            module.momentum = momentum
+            module.num_batches_tracked.zero_()
             noise = torch.randn((2, *module.running_mean.shape), generator=generator)
-            module.running_mean.copy_((0.3 * noise[0]).half())
-            module.running_var.copy_(torch.exp(0.5 * noise[1]).half())
+            module.running_mean.add_(0.3 * noise[0] * module.running_var.sqrt()).copy_(module.running_mean.half())
+            module.running_var.mul_(torch.exp(0.3 * noise[1])).copy_(module.running_var.half())
 
 
 def state(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -85,6 +99,12 @@ def about(model: torch.nn.Module) -> dict[str, np.ndarray]:
     return {"config": np.array(describe(model.config)), "versions": np.array(json.dumps(versions))}
 
 
+def tinted(generator: torch.Generator, height: int, width: int) -> torch.Tensor:
+    """Random pictures, each of a colour of its own: the mean of noise is the same for all."""
+    noise = pixels(generator, height, width)
+    return (noise + 2 * torch.randn((len(noise), 3, 1, 1), generator=generator)).half().float()
+
+
 def small_variances(model: torch.nn.Module) -> None:
     """Shrinks what two norms of fixed epsilon 1e-6 read, so that it shows."""
     with torch.no_grad():
@@ -119,9 +139,9 @@ def efficientnet() -> dict[str, np.ndarray]:
         **EFFICIENTNET, depthwise_padding=[4], hidden_dim=304, drop_connect_rate=0.0, batch_norm_momentum=0.1,
         image_size=(37, 30),
     )  # fmt: skip
-    model = prepare(transformers.EfficientNetModel(config), generator)
-    perturb_statistics(model, generator)
-    return record(model, pixels(generator, 37, 30), generator, train=True)
+    model, images = transformers.EfficientNetModel(config), tinted(generator, 37, 30)
+    perturb(model, images, generator)
+    return record(model, images, generator, train=True)
 
 
 def efficientnet_classifier() -> dict[str, np.ndarray]:
@@ -129,9 +149,9 @@ def efficientnet_classifier() -> dict[str, np.ndarray]:
     generator = torch.Generator().manual_seed(SEED + 23)
     config = transformers.EfficientNetConfig(**EFFICIENTNET, hidden_dim=304, image_size=33, id2label=NAMES)
     config.label2id = {name: i for i, name in NAMES.items()}
-    model = prepare(transformers.EfficientNetForImageClassification(config), generator)
-    perturb_statistics(model, generator)
-    return record(model, pixels(generator, 33, 33), generator)
+    model, images = transformers.EfficientNetForImageClassification(config), tinted(generator, 33, 33)
+    perturb(model, images, generator)
+    return record(model, images, generator)
 
 
 def align() -> dict[str, np.ndarray]:
@@ -146,10 +166,10 @@ def align() -> dict[str, np.ndarray]:
     model.config.architectures = ["AlignModel"]
     with torch.no_grad():
         model.temperature.fill_(0.3)
-    prepare(model, generator)
-    perturb_statistics(model, generator)
+    images = tinted(generator, 33, 33)
+    perturb(model, images, generator)
+    images.requires_grad_()
     ids, mask = captions(generator)
-    images = pixels(generator, 33, 33).requires_grad_()
     out = model(pixel_values=images, input_ids=ids, attention_mask=mask, return_loss=True)
     out.loss.backward()
     arrays = {

@@ -39,6 +39,7 @@ class Entry:
       layer: index along the leading axis of a stacked parameter here, or None.
       part: which part of the rows of a packed array this is.
       parts: how many parts it packs.
+      values: (to ours, to theirs), where the numbers mean something else here; None keeps them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Entry:
     layer: int | None = None
     part: int = 0
     parts: int = 1
+    values: tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]] | None = None
 
     @property
     def packed_shape(self) -> tuple[int, ...]:
@@ -58,6 +60,7 @@ class Entry:
     def take(self, array: np.ndarray) -> np.ndarray:
         """From the reference's whole array to the parameter here (of one layer)."""
         part = array if self.parts == 1 else np.split(array, self.parts)[self.part]
+        part = part if self.values is None else self.values[0](part)
         part = part.transpose(self.axes) if self.axes else part
         return part if self.own is None else part.reshape(self.own)
 
@@ -65,7 +68,8 @@ class Entry:
         """The inverse of `take`, for this part alone."""
         array = array if self.layer is None else array[self.layer]
         moved = array.reshape([self.shape[axis] for axis in self.axes] if self.axes else self.shape)
-        return moved.transpose(np.argsort(self.axes)) if self.axes else moved
+        moved = moved.transpose(np.argsort(self.axes)) if self.axes else moved
+        return moved if self.values is None else self.values[1](moved)
 
 
 @dataclasses.dataclass(frozen=True)
