@@ -14,6 +14,7 @@ import torch
 import transformers
 from make_golden import PAD, SEED, captions, describe, nhwc, pixels, prepare
 from make_vision import LABELS, saved
+from PIL import Image
 
 COUNTER = "num_batches_tracked"  # of every batch norm; nothing reads it
 CONVNEXT = dict(hidden_sizes=[8, 12, 16, 24], depths=[1, 2, 1, 1], layer_norm_eps=1e-3)
@@ -190,6 +191,32 @@ def align() -> dict[str, np.ndarray]:
     return about(model) | arrays | {f"grads/{name}": a for name, a in saved(model, grads).items()}
 
 
+PROCESSORS = {  # by the name of the class's family, with the settings of published files but for their sizes
+    "align": ("EfficientNetImageProcessor", dict(
+        size=dict(height=24, width=24), crop_size=dict(height=17, width=17), do_center_crop=True, do_normalize=False,
+        rescale_factor=1 / 127.5, rescale_offset=True, include_top=False, resample=2)),
+    "efficientnet": ("EfficientNetImageProcessor", dict(
+        size=dict(height=17, width=17), do_center_crop=False, image_mean=[0.485, 0.456, 0.406], resample=0,
+        image_std=[0.47853944, 0.4732864, 0.47434163])),
+    "convnext": ("ConvNextImageProcessor", dict(
+        size=dict(shortest_edge=17), crop_pct=0.8, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])),
+}  # fmt: skip
+
+
+def processors() -> dict[str, np.ndarray]:
+    """Small pictures of several shapes, and what the image processors make of them."""
+    rng = np.random.default_rng(SEED + 25)
+    shapes = ((24, 24), (17, 17), (40, 31), (19, 60), (9, 13), (33, 34))
+    coarse = [Image.fromarray(rng.integers(0, 256, (5, 4, 3), np.uint8)).resize(shape[::-1]) for shape in shapes]
+    arrays = {f"pictures/{i}": np.asarray(image) for i, image in enumerate(coarse)}
+    for name, (kind, settings) in PROCESSORS.items():
+        processor = getattr(transformers, kind)(**settings)
+        arrays[f"config/{name}"] = np.array(json.dumps(processor.to_dict(), sort_keys=True))
+        pixels = [processor(images=image, return_tensors="np")["pixel_values"][0] for image in coarse]
+        arrays[f"pixels/{name}"] = np.stack([np.asarray(p, np.float32).transpose(1, 2, 0) for p in pixels])
+    return arrays
+
+
 def main() -> None:
     """Writes the golden files into the folder given by --out."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -197,7 +224,7 @@ def main() -> None:
     folder = parser.parse_args().out
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
-    for make in (convnext, convnext_classifier, efficientnet, efficientnet_classifier, align):
+    for make in (convnext, convnext_classifier, efficientnet, efficientnet_classifier, align, processors):
         arrays = make()
         path = folder / f"{make.__name__}.npz"
         np.savez_compressed(path, **arrays)
