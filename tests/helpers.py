@@ -33,6 +33,12 @@ def image(style="clip", *, embed=None, **changes):
     return presets.image_tower(**SIZE, patch_size=PATCH, style=style, embed=embed, **(shared | changes))
 
 
+def resnet(*, pool="mean", **changes):
+    """A tiny ResNet as an image tower: two stages, of which the second has two blocks."""
+    embed = dict(image_size=PIXELS, block="basic", depths=(1, 2), widths=(8, WIDTH), stem_width=4) | changes
+    return presets.resnet_tower(embed, init="resnet", pool=pool, embed_dim=WIDTH) | dict(pool_heads=2)
+
+
 def text(style="clip", *, embed=None, **changes):
     """A tiny text tower of either style."""
     embed = dict(vocab_size=VOCAB, length=LENGTH) | (embed or {})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer, ones, zeros
 
@@ -110,6 +111,6 @@ def mean_pool(x: jax.Array, size: int) -> jax.Array:
 
 def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
     """Largest values of overlapping squares, padded by half their size."""
-    lowest = jnp.asarray(-jnp.inf, x.dtype)
+    lowest = np.asarray(-np.inf, x.dtype)  # a constant, which has JAX see that this is a maximum
     sides = ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0))
     return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), sides)
