@@ -12,6 +12,7 @@ import pytest
 from xmodal.models import presets
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
+from xmodal.objectives.masked_text import MaskedText
 from xmodal.paths import flatten_paths
 
 CLIP_SIZES = {"B32": ("B", 151_277_313), "B16": ("B", 149_620_737), "L14": ("L", 427_616_513)}
@@ -102,11 +103,19 @@ def test_a_vit_takes_todays_layers_as_arguments(variant):
 
 # ------------------------------------------------------------------------------------------- learning
 
+# Not by the mask: it would make texts of one token equal that are to be told apart.
+MASKED = MaskedText(
+    rate=0.4, mask_share=0.0, random_share=1.0, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4)
+)
 SYSTEMS = {
     "clip": (helpers.clip(), dict(contrastive=SoftmaxContrastive())),
     "siglip": (helpers.clip(style="siglip"), dict(contrastive=SigmoidContrastive())),
     "coca": (helpers.coca(), dict(contrastive=SoftmaxContrastive(), captioning=Captioning(weight=2.0))),
     "git": (helpers.git(), dict(captioning=Captioning())),
+    "bert": (
+        dict(text=helpers.bert(head="masked", pooler=False)),
+        dict(masked=MASKED),
+    ),
 }
 # A softmax over keys ignores a bias that all keys share, so its true gradient is zero.
 ZERO = re.compile(r".*/attn/key/bias")

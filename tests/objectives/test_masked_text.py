@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from data_pipelines.text.tokenizers import train_bpe, train_wordpiece
-from xmodal.models import presets
 from xmodal.objectives.masked_text import MaskedText, MaskTokens
 
 MASK, SPECIAL, VOCAB = 4, (0, 1, 2, 4), 200  # 3 is an ordinary id between marks
@@ -83,11 +82,6 @@ def test_a_draw_belongs_to_its_sample():
     assert np.any(fixed["text"] != batch["text"])
 
 
-def bert(**changes):
-    embed = dict(vocab_size=helpers.VOCAB, length=helpers.LENGTH) | changes.pop("embed", {})
-    return presets.bert_tower(**helpers.SIZE, head="masked", embed=embed, **changes)
-
-
 OBJECTIVE = MaskedText(rate=0.4, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4))
 
 
@@ -99,7 +93,7 @@ def batch_of(rows=8):
 
 def test_what_is_hidden_cannot_be_seen():
     """Texts that differ in hidden tokens alone give the same guesses; where a token is left as it is they differ."""
-    model, keys, batch = helpers.build(dict(text=bert())), helpers.sample_keys(), batch_of()
+    model, keys, batch = helpers.build(dict(text=helpers.bert(head="masked"))), helpers.sample_keys(), batch_of()
     params = helpers.random_params(model)
     run = helpers.forward(model, "text.masked_logits")
     seen = {}
@@ -118,7 +112,7 @@ def test_what_is_hidden_cannot_be_seen():
 
 
 def test_loss_is_the_mean_over_the_hidden_tokens():
-    model, batch = helpers.build(dict(text=bert())), batch_of()
+    model, batch = helpers.build(dict(text=helpers.bert(head="masked"))), batch_of()
     params = helpers.random_params(model)
     view = OBJECTIVE.view(batch, helpers.sample_keys())
     run = helpers.forward(model, "text.logits", "text.masked_logits")
@@ -140,7 +134,7 @@ def test_loss_is_the_mean_over_the_hidden_tokens():
 
 
 def test_a_fresh_model_starts_at_chance():
-    losses = helpers.losses(dict(text=bert()), dict(masked=OBJECTIVE), helpers.mesh())
+    losses = helpers.losses(dict(text=helpers.bert(head="masked")), dict(masked=OBJECTIVE), helpers.mesh())
     with jax.set_mesh(helpers.mesh()):
         params = jax.jit(losses.model.init)(jax.random.key(0)) | {"objectives": {}}
         loss, _ = jax.jit(lambda p: losses(p, batch_of(), helpers.sample_keys()))(params)
@@ -162,7 +156,7 @@ def test_what_the_config_leaves_open_comes_from_the_tokenizer():
 
 
 def test_towers_and_shares_that_make_no_sense_are_refused():
-    spec = lambda **changes: helpers.build(dict(text=bert(**changes))).spec
+    spec = lambda **changes: helpers.build(dict(text=helpers.bert(head="masked", **changes))).spec
     OBJECTIVE.check(spec())
     with pytest.raises(ValueError, match=r"sees only what comes before a token: set .*embed\.causal to False"):
         OBJECTIVE.check(spec(embed=dict(causal=True)))
