@@ -33,11 +33,23 @@ def image(style="clip", *, embed=None, **changes):
     return presets.image_tower(**SIZE, patch_size=PATCH, style=style, embed=embed, **(shared | changes))
 
 
+def resnet(*, pool="mean", **changes):
+    """A tiny ResNet as an image tower: two stages, of which the second has two blocks."""
+    embed = dict(image_size=PIXELS, block="basic", depths=(1, 2), widths=(8, WIDTH), stem_width=4) | changes
+    return presets.resnet_tower(embed, init="resnet", pool=pool, embed_dim=WIDTH) | dict(pool_heads=2)
+
+
 def text(style="clip", *, embed=None, **changes):
     """A tiny text tower of either style."""
     embed = dict(vocab_size=VOCAB, length=LENGTH) | (embed or {})
     tower = presets.text_tower(**SIZE, style=style, embed=embed, **(dict(embed_dim=WIDTH) | changes))
     return tower | dict(vocab_size=VOCAB)
+
+
+def bert(*, embed=None, **changes):
+    """A tiny BERT."""
+    embed = dict(vocab_size=VOCAB, length=LENGTH) | (embed or {})
+    return presets.bert_tower(**SIZE, embed=embed, **changes)
 
 
 def clip(image_changes=None, text_changes=None, **both):
@@ -78,6 +90,8 @@ def random_params(model, seed=0):
             values = values / np.sqrt(np.prod(shape.shape[-2:-1]))
         elif path.endswith("scale"):
             values = 1.0 + 0.2 * values
+        elif path.endswith("var"):
+            values = 0.5 + np.abs(values)
         else:
             values = 0.3 * values
         return values.astype(np.float32)

@@ -78,7 +78,7 @@ class Model:
         self._data = config.data
         self._mesh = mesh or make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.local_devices())
         model = Functional.build(Stored(config, {}, None, stored.origin).spec)
-        params = {name: stored.params[name] for name in model.spec.towers}
+        params = model.own(stored.params)
         placed = shardings(jax.eval_shape(lambda p: p, params), self._mesh, config.mesh.rules)
         self._params = jax.tree.map(lambda a, s: jax.device_put(np.asarray(a), s), params, placed)
         self._towers = {

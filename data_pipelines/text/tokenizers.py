@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ import tokenizers as hf
 _BOS = ("<bos>", "<|startoftext|>", "[CLS]", "<s>")
 _EOS = ("<eos>", "<|endoftext|>", "[SEP]", "</s>")
 _PAD = ("<pad>", "[PAD]", "<|pad|>")
+_MASK = ("[MASK]", "<mask>")
+_BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenizer:
@@ -29,6 +32,8 @@ class Tokenizer:
         bos_id: begins every caption; None where there is no such mark (SigLIP, T5, GPT-2).
         eos_id: ends every caption, cut ones too.
         pad_id: fills the rest.
+        mask_id: stands for a token that is to be guessed; None where there is no such mark.
+        special_ids: of all marks, those of unknown words among them.
     """
 
     def __init__(self, text: str, name: str = "tokenizer.json"):
@@ -58,6 +63,9 @@ class Tokenizer:
             raise DataError(f"{name} has no end token: none of {', '.join(_EOS)} is in its vocabulary")
         self.eos_id = eos
         self.pad_id = self._find_pad(stated.get("padding"))
+        self.mask_id = self._find(_MASK)
+        marks = {token["id"] for token in stated.get("added_tokens") or () if token["special"]}
+        self.special_ids = tuple(sorted({*marks, self.eos_id, self.pad_id, self.bos_id, self.mask_id} - {None}))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -161,3 +169,66 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
     return Tokenizer(bpe.to_str())
+
+
+def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a WordPiece (Schuster and Nakajima 2012) with BERT's marks: its [MASK] is what masked modelling needs.
+
+    Case and accents are kept (`data.text.lower` lower-cases before); every ideograph is a word.
+
+    Args:
+        captions: the texts.
+        vocab_size: ids at most, of which [PAD]=0, [UNK]=1, [CLS]=2, [SEP]=3, [MASK]=4 and the single characters are
+            given.
+
+    Raises:
+        DataError: the vocabulary has no room for the characters.
+    """
+    captions, pieces = list(captions), wordpiece([*_BERT], lower=False)
+    words = Counter(word for text in captions for word, _ in _words(pieces, text))
+    first, inner = ({*letters} for letters in ((w[0] for w in words), (c for w in words for c in w[1:])))
+    # In a fixed order: the library numbers characters as they come out of its hash tables, and breaks ties by number.
+    given = [*_BERT, *sorted(first | inner), *(f"##{letter}" for letter in sorted(inner))]
+    if vocab_size < len(given):
+        raise DataError(f"vocab_size={vocab_size} is too small: marks and single characters take {len(given)}")
+    trainer = hf.trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=given, show_progress=False)
+    pieces.train_from_iterator(captions, trainer)
+    vocab = pieces.get_vocab(with_added_tokens=True)
+    return Tokenizer(wordpiece(sorted(vocab, key=vocab.get), lower=False).to_str())
+
+
+def wordpiece(
+    vocab: Sequence[str], *, lower: bool = True, strip_accents: bool | None = None, ideographs: bool = True
+) -> hf.Tokenizer:
+    """Returns BERT's tokenizer over a vocabulary, such as the lines of a `vocab.txt`.
+
+    Args:
+        vocab: tokens in the order of their ids, BERT's marks among them; "##" begins what continues a word.
+        lower: lower-case texts.
+        strip_accents: None does so when `lower` does, as BERT.
+        ideographs: every ideograph is a word of its own.
+
+    Raises:
+        DataError: a mark is not in the vocabulary.
+    """
+    ids = {token: i for i, token in enumerate(vocab)}
+    marks = [mark for mark in _BERT if mark in ids]
+    if missing := [mark for mark in ("[UNK]", "[CLS]", "[SEP]") if mark not in ids]:
+        raise DataError(f"a vocabulary of {len(ids):,} tokens is not BERT's: it has no {missing[0]}")
+    pieces = hf.Tokenizer(hf.models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    pieces.add_special_tokens(marks)
+    pieces.normalizer = hf.normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=ideographs, strip_accents=strip_accents, lowercase=lower
+    )
+    pieces.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
+    pieces.decoder = hf.decoders.WordPiece()
+    pieces.post_processor = hf.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(mark, ids[mark]) for mark in ("[CLS]", "[SEP]")],
+    )  # fmt: skip
+    return pieces
+
+
+def _words(tokenizer: hf.Tokenizer, text: str) -> list[tuple[str, tuple[int, int]]]:
+    """Words of a text and where they are."""
+    return tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))

@@ -10,7 +10,7 @@ import tokenizers as hf
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.paths import REPOSITORY
-from data_pipelines.text.tokenizers import Tokenizer, train_bpe
+from data_pipelines.text.tokenizers import Tokenizer, train_bpe, train_wordpiece
 
 CAPTIONS = ["grinning face", "a red heart, love", "face with tears of joy", "red circle"] * 5
 
@@ -56,12 +56,32 @@ def test_other_readers_of_the_file_see_the_same_ids(bpe):
     assert hf.Tokenizer.from_str(bpe.json).encode("red heart").ids == ids[0][valid[0]].tolist()
 
 
-def test_training_is_deterministic(bpe):
-    code = f"from data_pipelines.text.tokenizers import train_bpe; print(train_bpe({CAPTIONS!r}, 300).json, end='')"
+@pytest.mark.parametrize("train, size", [(train_bpe, 300), (train_wordpiece, 70)])
+def test_training_is_deterministic(train, size):
+    texts = [*CAPTIONS, "ein rotes Herz", "一颗红心", "あかい ハート"]
+    name = train.__name__
+    code = f"from data_pipelines.text.tokenizers import {name}; print({name}({texts!r}, {size}).json, end='')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    assert done.stdout == bpe.json
-    with pytest.raises(DataError, match="vocab_size=100 is too small"):
-        train_bpe(CAPTIONS, 100)
+    assert done.stdout == train(texts, size).json
+    with pytest.raises(DataError, match="vocab_size=20 is too small"):
+        train(texts, 20)
+
+
+def test_word_pieces_have_berts_marks_and_keep_case_and_accents():
+    words = train_wordpiece([*CAPTIONS, "Ein schönes Herz", "一颗红心"], 100)
+    assert (words.pad_id, words.bos_id, words.eos_id, words.mask_id) == (0, 2, 3, 4) and words.vocab_size <= 100
+    assert words.special_ids == (0, 1, 2, 3, 4)
+    ids, valid = words.encode(["red circle, Herz", "schönes", "一颗红心", "[MASK] [SEP]"], 12)
+    assert [words.decode(row) for row in ids[:3]] == ["red circle, Herz", "schönes", "一 颗 红 心"]
+    assert not np.isin(ids[3][valid[3]][1:-1], [0, 2, 3, 4]).any(), "a caption cannot write marks"
+    model = json.loads(words.json)["model"]
+    assert model["type"] == "WordPiece" and list(model["vocab"])[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert len(words.tokens(["red"])[0]) == 1 and len(words.tokens(["rad"])[0]) > 1
+    assert hf.Tokenizer.from_str(words.json).encode("red circle, Herz").ids == ids[0][valid[0]].tolist()
+
+
+def test_marks_for_masking_are_optional(bpe):
+    assert bpe.mask_id is None and bpe.special_ids == (0, 1, 2)
 
 
 def clip_style() -> str:

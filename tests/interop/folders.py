@@ -9,6 +9,8 @@ import tokenizers
 from PIL import Image
 from safetensors.numpy import save_file
 
+from data_pipelines.text.tokenizers import wordpiece
+
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 PAD, BOS, EOS, VOCAB, LENGTH = 1, 97, 7, 99, 12
 PIXELS = {"clip_vit": 40, "siglip": 48}
@@ -58,6 +60,22 @@ def hugging_face(folder, name="clip_vit"):
     pad = "<pad>" if clip else "<eos>"
     marks = dict(pad_token=pad, eos_token="<eos>", model_max_length=LENGTH)
     write_json(folder / "tokenizer_config.json", marks)
+    return folder
+
+
+def bert(folder, name="bert", *, vocab_only=False):
+    """A Hugging Face folder of a BERT, with a tokenizer.json or with nothing but a vocab.txt."""
+    golden = load(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", json.loads(str(golden["config"])) | dict(pad_token_id=0))
+    save_file(part(golden, "weights/"), folder / "model.safetensors")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "heart", "##s", "cafe", "café", "a", "A", "苹", "果"]
+    words += [f"w{i}" for i in range(len(words), VOCAB)]
+    if vocab_only:
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    else:
+        wordpiece(words, lower=True).save(str(folder / "tokenizer.json"))
+        write_json(folder / "tokenizer_config.json", dict(model_max_length=LENGTH, pad_token="[PAD]"))
     return folder
 
 

@@ -1,5 +1,7 @@
 """Contrastive losses, plain and as rings on several meshes, against plain NumPy formulas."""
 
+import functools
+
 import helpers
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,12 @@ from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
 ROWS, DIM = 24, 6
 MESHES = {"1": (1, 1, 1), "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2), "1x4x2": (1, 4, 2)}
 CASES = [("plain", "1"), ("plain", "2x2x2"), *(("ring", mesh) for mesh in MESHES)]
+SMOOTHING = 0.1
 KINDS = {
     "softmax": (SoftmaxContrastive, dict(logit_scale=np.float32(1.9))),
+    "smoothed": (
+        functools.partial(SoftmaxContrastive, label_smoothing=SMOOTHING), dict(logit_scale=np.float32(1.9)),
+    ),
     "sigmoid": (SigmoidContrastive, dict(logit_scale=np.float32(1.4), logit_bias=np.float32(-1.5))),
 }
 
@@ -37,7 +43,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def softmax_formula(x, y, mask, params):
+def softmax_formula(x, y, mask, params, smoothing=0.0):
     """Returns loss sum, its gradient for the logits, and how many rows and columns hit a positive."""
     logits = np.exp(params["logit_scale"]) * unit(x) @ unit(y).T
     loss, grad, hits = 0.0, np.zeros_like(logits), []
@@ -45,6 +51,7 @@ def softmax_formula(x, y, mask, params):
         z, m = (logits.T, mask.T) if flip else (logits, mask)
         # A caption of which less than one whole image tells counts for that part.
         target = m / np.maximum(m.sum(1, keepdims=True), 1)
+        target = (1 - smoothing) * target + smoothing * target.sum(1, keepdims=True) / ROWS
         p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
         loss -= np.sum(target * np.log(p)) / 2
         slope = p * target.sum(1, keepdims=True) - target
@@ -62,7 +69,8 @@ def sigmoid_formula(x, y, mask, params):
 def expected(kind, x, y, mask, params):
     """Loss per sample and gradients for x, y and the parameters, in float64."""
     x, y, params = np.float64(x), np.float64(y), {k: np.float64(v) for k, v in params.items()}
-    formula = dict(softmax=softmax_formula, sigmoid=sigmoid_formula)[kind]
+    smoothed = functools.partial(softmax_formula, smoothing=SMOOTHING)
+    formula = dict(softmax=softmax_formula, smoothed=smoothed, sigmoid=sigmoid_formula)[kind]
     loss, grad, hits = formula(x, y, mask, params)
     grad, scale = grad / ROWS, np.exp(params["logit_scale"])
 
@@ -184,6 +192,11 @@ def test_chunks_divide_the_columns(columns, size):
 
 def test_chance_is_what_no_knowledge_gives():
     assert SoftmaxContrastive().chance_loss(32, None) == pytest.approx(np.log(32))
+    cls, params = KINDS["smoothed"]
+    x, y = np.ones((2, ROWS, DIM), np.float32)  # all alike: no target can be told from another
+    with jax.set_mesh(mesh := helpers.mesh()):
+        (loss, _), _ = compiled(cls(), mesh)(dict(x=x, y=y, params=params), identities(True))
+    assert cls().chance_loss(ROWS, None) == pytest.approx(float(loss), rel=1e-6)
     logits = np.linspace(-8, 2, 10_001)
     for rows in (2, 32):
         constant = np.log1p(np.exp(-logits)) + (rows - 1) * np.log1p(np.exp(logits))
@@ -200,6 +213,12 @@ def test_temperature_stays_in_its_bounds():
     assert {name: float(value) for name, value in start.items()} == pytest.approx(
         dict(logit_scale=np.log(10.0), logit_bias=-10.0)
     )
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_smoothing_is_a_share(share):
+    with pytest.raises(ValueError, match=r"label_smoothing=.*: expected a share from 0, below 1"):
+        SoftmaxContrastive(label_smoothing=share)
 
 
 def test_towers_of_unlike_width_are_refused():

@@ -17,6 +17,7 @@ from xmodal.models.model import Functional
 from xmodal.objectives import View
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
+from xmodal.objectives.masked_text import MaskedText
 from xmodal.paths import flatten_paths, map_paths
 from xmodal.training.losses import merge_rows, split_rows
 
@@ -74,6 +75,10 @@ CASES = {  # everything that is random takes part somewhere
         helpers.git(PATCHES, WORDS),
         dict(captioning=Captioning(), brighter=BrighterCaptioning(weight=0.5)),
     ),
+    "masked": lambda: (
+        dict(text=helpers.text(embed=dict(causal=False), head="masked", dropout=0.1, attn_dropout=0.1)),
+        dict(masked=MaskedText(rate=0.4, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4))),
+    ),
 }
 
 
@@ -89,7 +94,7 @@ def mixing(batch, keys):
 
 @functools.cache
 def result(case, shape, parts):
-    """((loss, metrics), gradients) on a mesh, in so many micro-batches."""
+    """((loss, metrics, moments), gradients) on a mesh, in so many micro-batches."""
     towers, objectives = CASES[case]()
     mesh = helpers.mesh(*shape)
     losses = dataclasses.replace(
@@ -110,18 +115,19 @@ def result(case, shape, parts):
         ("both", ONE, 4),
         ("both", (8, 1, 1), 2),
         ("views", (1, 4, 2), 2),
+        ("masked", (2, 2, 1), 2),
     ],
 )
 def test_micro_batches_together_are_the_batch(case, shape, parts):
-    (loss, metrics), grads = result(case, ONE, 1)
-    (got_loss, got_metrics), got_grads = result(case, shape, parts)
+    (loss, metrics, _), grads = result(case, ONE, 1)
+    (got_loss, got_metrics, _), got_grads = result(case, shape, parts)
     np.testing.assert_allclose(got_loss, loss, rtol=1e-5)
     helpers.assert_trees_close(got_metrics, metrics)
     helpers.assert_trees_close(got_grads, grads)
 
 
 def test_the_loss_is_the_weighted_sum_of_the_objectives():
-    (loss, metrics), _ = result("both", ONE, 1)
+    (loss, metrics, _), _ = result("both", ONE, 1)
     np.testing.assert_allclose(
         loss, metrics["train/contrastive/loss"] + 2.0 * metrics["train/captioning/loss"], rtol=1e-6
     )
@@ -135,7 +141,7 @@ def test_the_loss_is_the_weighted_sum_of_the_objectives():
 
 def test_contrastive_losses_see_the_negatives_of_all_micro_batches():
     """Micro-batches of 4 on their own would lose less: the test of accumulation is not an empty one."""
-    (loss, _), _ = result("softmax", (2, 2, 2), 2)
+    (loss, _, _), _ = result("softmax", (2, 2, 2), 2)
     towers, objectives = CASES["softmax"]()
     losses = dataclasses.replace(helpers.losses(towers, objectives, helpers.mesh()), preprocess=jitter)
     params = helpers.random_params(losses.model) | {"objectives": losses.init_params()}
@@ -217,7 +223,7 @@ def test_towers_run_once_and_only_where_they_are_needed(want, towers):
 
 
 def test_another_view_is_another_input():
-    (_, metrics), _ = result("views", ONE, 1)
+    (_, metrics, _), _ = result("views", ONE, 1)
     assert abs(metrics["train/captioning/loss"] - metrics["train/brighter/loss"]) > 1e-3
 
 

@@ -127,6 +127,21 @@ def test_muon_is_optax_on_each_matrix_and_adamw_on_the_rest():
     assert len(second) == len(rest)  # Adam's second moments only where Adam is
 
 
+def test_lamb_is_optax_on_each_layer_and_adamw_on_scalars():
+    params, grads = LAYERS, [jax.tree.map(lambda x, i=i: jnp.sin(i + x), LAYERS) for i in (1, 2, 3)]
+    got = flatten_paths(run(plan(params, schedule=RISE, name="lamb", clip_norm=0.0).tx, params, grads)[0])
+    lamb = optax.lamb(RISE, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)
+    start, grads = flatten_paths(params), [flatten_paths(g) for g in grads]
+    scalar = "objectives/contrastive/logit_scale"
+    wanted, _ = run(REFERENCES["adamw"](), {scalar: start[scalar]}, [{scalar: g[scalar]} for g in grads])
+    assert_same({scalar: got.pop(scalar)}, wanted)
+    for path in got:
+        stack = "/layers/" in path
+        for index in range(len(start[path])) if stack else [...]:
+            wanted, _ = run(lamb, {"w": start[path][index]}, [{"w": g[path][index]} for g in grads])
+            np.testing.assert_allclose(got[path][index], wanted["w"], rtol=1e-5, atol=1e-7, err_msg=f"{path} {index}")
+
+
 REFERENCE_REST = optax.adamw(LR, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)
 
 
@@ -139,7 +154,7 @@ def test_adafactor_bounds_its_decay_and_factors():
     np.testing.assert_allclose(rows, last, rtol=1e-5)  # a bound of 0 forgets all but the last gradient
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "adafactor", "muon"])
 def test_each_optimizer_lowers_a_quadratic(name):
     shape = {"trunk": {"kernel": jnp.ones((2, 4, 4)), "bias": jnp.ones((2, 4))}}
     target = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape) / x.size, shape)
@@ -155,7 +170,7 @@ def test_each_optimizer_lowers_a_quadratic(name):
     assert float(loss(params)) < 0.05 * float(loss(shape))
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "adafactor", "muon"])
 def test_frozen_arrays_keep_their_bits_and_have_no_state(name):
     made = plan(name=name, clip_norm=1.0, rules=(("image/.*", {"freeze": True}),))
     broken = [{**g, "image": jax.tree.map(lambda x: x * np.nan, g["image"])} for g in GRADS]
@@ -226,7 +241,7 @@ def test_rows_tell_what_is_trained_how():
     }
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "adafactor", "muon"])
 def test_state_is_shaped_without_arrays_and_named_by_path(name):
     shapes = jax.eval_shape(lambda: PARAMS)
     tx = make_optimizer(options(name=name), optax.constant_schedule(LR), shapes).tx
@@ -240,7 +255,7 @@ def test_state_is_shaped_without_arrays_and_named_by_path(name):
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"name": "adamv"}, "optimizer.name: expected adamw, lion, adafactor, muon, got 'adamv'. Did you"),
+        ({"name": "adamv"}, "optimizer.name: expected adamw, lamb, lion, adafactor, muon, got 'adamv'. Did you"),
         (
             {"rules": ((r"txt/embed/.*", {"lr": 0.1}),)},
             "rules[0]: 'txt/embed/.*' matches no parameter. The closest paths are text/embed/embedding",
@@ -305,6 +320,13 @@ def test_layer_decay():
     assert {row.lr for row in made.rows if isinstance(row.lr, tuple)} == {
         (0.5**6, 0.5**4, 0.5**2), (4 * 0.5**5, 4 * 0.5**3, 4 * 0.5), (0.5,)
     }  # fmt: skip
+
+
+# Layers of unlike sizes, a zero bias, a zero temperature.
+LAYERS = map_paths(
+    lambda path, x: 0 * x if "bias" in path or "logit" in path else jnp.cos(jnp.arange(x.size)).reshape(x.shape) + x,
+    DEEP,
+)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.5, 1.01])

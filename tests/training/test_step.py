@@ -69,7 +69,7 @@ def test_a_step_is_gradient_optimizer_bounds_and_average():
     batch = helpers.batch(ROWS)
     with jax.set_mesh(helpers.mesh()):
         keys = sample_keys(SEED, np.int32(0), ROWS)
-        (loss, extra), grads = jax.jit(losses.value_and_grad)(state["params"], batch, keys)
+        (loss, extra, _), grads = jax.jit(losses.value_and_grad)(state["params"], batch, keys)
         updates, opt_state = jax.jit(plan.tx.update)(grads, state["opt_state"], state["params"])
     helpers.assert_trees_close(new["params"], optax.apply_updates(state["params"], updates))
     helpers.assert_trees_close(new["opt_state"], opt_state)

@@ -16,10 +16,10 @@ from xmodal.models.trunk import TrunkSpec
 
 IMAGE, TEXT, OBJECTIVE = "image", "text", "contrastive"  # names that a dual tower must have to be converted
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
-                "silu": "silu"}  # fmt: skip
-_REFERENCE_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+                "swish": "silu", "silu": "silu"}  # fmt: skip
+REFERENCE_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 # Fields that only matter in training or for speed: no reference has to express them.
-_FREE_TRUNK = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat")
+FREE_TRUNK = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat")
 
 
 # ---------------------------------------------------------------------------------------------- settings
@@ -53,10 +53,15 @@ def towers_of(style: str, vision: Mapping, words: Mapping, image_dim: int, text_
 
 def mlp_settings(config: Mapping[str, Any]) -> dict:
     """Activation, hidden width and epsilon of an encoder's layers; raises an InteropError for another activation."""
-    act = config["hidden_act"]
-    if act not in _ACTIVATIONS:
-        raise InteropError(f"hidden_act {act!r} is not known: known are {', '.join(_ACTIVATIONS)}")
-    return dict(act=_ACTIVATIONS[act], hidden=config["intermediate_size"], norm_eps=config["layer_norm_eps"])
+    act = activation(config["hidden_act"])
+    return dict(act=act, hidden=config["intermediate_size"], norm_eps=config["layer_norm_eps"])
+
+
+def activation(name: str) -> str:
+    """Our name of an activation of the reference; raises an InteropError for one that is not known."""
+    if name not in _ACTIVATIONS:
+        raise InteropError(f"hidden_act {name!r} is not known: known are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
 
 
 def vision_config(tower: TowerSpec, where: str = IMAGE) -> dict:
@@ -79,11 +84,11 @@ def text_config(tower: TowerSpec, where: str = TEXT) -> dict:
 def encoder_config(trunk: TrunkSpec, where: str) -> dict:
     """Sizes, activation and epsilon of a trunk in Hugging Face's words."""
     attention, mlp = trunk.pattern[0]
-    if mlp.act not in _REFERENCE_ACTIVATIONS:
+    if mlp.act not in REFERENCE_ACTIVATIONS:
         raise InteropError(f"{where}/trunk: the reference has no activation {mlp.act!r}")
     return dict(
         hidden_size=trunk.width, intermediate_size=hidden(trunk), num_hidden_layers=trunk.depth,
-        num_attention_heads=attention.heads, hidden_act=_REFERENCE_ACTIVATIONS[mlp.act],
+        num_attention_heads=attention.heads, hidden_act=REFERENCE_ACTIVATIONS[mlp.act],
         layer_norm_eps=trunk.norm_eps, attention_dropout=0.0,
     )  # fmt: skip
 
@@ -151,17 +156,19 @@ def check_towers(spec: ModelSpec, reference: str, image: dict, text: dict) -> tu
     missing = [name for name in (IMAGE, TEXT) if name not in spec.towers]
     fail(f"{reference} needs the towers {IMAGE!r} and {TEXT!r}",
          [f"missing: {name!r}, the model has {', '.join(spec.towers)}" for name in missing])  # fmt: skip
-    problems = []
-    for name, kind, fixed in ((IMAGE, PatchSpec, image), (TEXT, TokenSpec, text)):
-        tower = spec.towers[name]
-        if not isinstance(tower.embed, kind):
-            problems.append(f"{name}/embed: needs a {kind.__name__}, is {type(tower.embed).__name__}")
-            continue
-        problems += differences(tower, _as_fixed(tower, kind, fixed), name)
-        if not tower.embed_dim and fixed.get("embed_dim") != 0:
-            problems.append(f"{name}/embed_dim: is 0, needs the width of the shared space")
-    fail(f"{reference} has no such model", problems)
+    problems = encoder_differences(spec.towers[IMAGE], IMAGE, PatchSpec, image)
+    fail(f"{reference} has no such model", problems + encoder_differences(spec.towers[TEXT], TEXT, TokenSpec, text))
     return spec.towers[IMAGE], spec.towers[TEXT]
+
+
+def encoder_differences(tower: TowerSpec, name: str, kind: type, fixed: dict) -> list[str]:
+    """Says in what a tower is not as the reference fixes it; `kind` is the class of its embedder's spec."""
+    if not isinstance(tower.embed, kind):
+        return [f"{name}/embed: needs a {kind.__name__}, is {type(tower.embed).__name__}"]
+    problems = differences(tower, _as_fixed(tower, kind, fixed), name)
+    if not tower.embed_dim and fixed.get("embed_dim") != 0:
+        problems.append(f"{name}/embed_dim: is 0, needs the width of the shared space")
+    return problems
 
 
 def _as_fixed(tower: TowerSpec, kind: type, fixed: dict) -> TowerSpec:
@@ -185,7 +192,9 @@ def _trunk_as_fixed(trunk: TrunkSpec) -> TrunkSpec:
 
     def keep(kind: str, *names: str) -> Sublayer:
         have = first.get(kind, Sublayer(kind))
-        return Sublayer(kind, norm_eps=trunk.norm_eps, **{n: getattr(have, n) for n in ("dropout", *names)})
+        return Sublayer(
+            kind, norm_eps=trunk.norm_eps, **{n: getattr(have, n) for n in ("dropout", "attn_dropout", *names)}
+        )
 
     pattern = ((keep("self", "heads"), keep("mlp", "hidden", "act")),)
-    return TrunkSpec(pattern=pattern, **{name: getattr(trunk, name) for name in _FREE_TRUNK})
+    return TrunkSpec(pattern=pattern, **{name: getattr(trunk, name) for name in FREE_TRUNK})

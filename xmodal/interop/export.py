@@ -124,7 +124,7 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
             f"embedding: a CLIPModel takes an end mark of id {LEGACY_EOS} for another rule of pooling"
         )
     if stored.tokenizer is not None:
-        config.setdefault("text_config", {}).update(_mark_ids(stored))
+        config.get("text_config", config).update(_mark_ids(stored))
         _write_texts(stored, folder, family.processor)
     config |= _labels(stored) if "id2label" in config else {}
     config["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]

@@ -211,6 +211,8 @@ def _open_hf(path: Path) -> Stored:
     if family.labels and (names := family.labels(config)):
         stored.config.objectives = dict(classification=dict(type="classification", tower="image", weight=1.0))
         stored.config.data.label.classes = names
+    if any(tower.head == "masked" for tower in stored.spec.towers.values()):
+        stored.config.objectives = dict(masked=dict(type="masked_text", weight=1.0))
     if family.check_marks and stored.tokenizer is not None:
         try:
             family.check_marks(config, stored.tokenizer)

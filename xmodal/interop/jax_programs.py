@@ -1,7 +1,7 @@
 """Towers as programs: serialised StableHLO that JAX runs without xmodal, for batches of any size.
 
-`<tower>.jaxexport` holds the program and `<tower>.npz` its weights, by path. bfloat16, which NumPy files do not know,
-is kept as uint16 and turned back inside the program.
+`<tower>.jaxexport` holds the program and `<tower>.npz` its weights, by path; running statistics of BatchNorms are at
+"statistics/...". bfloat16, which NumPy files do not know, is kept as uint16 and turned back inside the program.
 """
 
 import functools
@@ -19,6 +19,7 @@ from xmodal.inference import Model, own_inputs
 from xmodal.interop.folder import Stored
 from xmodal.interop.tables import InteropError
 from xmodal.interop.weights import cast
+from xmodal.models.batch_norm import STATISTICS
 from xmodal.models.model import Functional
 from xmodal.objectives.contrastive import normalize
 from xmodal.paths import flatten_paths
@@ -48,7 +49,8 @@ def write(stored: Stored, folder: Path, dtype: str) -> list[str]:
         },
     }
     for name, kind in towers.items():
-        arrays = cast(flatten_paths(stored.params[name]), dtype)
+        statistics = stored.params.get(STATISTICS, {}).get(name, {})
+        arrays = cast(flatten_paths(stored.params[name] | {STATISTICS: statistics}), dtype)
         weights = {path: a.view(np.uint16) if dtype == "bf16" else a for path, a in arrays.items()}
         # Alone, so that the program names no parameter of another tower.
         alone = Functional.build(_only(stored, name, config.model.dtype).spec)
@@ -87,7 +89,8 @@ class Programs:
 def _embed(model: Functional, name: str, image: Mapping, weights: Mapping, batch: Mapping) -> jax.Array:
     floats = {p: jax.lax.bitcast_convert_type(a, jnp.bfloat16) if a.dtype == jnp.uint16 else a
               for p, a in weights.items()}  # fmt: skip
-    params = {name: unflatten_dict({p: a.astype(jnp.float32) for p, a in floats.items()}, sep="/")}
+    tower = unflatten_dict({p: a.astype(jnp.float32) for p, a in floats.items()}, sep="/")
+    params = {STATISTICS: {name: tower.pop(STATISTICS, {})}, name: tower}
     if "image" in batch:
         batch = {**batch, "image": preprocess_images(batch["image"], None, image)}
     return normalize(model(params, batch, frozenset({f"{name}.pooled"}))[f"{name}.pooled"])

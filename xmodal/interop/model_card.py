@@ -47,6 +47,12 @@ from transformers import AutoImageProcessor, AutoModel{head}
 model, processor = AutoModel{head}.from_pretrained("DIR"), AutoImageProcessor.from_pretrained("DIR")
 outputs = model(**processor(images=picture, return_tensors="pt")).{output}
 ```"""
+_USE_TEXTS = """```python
+from transformers import AutoModel{head}, AutoTokenizer
+
+model, tokenizer = AutoModel{head}.from_pretrained("DIR"), AutoTokenizer.from_pretrained("DIR")
+outputs = model(**tokenizer(texts, padding=True, return_tensors="pt")).{output}
+```"""
 _JAX = """The tower is a program (serialised StableHLO) with its weights beside it. It needs JAX alone
 (`pip install jax flatbuffers`), takes batches of any size, is lowered for cpu, cuda and tpu, gives unit vectors:
 
@@ -98,6 +104,10 @@ def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: M
 
 def _use(stored: Stored, to: str) -> tuple[str, str]:
     """Returns what the model is for, in the Hub's words, and how it is used."""
+    if to == "hf" and list(stored.spec.towers) == ["text"]:
+        if stored.spec.towers["text"].head == "masked":
+            return "fill-mask", _USE_TEXTS.format(head="ForMaskedLM", output="logits")
+        return "feature-extraction", _USE_TEXTS.format(head="", output="last_hidden_state")
     if to == "jax" or "text" in stored.spec.towers:
         return "zero-shot-image-classification", _jax_use(stored) if to == "jax" else _USE[to]
     if any(objective.type == "classification" for objective in stored.config.objectives.values()):
@@ -113,9 +123,12 @@ def _jax_use(stored: Stored) -> str:
         if tower.embed.input == "image":
             inputs = f'"image": np.zeros((2, {image.size}, {image.size}, 3), np.uint8)'
             side = f"{image.size} x {image.size} pixels"
-            how = f"resized to {side}" if image.crop == "squash" else (
-                f"their shorter side resized to {image.resize or image.size} pixels and the central {side} cut out,"
-            )  # fmt: skip
+            larger, cut = image.resize or image.size, f"the central {side} cut out,"
+            how = f"their shorter side resized to {larger} pixels and {cut}"
+            if image.crop == "squash":
+                how = (
+                    f"resized to {side}" if larger == image.size else f"resized to {larger} x {larger} pixels and {cut}"
+                )
             preparation = _IMAGE.format(how=how, filter=image.filter)
         else:
             shape = f"(2, {text.length})"

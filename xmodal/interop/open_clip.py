@@ -13,6 +13,7 @@ from xmodal.interop.encoders import IMAGE, OBJECTIVE, TEXT, hidden
 from xmodal.interop.tables import CONV, Entry, Family, InteropError, fail, linear, norm, packed_attention
 from xmodal.models import presets
 from xmodal.models.model import ModelSpec
+from xmodal.models.tower import TowerSpec
 from xmodal.models.trunk import TrunkSpec
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -40,28 +41,49 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
     Raises:
       InteropError: it uses what is not known here; all of that is listed.
     """
+    vision, words = settings(config, _VISION, {"pool_type": "tok"})
+    heads, size, mlp = vision["width"] // vision["head_width"], vision["image_size"], _mlp(config, vision)
+    patches = dict(image_size=tuple(size) if isinstance(size, list | tuple) else size, norm_eps=mlp["norm_eps"])
+    return presets.dual_tower(
+        image=presets.image_tower(vision["width"], vision["layers"], heads, patch_size=vision["patch_size"],
+                                  embed_dim=config["embed_dim"], embed=patches, **mlp),
+        text=text_tower(config, words),
+    )  # fmt: skip
+
+
+def settings(config: Mapping[str, Any], known: Mapping[str, Any], idle: Mapping[str, Any]) -> tuple[dict, dict]:
+    """Returns `vision_cfg` and `text_cfg`, completed.
+
+    Args:
+      config: `model_cfg`.
+      known: settings of the image tower that are understood, with their defaults.
+      idle: others that may be there with this value.
+
+    Raises:
+      InteropError: there are others; all of them are listed.
+    """
     vision, words = dict(config["vision_cfg"]), dict(config["text_cfg"])
     problems = [f"model_cfg.{key}" for key in config if key not in _MODEL]
-    problems += _unknown("vision_cfg", vision, _VISION, {"pool_type": "tok"}) + _unknown("text_cfg", words, _TEXT, {})
+    problems += _unknown("vision_cfg", vision, known, idle) + _unknown("text_cfg", words, _TEXT, {})
     if config.get("custom_text"):
         problems.append("model_cfg.custom_text: the text tower under names of its own")
     if words.get("pool_type", "argmax") not in ("argmax", "eos"):
         problems.append(f"text_cfg.pool_type={words['pool_type']!r}, needs 'argmax' or 'eos'")
     fail("this open_clip model uses what cannot be converted", problems)
-    vision, words = _VISION | vision, _TEXT | words
-    embed_dim, heads = config["embed_dim"], vision["width"] // vision["head_width"]
-    mlp = lambda c: dict(
-        act=_activation(config, c), hidden=int(c["width"] * c["mlp_ratio"]),
-        norm_eps=(c["norm_kwargs"] or {}).get("eps", 1e-5),
-    )  # fmt: skip
-    size = vision["image_size"]
-    patches = dict(image_size=tuple(size) if isinstance(size, list | tuple) else size, norm_eps=mlp(vision)["norm_eps"])
+    return {**known, **vision}, _TEXT | words
+
+
+def text_tower(config: Mapping[str, Any], words: Mapping[str, Any]) -> dict:
+    """The text tower of a `model_cfg` and its completed `text_cfg`."""
     tokens = dict(vocab_size=words["vocab_size"], length=words["context_length"])
-    return presets.dual_tower(
-        image=presets.image_tower(vision["width"], vision["layers"], heads, patch_size=vision["patch_size"],
-                                  embed_dim=embed_dim, embed=patches, **mlp(vision)),
-        text=presets.text_tower(words["width"], words["layers"], words["heads"], embed_dim=embed_dim, embed=tokens,
-                                **mlp(words)),
+    return presets.text_tower(words["width"], words["layers"], words["heads"], embed_dim=config["embed_dim"],
+                              embed=tokens, **_mlp(config, words))  # fmt: skip
+
+
+def _mlp(config: Mapping[str, Any], part: Mapping[str, Any]) -> dict:
+    return dict(
+        act=_activation(config, part), hidden=int(part["width"] * part["mlp_ratio"]),
+        norm_eps=(part["norm_kwargs"] or {}).get("eps", 1e-5),
     )  # fmt: skip
 
 
@@ -72,12 +94,7 @@ def table(spec: ModelSpec) -> list[Entry]:
     width, (down, across), patch = image.width, image.embed.grid, image.embed.patch_size
     own = f"{IMAGE}/embed"
     return [
-        Entry("logit_scale", f"objectives/{OBJECTIVE}/logit_scale", ()),
-        Entry("positional_embedding", f"{TEXT}/embed/position", (text.embed.length, text.width)),
-        Entry("text_projection", f"{TEXT}/projection/kernel", (text.width, text.embed_dim)),
-        Entry("token_embedding.weight", f"{TEXT}/embed/embedding", (text.embed.vocab_size, text.width)),
-        *_blocks("transformer", f"{TEXT}/trunk", text.trunk),
-        *norm("ln_final", f"{TEXT}/trunk/final_norm", text.width),
+        *text_entries(text),
         Entry("visual.class_embedding", f"{own}/class_token", (width,)),
         Entry("visual.positional_embedding", f"{own}/position", (down * across + 1, width)),
         Entry("visual.proj", f"{IMAGE}/projection/kernel", (width, image.embed_dim)),
@@ -86,6 +103,16 @@ def table(spec: ModelSpec) -> list[Entry]:
         *_blocks("visual.transformer", f"{IMAGE}/trunk", image.trunk),
         *norm("visual.ln_post", f"{IMAGE}/trunk/final_norm", width),
     ]
+
+
+def text_entries(text: TowerSpec) -> Iterator[Entry]:
+    """The text tower and the temperature."""
+    yield Entry("logit_scale", f"objectives/{OBJECTIVE}/logit_scale", ())
+    yield Entry("positional_embedding", f"{TEXT}/embed/position", (text.embed.length, text.width))
+    yield Entry("text_projection", f"{TEXT}/projection/kernel", (text.width, text.embed_dim))
+    yield Entry("token_embedding.weight", f"{TEXT}/embed/embedding", (text.embed.vocab_size, text.width))
+    yield from _blocks("transformer", f"{TEXT}/trunk", text.trunk)
+    yield from norm("ln_final", f"{TEXT}/trunk/final_norm", text.width)
 
 
 def _blocks(name: str, path: str, trunk: TrunkSpec) -> Iterator[Entry]:
@@ -111,30 +138,31 @@ def to_config(spec: ModelSpec) -> dict:
     acts = {tower.trunk.pattern[0][1].act for tower in (image, text)}
     if len(acts) > 1 and "quick_gelu" in acts:
         raise InteropError(f"open_clip uses quick_gelu in both towers or in none; this model has {sorted(acts)}")
-    problems = []
-    for name, tower in ((IMAGE, image), (TEXT, text)):
-        ratio = hidden(tower.trunk) / tower.width
-        if int(tower.width * ratio) != hidden(tower.trunk):
-            problems.append(f"{name}: a hidden width of {hidden(tower.trunk)} is no multiple of {tower.width}")
-    fail("open_clip has no such model", problems)
     size = image.embed.image_size
     vision = dict(
         image_size=list(size) if isinstance(size, tuple) else size, layers=image.trunk.depth, width=image.width,
         head_width=image.width // image.trunk.pattern[0][0].heads, patch_size=image.embed.patch_size,
     )  # fmt: skip
-    words = dict(
-        context_length=text.embed.length, vocab_size=text.embed.vocab_size, width=text.width,
-        heads=text.trunk.pattern[0][0].heads, layers=text.trunk.depth,
-    )  # fmt: skip
     return dict(
         embed_dim=image.embed_dim, quick_gelu="quick_gelu" in acts,
-        vision_cfg=vision | _layers(image.trunk), text_cfg=words | _layers(text.trunk),
+        vision_cfg=vision | _layers(image.trunk, IMAGE), text_cfg=text_settings(text),
     )  # fmt: skip
 
 
-def _layers(trunk: TrunkSpec) -> dict:
+def text_settings(text: TowerSpec) -> dict:
+    """The `text_cfg` of a text tower: the way back of `text_tower`."""
+    return dict(
+        context_length=text.embed.length, vocab_size=text.embed.vocab_size, width=text.width,
+        heads=text.trunk.pattern[0][0].heads, layers=text.trunk.depth, **_layers(text.trunk, TEXT),
+    )  # fmt: skip
+
+
+def _layers(trunk: TrunkSpec, where: str) -> dict:
     """MLP, activation and epsilon, where they are not the default."""
     settings, act = {"mlp_ratio": hidden(trunk) / trunk.width}, trunk.pattern[0][1].act
+    if int(trunk.width * settings["mlp_ratio"]) != hidden(trunk):
+        raise InteropError(f"open_clip has no such model:\n  {where}: a hidden width of {hidden(trunk)} is no multiple "
+                           f"of {trunk.width}")  # fmt: skip
     if act not in ("quick_gelu", "gelu", "gelu_tanh"):
         raise InteropError(f"open_clip has no activation {act!r}: known are quick_gelu, gelu, gelu_tanh")
     if act == "gelu_tanh":

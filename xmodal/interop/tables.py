@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from xmodal.config import ConfigError
+from xmodal.models.batch_norm import STATISTICS
 from xmodal.models.model import ModelSpec
 from xmodal.paths import flatten_paths
 
@@ -38,6 +39,7 @@ class Entry:
       layer: index along the leading axis of a stacked parameter here, or None.
       part: which part of the rows of a packed array this is.
       parts: how many parts it packs.
+      values: (to ours, to theirs), where the numbers mean something else here; None keeps them.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Entry:
     layer: int | None = None
     part: int = 0
     parts: int = 1
+    values: tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]] | None = None
 
     @property
     def packed_shape(self) -> tuple[int, ...]:
@@ -57,13 +60,16 @@ class Entry:
     def take(self, array: np.ndarray) -> np.ndarray:
         """From the reference's whole array to the parameter here (of one layer)."""
         part = array if self.parts == 1 else np.split(array, self.parts)[self.part]
+        part = part if self.values is None else self.values[0](part)
         part = part.transpose(self.axes) if self.axes else part
         return part if self.own is None else part.reshape(self.own)
 
     def give(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `take`, for this part alone."""
         array = array if self.layer is None else array[self.layer]
-        return array.transpose(np.argsort(self.axes)) if self.axes else array.reshape(self.shape)
+        moved = array.reshape([self.shape[axis] for axis in self.axes] if self.axes else self.shape)
+        moved = moved.transpose(np.argsort(self.axes)) if self.axes else moved
+        return moved if self.values is None else self.values[1](moved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Family:
       any_size: the model resamples its positions, so its pictures are as large as their processor makes them.
       objective: entry of `objectives` that the weights carry parameters for, such as dict(type="softmax"); {} for none.
       ignored: arrays that files carry beside the weights, such as index tables.
+      alias: name of an array in a file -> its name in the table, where older files call it otherwise.
       check_marks: (config.json, tokenizer) -> None; raises an InteropError when the model would read a text in another
         way than the tower here, as its configuration states marks of its own.
       image_processor: class of the reference that prepares images, "" without images.
@@ -101,6 +108,7 @@ class Family:
     any_size: bool = False
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    alias: Callable[[str], str] | None = None
     check_marks: Callable[[Mapping[str, Any], Any], None] | None = None
     image_processor: str = ""
     processor: str = ""
@@ -108,6 +116,8 @@ class Family:
     def to_params(self, weights: Mapping[str, np.ndarray], spec: ModelSpec) -> dict:
         """Converts the reference's weights; see `to_params`."""
         constants = self.constants(spec) if self.constants else {}
+        if self.alias and any(self.alias(name) != name for name in weights):
+            weights = {self.alias(name): weights[name] for name in weights}
         return to_params(weights, self.table(spec), self.ignored | constants.keys())
 
     def to_weights(self, params: Mapping[str, Any], spec: ModelSpec) -> dict[str, np.ndarray]:
@@ -125,7 +135,8 @@ def to_params(weights: Mapping[str, np.ndarray], entries: list[Entry], ignored: 
       ignored: names that may be there and mean nothing.
 
     Returns:
-      {tower: {...}, "objectives": {objective: {...}}}, nested dicts of float32 arrays.
+      {tower: {...}, "objectives": {objective: {...}}, "statistics": {tower: {...}}}, nested dicts of float32 arrays,
+      as far as the table has them.
 
     Raises:
       InteropError: missing names, unexpected names, wrong shapes (all listed).
@@ -185,6 +196,35 @@ def linear(
     yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs), LINEAR, layer=layer)
     if bias:
         yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def pointwise(name: str, path: str, inputs: int, outputs: int, layer: int | None = None) -> Iterator[Entry]:
+    """A convolution of 1 x 1 with its bias, which is a linear map here."""
+    shape, own = (outputs, inputs, 1, 1), (inputs, outputs)
+    yield Entry(f"{name}.weight", f"{path}/kernel", shape, CONV, own=own, layer=layer)
+    yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def convolution(
+    name: str, path: str, inputs: int, outputs: int, size: int, *, bias: bool = True, layer: int | None = None
+) -> Iterator[Entry]:
+    """A convolution: `weight` [outputs, inputs of each output, size, size] and `bias`."""
+    yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs, size, size), CONV, layer=layer)
+    if bias:
+        yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def batch_norm(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:
+    """A BatchNorm: `weight`, `bias` and its running statistics; `counters` gives what else PyTorch keeps."""
+    yield from norm(name, path, width, layer)
+    for theirs, ours in (("running_mean", "mean"), ("running_var", "var")):
+        yield Entry(f"{name}.{theirs}", f"{STATISTICS}/{path}/{ours}", (width,), layer=layer)
+
+
+def counters(entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+    """The numbers of batches that PyTorch's BatchNorms count and, with a momentum, never read."""
+    norms = (e.name.removesuffix("running_mean") for e in entries if e.name.endswith(".running_mean"))
+    return {f"{name}num_batches_tracked": np.zeros((), np.int64) for name in norms}
 
 
 def packed_attention(name: str, path: str, width: int, layer: int | None = None) -> Iterator[Entry]:

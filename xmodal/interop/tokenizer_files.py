@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer, wordpiece
 from xmodal.interop.preprocessing import read_json
 from xmodal.interop.tables import InteropError
 
@@ -29,16 +29,10 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
       InteropError: there is no tokenizer.json, or it cannot be used.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InteropError(
-            f"{folder} has no tokenizer.json, so texts would become other tokens than those that the model knows. Copy "
-            "it from where the weights come from, or make it once: "
-            "`transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`"
-        )
-    stated = read_json(path)
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     if (folder / "special_tokens_map.json").is_file():
         settings = read_json(folder / "special_tokens_map.json") | settings
+    stated = read_json(path) if path.is_file() else _from_vocab(folder, settings)
     ids = _ids(stated)
     if settings.get("add_eos_token") is not None and settings.get("add_bos_token") is not None:
         _set_marks(stated, settings, ids)
@@ -56,6 +50,26 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     return tokenizer, int(length) if length < _ENDLESS else 0
 
 
+def _from_vocab(folder: Path, settings: Mapping[str, Any]) -> dict:
+    """The tokenizer.json that a `vocab.txt`, all that BERT's first files have, and the folder's settings stand for."""
+    path = folder / "vocab.txt"
+    if not path.is_file():
+        raise InteropError(
+            f"{folder} has no tokenizer.json, so texts would become other tokens than those that the model knows. Copy "
+            "it from where the weights come from, or make it once: "
+            "`transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`"
+        )
+    try:
+        vocab = [line.rstrip("\r") for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        pieces = wordpiece(
+            vocab, lower=settings.get("do_lower_case", True), strip_accents=settings.get("strip_accents"),
+            ideographs=settings.get("tokenize_chinese_chars", True),
+        )  # fmt: skip
+    except (DataError, UnicodeDecodeError) as error:
+        raise InteropError(f"{path}: {error}") from None
+    return json.loads(pieces.to_str())
+
+
 def write_tokenizer(
     folder: Path, tokenizer: Tokenizer, *, length: int, lower: bool, masked: bool = True, processor: str = ""
 ) -> None:
@@ -71,7 +85,9 @@ def write_tokenizer(
     """
     stated = json.loads(tokenizer.json)
     names = {i: name for name, i in _ids(stated).items()}
-    marks = dict(bos_token=tokenizer.bos_id, eos_token=tokenizer.eos_id, pad_token=tokenizer.pad_id)
+    marks = dict(
+        bos_token=tokenizer.bos_id, eos_token=tokenizer.eos_id, pad_token=tokenizer.pad_id, mask_token=tokenizer.mask_id
+    )
     marks = {key: names[i] for key, i in marks.items() if i is not None}
     if lower:
         steps = [{"type": "Lowercase"}, *([stated["normalizer"]] if stated.get("normalizer") else [])]
@@ -84,6 +100,8 @@ def write_tokenizer(
     stated["truncation"] = None
     unknown = stated["model"].get("unk_token")
     marks |= {"unk_token": unknown} if isinstance(unknown, str) else {}
+    if stated["model"].get("type") == "WordPiece":  # BERT's names of its marks
+        marks |= {theirs: marks[ours] for theirs, ours in (("cls_token", "bos_token"), ("sep_token", "eos_token"))}
     settings = dict(
         tokenizer_class="PreTrainedTokenizerFast", model_max_length=length, padding_side="right",
         truncation_side="right", clean_up_tokenization_spaces=False,

@@ -83,7 +83,7 @@ def _fixed_trunk(trunk: TrunkSpec, layer: Mapping) -> TrunkSpec:
 
     def keep(kind: str, *names: str) -> Sublayer:
         have = first.get(kind, Sublayer(kind))
-        kept = {name: getattr(have, name) for name in ("dropout", "gate_init", *names)}
+        kept = {name: getattr(have, name) for name in ("dropout", "attn_dropout", "gate_init", *names)}
         return Sublayer(kind, norm_eps=trunk.norm_eps, **kept, **layer)
 
     free = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat")
@@ -124,12 +124,18 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
     return presets.dual_tower(**{IMAGE: image | head})
 
 
-def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+def labels(config: Mapping[str, Any], classifier: str = _CLASSIFIER) -> tuple[str, ...]:
     """Class names of a classifier's config.json, in the order of their ids; the reference has two by default."""
-    if (config.get("architectures") or ("",))[0] != _CLASSIFIER:
+    if (config.get("architectures") or ("",))[0] != classifier:
         return ()
     names = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     return tuple(str(names[i]) for i in sorted(names, key=int))
+
+
+def label_settings(classes: int) -> dict:
+    """Keys of a config.json that name so many classes by their numbers; none for no classifier."""
+    names = {str(i): f"LABEL_{i}" for i in range(classes)}
+    return dict(id2label=names, label2id={name: int(i) for i, name in names.items()}) if names else {}
 
 
 def _tower(spec: ModelSpec) -> TowerSpec:
@@ -171,12 +177,11 @@ def to_config(spec: ModelSpec) -> dict:
     """Returns the config.json of a model that `table` accepts."""
     tower = _tower(spec)
     size, patch = tower.embed.image_size, tower.embed.patch_size
-    names = {str(i): f"LABEL_{i}" for i in range(tower.embed_dim)}
-    labelled = dict(id2label=names, label2id={name: int(i) for i, name in names.items()}) if names else {}
     own = encoder_config(tower.trunk, IMAGE)
     del own["attention_dropout"]
     return dict(
-        architectures=[_CLASSIFIER if names else "ViTModel"], model_type="vit", **own, **labelled,
+        architectures=[_CLASSIFIER if tower.embed_dim else "ViTModel"], model_type="vit", **own,
+        **label_settings(tower.embed_dim),
         image_size=size, patch_size=patch, num_channels=3, qkv_bias=True,
         attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0, pooler_act="tanh", pooler_output_size=tower.width,
     )  # fmt: skip

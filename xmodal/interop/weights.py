@@ -82,8 +82,10 @@ def write_weights(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mappin
 
 
 def cast(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """Returns floating arrays in the type `dtype`, a key of `DTYPES`."""
-    return {name: np.asarray(a).astype(DTYPES[dtype]) for name, a in arrays.items()}
+    """Returns floating arrays in the type `dtype`, a key of `DTYPES`, and counters as they are."""
+    whole = lambda a: np.issubdtype(a.dtype, np.integer)
+    arrays = {name: np.asarray(a) for name, a in arrays.items()}
+    return {name: a if whole(a) else a.astype(DTYPES[dtype]) for name, a in arrays.items()}
 
 
 def _open(path: Path) -> Any:

@@ -1,15 +1,22 @@
-"""Multi-head attention over self or context, with the options that the field's models need and a key-value cache."""
+"""Multi-head attention over self or context, with the options that the field's models need and a key-value cache.
+
+CLIP's attention pool, which is one such attention without its output map, is here, too.
+"""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from xmodal import keys as key_tools
 from xmodal.models.init import Scheme
 from xmodal.models.layers import Linear, Norm, apply_routed, lora_of, rotary, routed
 from xmodal.models.spec import Flow, Sublayer
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, softcap: float = 0.0) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, softcap: float = 0.0,
+    dropout: float = 0.0, keys: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
     """Scaled dot-product attention with float32 logits.
 
     Args:
@@ -18,18 +25,25 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, sof
       v: same shape as k.
       mask: bool, broadcastable to [batch, heads, queries, keys], or None.
       softcap: bound of the logits (Gemma 2); 0 leaves them.
+      dropout: on the weights (Vaswani et al. 2017's code, BERT).
+      keys: per-sample keys [batch] for it, or None.
 
     Returns:
       [batch, queries, heads, head_dim].
     """
-    if not softcap:
+    dropout = dropout if keys is not None else 0.0
+    if not (softcap or dropout):
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
     k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    logits = softcap * jnp.tanh(logits / softcap)
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    if dropout:
+        weights = key_tools.dropout(weights, dropout, keys)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
 class Attention(nnx.Module):
@@ -62,8 +76,8 @@ class Attention(nnx.Module):
         v = heads(apply_routed(self.value, source, flow.segments))
         return (k if self.key_norm is None else self.key_norm(k)), v
 
-    def __call__(self, x: jax.Array, flow: Flow, cache: dict | None = None):
-        """Returns (output [batch, seq, width], new cache or None).
+    def __call__(self, x: jax.Array, flow: Flow, cache: dict | None = None, keys: jax.Array | None = None):
+        """Returns (output [batch, seq, width], new cache or None); `keys` [batch] are for dropout of the weights.
 
         With a cache, self attention writes its new keys at `flow.index` and reads all of them; cross attention
         computes the context's keys when a context is given and reuses them when it is not.
@@ -89,7 +103,7 @@ class Attention(nnx.Module):
                 )
             cache = {"k": k, "v": v}
         mask = flow.cross_mask if cross else flow.self_mask
-        y = attend(q, k, v, mask, spec.softcap)
+        y = attend(q, k, v, mask, spec.softcap, spec.attn_dropout, keys)
         y = y.reshape(*x.shape[:2], -1)
         if self.inner_norm is not None:
             y = apply_routed(self.inner_norm, y, flow.segments)
@@ -98,3 +112,32 @@ class Attention(nnx.Module):
             # A query that sees nothing adds nothing, no bias either (Flamingo, section 3.1.3).
             y = jnp.where(jnp.any(mask, axis=-1).transpose(0, 2, 1), y, jnp.zeros((), y.dtype))
         return y, cache
+
+
+class AttentionPool(nnx.Module):
+    """Attention pooling by the mean (CLIP's ResNets, Radford et al. 2021, section 2.4).
+
+    The mean of the tokens goes in front of them, all get learned positions, and the mean attends to all. What follows
+    in CLIP, a linear map with bias into the shared space, is the tower's projection.
+    Pools [batch, seq, width] to [batch, 1, width].
+    """
+
+    def __init__(self, width: int, heads: int, tokens: int, *, scheme: Scheme, rngs: nnx.Rngs):
+        if not heads or width % heads:
+            raise ValueError(f"pool_heads must divide the width {width}, got {heads}")
+        self.heads = heads
+        self.position = nnx.Param(scheme.image_position(rngs.params(), (tokens + 1, width), jnp.float32))
+        linear = lambda: Linear(width, width, rngs=rngs, kernel_init=scheme.attn_in)
+        self.query, self.key, self.value = linear(), linear(), linear()
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+        if valid is not None or x.shape[1] + 1 != self.position.shape[0]:
+            raise ValueError(
+                f"the pool 'attention' was built for {self.position.shape[0] - 1} tokens that are all there, got "
+                f"{x.shape[1]}"
+            )
+        mean = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
+        x = jnp.concatenate([mean, x], axis=1) + self.position[...].astype(x.dtype)
+        heads = lambda a: a.reshape(*a.shape[:2], self.heads, -1)
+        y = attend(heads(self.query(x[:, :1])), heads(self.key(x)), heads(self.value(x)), None)
+        return y.reshape(*y.shape[:2], -1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -11,8 +12,12 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.distributed.sharding import constrain
 from xmodal.models import init
-from xmodal.models.layers import Norm, sincos_positions
+from xmodal.models.conv import convolve
+from xmodal.models.convnext import ConvNext, ConvNextSpec
+from xmodal.models.efficientnet import EfficientNet, EfficientNetSpec
+from xmodal.models.layers import Norm, patches_matmul, sincos_positions
 from xmodal.models.resample import Filter, resample_grid
+from xmodal.models.resnet import ResNetEmbed, ResNetSpec
 from xmodal.models.tokens import Tokens
 
 
@@ -89,6 +94,8 @@ class TokenSpec:
       vocab_size: rows of the table; 0 takes the tokenizer's.
       length: positions; 0 takes the data's text length.
       position: learned, or none (rotary trunks).
+      types: kinds of tokens that are told apart by a learned vector (BERT's first and second sentence; 2), in
+        `<input>_types` of the batch, int32 [batch, seq]; where the batch has none every token is of kind 0. 0: none.
       causal: each token starts a group of its own, so it sees only those before it.
       mask_padding: padding is invisible (SigLIP trains without).
       norm: a norm after the sum (BERT, GIT).
@@ -102,6 +109,7 @@ class TokenSpec:
     vocab_size: int = 0
     length: int = 0
     position: Literal["learned", "none"] = "learned"
+    types: int = 0
     causal: bool = True
     mask_padding: bool = True
     norm: bool = False
@@ -120,7 +128,7 @@ class PatchEmbed(nnx.Module):
         if spec.patch_size % stride:
             raise ValueError(f"patch_size {spec.patch_size} is not a multiple of the strides of the stem, {stride}")
         sizes = (3, *(channels for channels, _, _ in spec.stem))
-        self.stem = nnx.Dict({str(i): Conv(sizes[i], *stage, rngs=rngs) for i, stage in enumerate(spec.stem)})
+        self.stem = nnx.Dict({str(i): StemStage(sizes[i], *stage, rngs=rngs) for i, stage in enumerate(spec.stem)})
         channels, patch = sizes[-1], spec.patch_size // stride
         draw = lambda initializer, *shape: nnx.Param(initializer(rngs.params(), shape, jnp.float32))
         self.kernel = draw(scheme.patch, patch, patch, channels, width)
@@ -162,7 +170,7 @@ class PatchEmbed(nnx.Module):
         return Tokens(x, pos=pos, segments=((spec.input, x.shape[1]),))
 
 
-class Conv(nnx.Module):
+class StemStage(nnx.Module):
     """A strided convolution, LayerNorm over channels and GELU: one stage of a stem."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, rngs: nnx.Rngs):
@@ -175,8 +183,7 @@ class Conv(nnx.Module):
         if kernel.shape[0] == self.stride:
             y = patches_matmul(x, kernel).reshape(b, h // self.stride, w // self.stride, -1)
         else:
-            layout = ("NHWC", "HWIO", "NHWC")
-            y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=layout)
+            y = convolve(x, kernel, self.stride)
         return jax.nn.gelu(self.norm(y), approximate=True)
 
 
@@ -185,12 +192,10 @@ class TokenEmbed(nnx.Module):
 
     def __init__(self, spec: TokenSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
         self.spec, self.dtype = spec, dtype
-        self.embedding = nnx.Param(scheme.token(rngs.params(), (spec.vocab_size, width), jnp.float32))
-        self.position = (
-            nnx.Param(scheme.text_position(rngs.params(), (spec.length, width), jnp.float32))
-            if spec.position == "learned"
-            else None
-        )
+        draw = lambda initializer, rows: nnx.Param(initializer(rngs.params(), (rows, width), jnp.float32))
+        self.embedding = draw(scheme.token, spec.vocab_size)
+        self.position = draw(scheme.text_position, spec.length) if spec.position == "learned" else None
+        self.types = draw(scheme.token, spec.types) if spec.types else None
         self.norm = Norm(width, eps=spec.norm_eps) if spec.norm else None
 
     def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
@@ -204,6 +209,9 @@ class TokenEmbed(nnx.Module):
         if self.position is not None:
             rows = jax.lax.dynamic_slice_in_dim(self.position[...], start, ids.shape[1])
             x = x + rows.astype(x.dtype)
+        if self.types is not None:
+            kinds = batch.get(f"{spec.input}_types")
+            x = x + (self.types[0] if kinds is None else jnp.take(self.types[...], kinds, axis=0)).astype(x.dtype)
         x = x if self.norm is None else self.norm(x)
         if spec.dropout:
             x = key_tools.dropout(x, spec.dropout, key_tools.fold(keys, "embed_dropout"))
@@ -213,22 +221,22 @@ class TokenEmbed(nnx.Module):
         return Tokens(x, valid=valid, group=group, pos=pos, segments=((spec.input, ids.shape[1]),))
 
 
-EMBEDDERS = {"patch": (PatchSpec, PatchEmbed), "token": (TokenSpec, TokenEmbed)}
+# By `type` of the spec. An embedder maps (batch, keys or None) to Tokens; one with BatchNorms to (Tokens, moments by
+# path, of which those are None that used their running statistics).
+EMBEDDERS = {
+    "patch": (PatchSpec, PatchEmbed),
+    "convnext": (ConvNextSpec, ConvNext),
+    "resnet": (ResNetSpec, ResNetEmbed),
+    "efficientnet": (EfficientNetSpec, EfficientNet),
+    "token": (TokenSpec, TokenEmbed),
+}
 
 
-def patches_matmul(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution whose stride is its size, as one matrix product.
-
-    Args:
-      images: [batch, height, width, channels].
-      kernel: [patch, patch, channels, outputs].
-
-    Returns:
-      [batch, patches, outputs], row by row.
-    """
-    (b, h, w, c), (ph, pw, _, d) = images.shape, kernel.shape
-    x = images.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, (h // ph) * (w // pw), ph * pw * c) @ kernel.reshape(ph * pw * c, d)
+def inputs_of(towers: Mapping[str, Mapping]) -> dict[str, str]:
+    """Returns {tower: array of the batch that it embeds} of the `towers` of a config, which may be wrong yet."""
+    embeds = {name: tower.get("embed") or {} for name, tower in towers.items()}
+    known = {name: embed for name, embed in embeds.items() if embed.get("type") in EMBEDDERS}
+    return {name: embed.get("input", EMBEDDERS[embed["type"]][0].input) for name, embed in known.items()}
 
 
 def drop_patches(x: jax.Array, pos: jax.Array, rate: float, prefix: int, keys: jax.Array):

@@ -9,6 +9,7 @@ from jax.nn.initializers import Initializer, normal, truncated_normal, variance_
 torch_conv = variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default: uniform in +-fan_in^-0.5
 lecun = variance_scaling(1.0, "fan_in", "truncated_normal")  # Flax's default
 he = variance_scaling(2.0, "fan_in", "truncated_normal")
+he_out = variance_scaling(2.0, "fan_out", "normal")  # of convolutions before a ReLU (He et al. 2015)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ def _clip(width: int, depth: int) -> Scheme:
 
     That code leaves the image trunk at its framework's defaults; here both trunks start from the published scheme.
     """
-    residual = normal(width**-0.5 * (2 * depth) ** -0.5)
+    residual = normal(width**-0.5 * (2 * max(depth, 1)) ** -0.5)
     scaled = normal(width**-0.5)
     return Scheme(
         attn_in=scaled, attn_out=residual, fc_in=normal((2 * width) ** -0.5), fc_out=residual, fc_bias=zeros,
@@ -65,7 +66,12 @@ def _bert(width: int, depth: int) -> Scheme:
     ))  # fmt: skip
 
 
-SCHEMES = {"clip": _clip, "siglip": _siglip, "bert": _bert}
+def _resnet(width: int, depth: int) -> Scheme:
+    """ResNet: convolutions as He et al. 2015, the classifier from a normal of 0.01 (Goyal et al. 2017, section 5.1)."""
+    return dataclasses.replace(_bert(width, depth), patch=he_out, projection=normal(0.01))
+
+
+SCHEMES = {"clip": _clip, "siglip": _siglip, "bert": _bert, "resnet": _resnet}
 
 
 def scheme(name: str, width: int, depth: int) -> Scheme:

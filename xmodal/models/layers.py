@@ -108,6 +108,21 @@ def apply_routed(module: nnx.Module, x: jax.Array, segments: tuple[tuple[str, in
     return module(x, segments) if isinstance(module, Routed) else module(x)
 
 
+def patches_matmul(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution whose stride is its size, as one matrix product.
+
+    Args:
+      images: [batch, height, width, channels].
+      kernel: [patch, patch, channels, outputs].
+
+    Returns:
+      [batch, patches, outputs], row by row.
+    """
+    (b, h, w, c), (ph, pw, _, d) = images.shape, kernel.shape
+    x = images.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, (h // ph) * (w // pw), ph * pw * c) @ kernel.reshape(ph * pw * c, d)
+
+
 def rotary(x: jax.Array, pos: jax.Array, theta: float) -> jax.Array:
     """Rotary position embedding (Su et al. 2021), half-split layout; several position axes share the head equally.
 

@@ -9,10 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
+from xmodal.models.batch_norm import STATISTICS, BatchNorm
 from xmodal.models.tokens import Tokens
 from xmodal.models.tower import Tower, TowerSpec
 from xmodal.models.trunk import Cache
 from xmodal.paths import flatten_paths
+
+# Parts of the parameter tree beside the towers: parameters of the objectives, running statistics of BatchNorms.
+RESERVED = ("objectives", STATISTICS)
+OUTPUTS = ("tokens", "pooled", "logits", "masked_logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +25,7 @@ class ModelSpec:
     """Description of a model.
 
     Attributes:
-      towers: by name. A name may not be "objectives", which is where the objectives keep their parameters.
+      towers: by name, which may be none of `RESERVED`.
       dtype: type of the arithmetic; parameters, norms and logits stay in float32.
     """
 
@@ -34,7 +39,9 @@ class CrossModalModel(nnx.Module):
     `model(batch, want)` returns the wanted outputs by name:
       `<tower>.tokens`: Tokens [batch, seq, width];
       `<tower>.pooled`: float32 [batch, embed_dim];
-      `<tower>.logits`: float32 [batch, text length, vocab].
+      `<tower>.logits`: float32 [batch, text length, vocab];
+      `<tower>.masked_logits`: the same at the positions `<input>_places` of the batch alone, [batch, count, vocab];
+      `statistics`: {tower: moments that its BatchNorms saw, by path}, of the towers that ran, with random keys only.
     """
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
@@ -56,14 +63,14 @@ class CrossModalModel(nnx.Module):
         Args:
           batch: raw arrays by name (a view's batch).
           want: names of outputs.
-          keys: per-sample random keys [batch]; None runs without dropout.
+          keys: per-sample random keys [batch]; None runs without dropout, and with running statistics in BatchNorms.
           caches: decoding caches by tower; these towers then see only new tokens. Adds "caches" to the result.
           prefill: first decoding call; later ones leave out towers that have no cache (their tokens are cached).
 
         Returns:
           {output name: value}.
         """
-        tokens, new_caches = {}, {}
+        tokens, new_caches, moments = {}, {}, {}
 
         def run(name: str) -> Tokens:
             if name in tokens:
@@ -74,23 +81,30 @@ class CrossModalModel(nnx.Module):
             read = {other: run(other) for other in spec.reads if not skip(other)}
             context = run(spec.attends) if spec.attends and not skip(spec.attends) else None
             with jax.named_scope(name):
-                out = tower(batch, read=read, context=context, keys=key_tools.fold(keys, name), cache=cache)
+                out, cache, own = tower(batch, read=read, context=context, keys=key_tools.fold(keys, name), cache=cache)
             if cache is not None:
-                out, new_caches[name] = out
+                new_caches[name] = cache
+            if own:
+                moments[name] = own
             tokens[name] = out
             return out
 
         outputs = {}
-        for wanted in sorted(want):
+        for wanted in sorted(want - {STATISTICS}):
             name, _, what = wanted.partition(".")
-            if name not in self.spec.towers or what not in ("tokens", "pooled", "logits"):
+            if name not in self.spec.towers or what not in OUTPUTS:
                 raise ValueError(
-                    f"unknown model output {wanted!r}: outputs are <tower>.tokens, .pooled or .logits of the towers "
+                    f"unknown model output {wanted!r}: outputs are <tower>.{', .'.join(OUTPUTS)} of the towers "
                     f"{', '.join(self.spec.towers)}"
                 )
             out, tower = run(name), getattr(self, name)
             with jax.named_scope(name):
-                outputs[wanted] = out if what == "tokens" else getattr(tower, what)(out)
+                if what == "masked_logits":
+                    outputs[wanted] = tower.logits(out, batch[f"{tower.spec.embed.input}_places"])
+                else:
+                    outputs[wanted] = out if what == "tokens" else getattr(tower, what)(out)
+        if STATISTICS in want:
+            outputs[STATISTICS] = moments
         if caches is not None:
             outputs["caches"] = new_caches
         return outputs
@@ -140,8 +154,9 @@ def wiring_order(towers: Mapping[str, TowerSpec]) -> list[str]:
             state[name] = "done"
             order.append(name)
 
-    if "objectives" in towers:
-        raise ValueError('a tower cannot be named "objectives": that is where objectives keep their parameters')
+    for name in RESERVED:
+        if name in towers:
+            raise ValueError(f'a tower cannot be named "{name}": that part of the parameters is no tower')
     for name in towers:
         visit(name, ())
     return order
@@ -155,21 +170,50 @@ class Functional:
       spec: description of the model.
       graphdef: the modules without their parameters.
       structure: names of the parameters, as the tree of a nested dict.
+      frozen: paths of BatchNorms that use their running statistics in training, too.
     """
 
     spec: ModelSpec
     graphdef: nnx.GraphDef
     structure: jax.tree_util.PyTreeDef
+    frozen: frozenset[str] = frozenset()
 
     @classmethod
     def build(cls, spec: ModelSpec) -> "Functional":
         """Builds the structure without allocating any parameter."""
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: CrossModalModel(spec, nnx.Rngs(0))))
-        return cls(spec, graphdef, jax.tree.structure(nnx.to_pure_dict(state)))
+        model = nnx.eval_shape(lambda: CrossModalModel(spec, nnx.Rngs(0)))
+        return cls(spec, nnx.graphdef(model), jax.tree.structure(_parameters(model)))
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there are BatchNorms."""
+        return STATISTICS in jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
 
     def init(self, key: jax.Array) -> dict:
-        """Returns fresh float32 parameters {tower: {...}}; jit it with out_shardings to create them sharded."""
-        return nnx.to_pure_dict(nnx.state(CrossModalModel(self.spec, nnx.Rngs(params=key)), nnx.Param))
+        """Returns fresh float32 parameters {tower: {...}}; jit it with out_shardings to create them sharded.
+
+        A model with BatchNorms has their running statistics under "statistics", {tower: {...}} as well.
+        """
+        return _parameters(CrossModalModel(self.spec, nnx.Rngs(params=key)))
+
+    def own(self, params: Mapping) -> dict:
+        """Returns the parts of a tree that are of the model: its towers and their running statistics."""
+        towers = lambda tree: {name: tree[name] for name in self.spec.towers if name in tree}
+        statistics = towers(params.get(STATISTICS, {}))
+        return towers(params) | ({STATISTICS: statistics} if statistics else {})
+
+    def freezing(self, frozen: Mapping) -> "Functional":
+        """Returns the model whose BatchNorms keep their running statistics where scale and bias are both frozen.
+
+        Args:
+          frozen: tree of bool like the parameters.
+        """
+        if not self.has_statistics:
+            return self
+        held, norms = flatten_paths(frozen), {path.rpartition("/")[0] for path in flatten_paths(frozen[STATISTICS])}
+        names = (path.removeprefix(f"{STATISTICS}/") for path in norms)
+        kept = frozenset(name for name in names if held[f"{name}/scale"] and held[f"{name}/bias"])
+        return dataclasses.replace(self, frozen=kept)
 
     def bind(self, params: Mapping) -> CrossModalModel:
         """Returns the module holding these parameters (free: no copies).
@@ -177,7 +221,7 @@ class Functional:
         Raises:
           ValueError: a parameter is missing or unknown.
         """
-        own = {name: params[name] for name in self.spec.towers if name in params}
+        own = self.own(params)
         if jax.tree.structure(own) != self.structure:  # nnx.merge goes by order and would mix arrays up
             given = flatten_paths(own).keys()
             known = flatten_paths(jax.tree.unflatten(self.structure, [0] * self.structure.num_leaves)).keys()
@@ -185,8 +229,19 @@ class Functional:
                 "the parameters are not those of this model: "
                 f"missing {sorted(known - given) or 'none'}, unknown {sorted(given - known) or 'none'}"
             )
-        return nnx.merge(self.graphdef, own)
+        statistics = own.pop(STATISTICS, {})
+        model = nnx.merge(self.graphdef, own, statistics)
+        for path, module in nnx.iter_modules(model) if self.frozen else ():
+            if isinstance(module, BatchNorm):
+                module.frozen = "/".join(map(str, path)) in self.frozen
+        return model
 
     def __call__(self, params: Mapping, batch: Mapping, want: frozenset[str], keys=None) -> dict:
         """Runs the model; see `CrossModalModel.__call__`."""
         return self.bind(params)(batch, want, keys)
+
+
+def _parameters(model: CrossModalModel) -> dict:
+    """Parameters by tower, and running statistics where there are some."""
+    params, statistics = (nnx.to_pure_dict(nnx.state(model, kind)) for kind in (nnx.Param, nnx.BatchStat))
+    return params | ({STATISTICS: statistics} if statistics else {})

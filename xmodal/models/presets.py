@@ -1,13 +1,15 @@
 """Presets: plain ConfigDicts for the field's towers, to be changed key by key in a recipe.
 
 Widths, depths and heads follow the papers: ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021), OpenCLIP's H/14
-(Cherti et al. 2023), SigLIP (Zhai et al. 2023). Vocabulary, text length and image size are 0 here: they are taken
-from the tokenizer and the data section.
+(Cherti et al. 2023), SigLIP (Zhai et al. 2023), BERT (Devlin et al. 2019; the small ones Turc et al. 2019), ResNet (He
+et al. 2015). Vocabulary, text length and image size are 0 here: they are taken from the tokenizer and the data section.
 """
 
 from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
+
+from xmodal.models.efficientnet import EfficientNetSpec
 
 # width, depth, heads, patch size
 VIT = {
@@ -23,6 +25,26 @@ VIT = {
     "H14": (1280, 32, 16, 14),
     "g14": (1536, 40, 24, 14),
 }
+# blocks and channels of the stages
+CONVNEXT = {
+    "T": ((3, 3, 9, 3), (96, 192, 384, 768)),
+    "S": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "B": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "L": ((3, 3, 27, 3), (192, 384, 768, 1536)),
+    "XL": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+}
+# factors of width and depth, pixels that it was trained with, and blocks that pad alike on all sides at that size
+EFFICIENTNET = {
+    "B0": (1.0, 1.0, 224, ()),
+    "B1": (1.0, 1.1, 240, (16,)),
+    "B2": (1.1, 1.2, 260, (5, 8, 16)),
+    "B3": (1.2, 1.4, 300, (5, 18)),
+    "B4": (1.4, 1.8, 380, (6,)),
+    "B5": (1.6, 2.2, 456, (13, 27)),
+    "B6": (1.8, 2.6, 528, (31,)),
+    "B7": (2.0, 3.1, 600, (18,)),
+    "L2": (4.3, 5.3, 800, ()),
+}
 # width, depth, heads of the text tower and width of the shared space that go with an image tower of that size
 CLIP_TEXT = {
     "Ti": (256, 6, 4, 256),
@@ -30,14 +52,50 @@ CLIP_TEXT = {
     "B": (512, 12, 8, 512),
     "L": (768, 12, 12, 768),
     "H": (1024, 24, 16, 1024),
+    "RN50": (512, 12, 8, 1024),
+    "RN101": (512, 12, 8, 512),
+    "RN50x4": (640, 12, 10, 640),
+    "RN50x16": (768, 12, 12, 768),
+    "RN50x64": (1024, 12, 16, 1024),
+}
+# kind of block, blocks of each stage
+RESNET = {
+    "18": ("basic", (2, 2, 2, 2)),
+    "34": ("basic", (3, 4, 6, 3)),
+    "50": ("bottleneck", (3, 4, 6, 3)),
+    "101": ("bottleneck", (3, 4, 23, 3)),
+    "152": ("bottleneck", (3, 8, 36, 3)),
+}
+# CLIP's: width of the stem, blocks of each stage, pixels that it was trained with
+CLIP_RESNET = {
+    "RN50": (64, (3, 4, 6, 3), 224),
+    "RN101": (64, (3, 4, 23, 3), 224),
+    "RN50x4": (80, (4, 6, 10, 6), 288),
+    "RN50x16": (96, (6, 8, 18, 8), 384),
+    "RN50x64": (128, (3, 15, 36, 10), 448),
+}
+# width, depth, heads
+BERT = {
+    "tiny": (128, 2, 2),
+    "mini": (256, 4, 4),
+    "small": (512, 4, 8),
+    "medium": (512, 8, 8),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
 }
 
-# What families of towers differ in: CLIP, SigLIP, and the ViT that classifies or learns from images alone.
+# What families of towers differ in: CLIP, SigLIP, BERT, today's language models, and the ViT that classifies or learns
+# from images alone.
 _STYLES = {
     "clip": dict(act="quick_gelu", norm_eps=1e-5, init="clip"),
     "siglip": dict(act="gelu_tanh", norm_eps=1e-6, init="siglip"),
     "vit": dict(act="gelu", norm_eps=1e-6, init="bert"),
+    "bert": dict(act="gelu", norm_eps=1e-12, init="bert"),
+    "modern": dict(act="silu", norm_eps=1e-6, init="bert"),
 }
+_CLIP_HEAD = 64  # width of an attention head in all of CLIP
+
+_ATTENTION = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")  # fields of attention
 
 
 def _lookup(table: Mapping, name: str, what: str) -> tuple:
@@ -55,21 +113,21 @@ def trunk(
     style: str = "clip",
     **changes,
 ) -> dict:
-    """A trunk of `depth` equal pre-norm layers.
+    """A trunk of `depth` equal layers, pre-norm by default.
 
     Args:
       width: of the residual stream.
       depth: layers.
       heads: attention heads.
       kinds: the sublayers of a layer, in order.
-      style: "clip", "siglip" or "vit": activation, epsilon and initialisation.
+      style: "clip", "siglip", "vit", "bert" or "modern": activation, epsilon and initialisation.
       **changes: fields of `TrunkSpec`, or of every `Sublayer` where the trunk has no such field.
     """
     base = _STYLES[style]
     trunk_fields = ("final_norm", "norm", "norm_eps", "drop_path", "init", "condition_width", "scan", "remat")
     whole = {k: changes.pop(k) for k in trunk_fields if k in changes}
     common = dict(norm_eps=whole.get("norm_eps", base["norm_eps"]), norm=whole.get("norm", "ln")) | changes
-    mlp = dict(kind="mlp", act=changes.pop("act", base["act"])) | common
+    mlp = dict(kind="mlp", act=base["act"]) | {k: v for k, v in common.items() if k not in _ATTENTION}
     attention = {k: v for k, v in common.items() if k not in ("act", "hidden", "glu")}
     layer = tuple(mlp if kind == "mlp" else dict(kind=kind, heads=heads) | attention for kind in kinds)
     return dict(
@@ -113,6 +171,57 @@ def image_tower(
     )  # fmt: skip
 
 
+def convnext(variant: str = "T", **changes) -> dict:
+    """ConvNeXt's image tower (Liu et al. 2022): "T", "S", "B", "L" or "XL"; arguments as in `convnext_tower`."""
+    depths, widths = _lookup(CONVNEXT, variant, "image tower")
+    return convnext_tower(depths, widths, **changes)
+
+
+def convnext_tower(
+    depths: tuple[int, ...], widths: tuple[int, ...], *, embed_dim: int = 0, norm_eps: float = 1e-6, **changes
+) -> dict:
+    """A ConvNeXt of any size, pooled to the mean of its tokens and a norm.
+
+    Args:
+      depths: blocks of the stages.
+      widths: channels of the stages.
+      embed_dim: width of the shared space; 0: the last width.
+      norm_eps: of the norm after the pooling.
+      **changes: fields of `ConvNextSpec`.
+    """
+    embed = dict(type="convnext", image_size=0, depths=depths, widths=widths, drop_path=0.0, scan=True, remat="none")
+    return dict(
+        embed=embed | changes, trunk=no_trunk(widths[-1], norm_eps=norm_eps), pool="mean", pool_norm=True,
+        embed_dim=embed_dim,
+    )  # fmt: skip
+
+
+def efficientnet(variant: str = "B0", *, embed_dim: int = 0, **changes) -> dict:
+    """EfficientNet's image tower (Tan and Le 2019; "L2": Xie et al. 2020), pooled to the mean of its tokens.
+
+    Args:
+      variant: a key of `EFFICIENTNET`.
+      embed_dim: width of the shared space, or number of classes; 0: as wide as the last convolution.
+      **changes: fields of `EfficientNetSpec`: `top=0` leaves out the last convolution (ALIGN). `square_padding` is by
+        default that of the size that the published model was trained with.
+    """
+    width, depth, _, padding = _lookup(EFFICIENTNET, variant, "image tower")
+    return efficientnet_tower(width, depth, embed_dim=embed_dim, **(dict(square_padding=padding) | changes))
+
+
+def efficientnet_tower(width_factor: float, depth_factor: float, *, embed_dim: int = 0, **changes) -> dict:
+    """An EfficientNet of any size; `changes` are fields of `EfficientNetSpec`."""
+    embed = dict(width_factor=width_factor, depth_factor=depth_factor) | changes
+    width = EfficientNetSpec(**embed).width
+    embed = dict(type="efficientnet", image_size=0, scan=True, remat="none", drop_connect=0.2) | embed
+    return dict(embed=embed, trunk=no_trunk(width), pool="mean", embed_dim=embed_dim)
+
+
+def no_trunk(width: int, **changes) -> dict:
+    """The empty trunk behind an embedder that is a whole network; `changes` are fields of `TrunkSpec`."""
+    return dict(width=width, depth=0, pattern=(), final_norm=False, init="bert") | changes
+
+
 def classifier(tower: Mapping, classes: int) -> dict:
     """An image tower whose projection gives the logits of so many classes: for the objective `classification`."""
     return dict(tower) | dict(embed_dim=classes, projection_bias=True)
@@ -132,6 +241,53 @@ def dinov2(variant: str = "B14", *, registers: int = 0, **changes) -> dict:
     return vit(variant, style="vit", embed=patches, **(mlp | dict(gate="layerscale", gate_init=1e-5) | changes))
 
 
+def resnet(variant: str = "50", *, pool: str = "mean", **changes) -> dict:
+    """A ResNet v1.5 as an image tower: global average pooling, no projection; `classifier` gives it one.
+
+    Args:
+      variant: a key of `RESNET`.
+      pool: of the places of the last feature map.
+      **changes: fields of `ResNetSpec`.
+    """
+    block, depths = _lookup(RESNET, variant, "ResNet")
+    widest = 4 if block == "bottleneck" else 1
+    widths = tuple(widest * 64 * 2**i for i in range(len(depths)))
+    embed = dict(block=block, depths=depths, widths=widths, stem_width=64, style="v1.5") | changes
+    return resnet_tower(embed, init="resnet", pool=pool)
+
+
+def clip_resnet(variant: str = "RN50", *, embed_dim: int | None = None, **changes) -> dict:
+    """CLIP's image tower with a ResNet: a stem of three convolutions, mean pooling for strides, attention pooling.
+
+    Args:
+      variant: a key of `CLIP_RESNET`; `clip_text` has a text tower of the same name.
+      embed_dim: width of the shared space; None takes the published one.
+      **changes: fields of `ResNetSpec`.
+    """
+    stem, depths, _ = _lookup(CLIP_RESNET, variant, "ResNet of CLIP")
+    widths = tuple(4 * stem * 2**i for i in range(len(depths)))
+    embed = dict(block="bottleneck", depths=depths, widths=widths, stem_width=stem, style="clip") | changes
+    width = _lookup(CLIP_TEXT, variant, "size")[3] if embed_dim is None else embed_dim
+    return resnet_tower(embed, init="clip", pool="attention", embed_dim=width)
+
+
+def resnet_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_dim: int = 0) -> dict:
+    """A ResNet of any size as an image tower.
+
+    Args:
+      embed: fields of `ResNetSpec`.
+      init: scheme of `xmodal.models.init`: "resnet", or "clip".
+      pool: "mean", or "attention" (CLIP), which also gives the projection its bias.
+      embed_dim: width of the shared space; 0: no projection.
+    """
+    embed = dict(type="resnet", image_size=0, remat="none", scan=False) | dict(embed)
+    width, attention = embed["widths"][-1], pool == "attention"
+    return dict(
+        embed=embed, trunk=no_trunk(width, init=init), pool=pool, pool_heads=width // _CLIP_HEAD if attention else 0,
+        embed_dim=embed_dim, projection_bias=attention,
+    )  # fmt: skip
+
+
 def clip_text(size: str = "B", **changes) -> dict:
     """CLIP's text tower of a size of `CLIP_TEXT`: causal, pooled at the end mark, projected without bias."""
     width, depth, heads, embed_dim = _lookup(CLIP_TEXT, size, "text tower")
@@ -142,6 +298,77 @@ def siglip_text(variant: str = "B16", **changes) -> dict:
     """SigLIP's text tower: as wide as the image tower, full attention without padding mask, last position, biased."""
     width, depth, heads, _ = _lookup(VIT, variant, "text tower")
     return text_tower(width, depth, heads, style="siglip", **(dict(embed_dim=width) | changes))
+
+
+def bert(size: str = "base", **changes) -> dict:
+    """BERT's text tower: post-norm, two kinds of tokens, pooled at [CLS]; as a model by itself or beside images.
+
+    Args:
+      size: a key of `BERT`.
+      **changes: as for `bert_tower`.
+    """
+    return bert_tower(*_lookup(BERT, size, "text tower"), **changes)
+
+
+def bert_tower(
+    width: int, depth: int, heads: int, *, pooler: bool = True, dropout: float = 0.1, norm_eps: float = 1e-12,
+    embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """BERT's text tower of any size (Devlin et al. 2019, section 3).
+
+    Args:
+      width: of the residual stream.
+      depth: layers.
+      heads: attention heads.
+      pooler: the linear map and tanh after the pooling; ALIGN leaves it out.
+      dropout: on what is embedded, on the attention's weights and on what every sublayer adds.
+      norm_eps: of all norms.
+      embed: updates the token embedder.
+      **changes: as for `text_tower`: `head="masked"` for masked language modelling, `embed_dim` for a shared space.
+    """
+    tokens = dict(causal=False, mask_padding=True, types=2, norm=True, norm_eps=norm_eps, dropout=dropout)
+    layers = dict(place="post", final_norm=False, norm_eps=norm_eps, dropout=dropout, attn_dropout=dropout)
+    tower = text_tower(
+        width, depth, heads, style="bert", embed=tokens | dict(embed or {}), **(dict(pool="cls") | layers | changes)
+    )
+    return tower | dict(pooler=pooler)
+
+
+def modern_text(size: str = "B", **changes) -> dict:
+    """A text tower of the sizes of CLIP's, with the layers of today's language models.
+
+    Args:
+      size: a key of `CLIP_TEXT`.
+      **changes: as for `modern_text_tower`.
+    """
+    width, depth, heads, embed_dim = _lookup(CLIP_TEXT, size, "text tower")
+    return modern_text_tower(width, depth, heads, **(dict(embed_dim=embed_dim) | changes))
+
+
+def modern_text_tower(
+    width: int, depth: int, heads: int, *, causal: bool = False, pool: str = "", rope: float = 10_000.0,
+    embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """A text tower of rotary positions, RMSNorm and SwiGLU without biases (LLaMA, Touvron et al. 2023, section 2.2).
+
+    Args:
+      width: of the residual stream.
+      depth: layers.
+      heads: attention heads.
+      causal: a token sees only those before it; otherwise all.
+      pool: "" is the end mark of a causal tower and the mean of another.
+      rope: base of the rotary positions.
+      embed: updates the token embedder.
+      **changes: as for `text_tower`: `qk_norm=True` normalises queries and keys (Henry et al. 2020; Qwen3),
+        `kv_heads` shares keys and values (grouped queries).
+    """
+    hidden = -(-8 * width // (3 * 64)) * 64  # two thirds of four widths, as there are three maps: rounded up to 64
+    layers = dict(norm="rms", glu=True, hidden=hidden, bias=False, rope=rope)
+    tower = text_tower(
+        width, depth, heads, style="modern", pool=pool or ("eos" if causal else "mean"),
+        embed=dict(position="none", causal=causal, mask_padding=True) | dict(embed or {}), **(layers | changes),
+    )  # fmt: skip
+    return tower | dict(projection_bias=False)
 
 
 def text_tower(

@@ -62,6 +62,7 @@ class Sublayer:
         (LayerScale), or adaLN-Zero from the trunk's condition (DiT).
       gate_init: start of the LayerScale vector.
       dropout: on the body's output.
+      attn_dropout: on the attention's weights.
       routes: ((segment, expert), ...); segments that are not named use expert 0.
       lora: low-rank updates of its linear maps, for fine-tuning.
     """
@@ -85,6 +86,7 @@ class Sublayer:
     gate: Literal["none", "tanh", "layerscale", "adaln"] = "none"
     gate_init: float = 0.1
     dropout: float = 0.0
+    attn_dropout: float = 0.0
     routes: tuple[tuple[str, int], ...] = ()
     lora: Lora | None = None
 

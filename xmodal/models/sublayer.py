@@ -91,7 +91,7 @@ class Residual(nnx.Module):
         if spec.kind == "mlp":
             h = self.mlp(h, flow.segments)
         else:
-            h, cache = self.attn(h, flow, cache)
+            h, cache = self.attn(h, flow, cache, key_tools.fold(keys, "attn_dropout") if spec.attn_dropout else None)
         if self.after is not None:
             h = apply_routed(self.after, h, flow.segments)
         if gate is not None:

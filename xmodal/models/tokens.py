@@ -40,6 +40,14 @@ class Tokens:
         return Tokens(*(cut(getattr(self, f.name)) for f in dataclasses.fields(self)[:-1]), self.segments[-1:])
 
 
+def grid_tokens(x: jax.Array, name: str) -> Tokens:
+    """A grid of features [batch, down, across, width] as one segment, row by row; positions are (row, column)."""
+    batch, down, across, width = x.shape
+    pos = jnp.stack(jnp.meshgrid(jnp.arange(down), jnp.arange(across), indexing="ij"), axis=-1)
+    pos = jnp.broadcast_to(pos.reshape(1, -1, 2).astype(jnp.int32), (batch, down * across, 2))
+    return Tokens(x.reshape(batch, -1, width), pos=pos, segments=((name, down * across),))
+
+
 def _filled(field: str, tokens: Tokens, like: Tokens) -> jax.Array:
     """The field's array, or what its absence means, shaped so that sequences can be joined."""
     value = getattr(tokens, field)

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
+from xmodal.models.attention import AttentionPool
+from xmodal.models.convnext import ConvNextSpec
+from xmodal.models.efficientnet import EfficientNetSpec
 from xmodal.models.embed import EMBEDDERS, PatchSpec, TokenSpec
-from xmodal.models.init import scheme
+from xmodal.models.heads import MaskedHead, tied_logits
+from xmodal.models.init import Scheme, scheme
 from xmodal.models.layers import Linear, Norm
+from xmodal.models.resnet import ResNetSpec
 from xmodal.models.spec import Sublayer
 from xmodal.models.sublayer import MapPool
 from xmodal.models.tokens import Tokens, concatenate
@@ -27,27 +32,30 @@ class TowerSpec:
       reads: towers whose tokens come first in this tower's sequence (a prefix, or the whole input).
       attends: the tower that this one's cross sublayers look at.
       connector: what tokens that are read pass through: nothing (same width), a linear map, or linear and norm (GIT).
-      pool: which token, or mean, or attention pool (`map`) becomes the embedding; `eos` is the last valid token,
-        `last` the last position.
-      pool_heads: heads of the `map` pool.
+      pool: which token, or mean, or attention pool becomes the embedding; `eos` is the last valid token, `last` the
+        last position, `map` asks with a learned probe (SigLIP), `attention` with the mean (CLIP's ResNets).
+      pool_heads: heads of the `map` and `attention` pools.
+      pool_norm: a norm after the pooling, of the trunk's kind and epsilon (ConvNeXt).
       pooler: a linear map and tanh after the pooling (BERT; ViT's first published models).
       embed_dim: width of the shared space, or number of classes; 0: no projection.
       projection_bias: bias of the projection.
-      head: next-token logits over the vocabulary: none, own linear map, or tied to the token table.
+      head: logits over the vocabulary: none, own linear map, tied to the token table, or BERT's (`masked`: linear map,
+        activation and norm before the token table).
       vocab_size: outputs of an untied head; 0 takes the tokenizer's.
     """
 
     trunk: TrunkSpec
-    embed: PatchSpec | TokenSpec | None = None
+    embed: PatchSpec | ConvNextSpec | ResNetSpec | EfficientNetSpec | TokenSpec | None = None
     reads: tuple[str, ...] = ()
     attends: str = ""
     connector: Literal["none", "linear", "linear_norm"] = "none"
-    pool: Literal["none", "cls", "eos", "last", "mean", "map"] = "none"
+    pool: Literal["none", "cls", "eos", "last", "mean", "map", "attention"] = "none"
     pool_heads: int = 0
+    pool_norm: bool = False
     pooler: bool = False
     embed_dim: int = 0
     projection_bias: bool = False
-    head: Literal["none", "linear", "tied"] = "none"
+    head: Literal["none", "linear", "tied", "masked"] = "none"
     vocab_size: int = 0
 
     @property
@@ -59,6 +67,11 @@ class TowerSpec:
     def pooled_width(self) -> int:
         """Width of what `pooled` returns."""
         return self.embed_dim or self.width
+
+    @property
+    def outputs(self) -> int:
+        """Logits of the head: the size of its vocabulary."""
+        return self.vocab_size if self.head == "linear" else getattr(self.embed, "vocab_size", 0)
 
 
 class Connector(nnx.Module):
@@ -88,20 +101,23 @@ class Tower(nnx.Module):
         )
         self.trunk = Trunk(spec.trunk, context_width=source_widths[spec.attends] if spec.attends else 0, rngs=rngs)
         mlp = next((s for layer in spec.trunk.pattern for s in layer if s.kind == "mlp"), Sublayer("mlp"))
-        self.pool = (
-            MapPool(width, spec.pool_heads, mlp=mlp, norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
-            if spec.pool == "map"
-            else None
-        )
+        self.pool = _attention_pool(spec, mlp, chosen, rngs)
+        self.pool_norm = Norm(width, kind=spec.trunk.norm, eps=spec.trunk.norm_eps) if spec.pool_norm else None
         linear = lambda outputs, bias, start: (
             Linear(width, outputs, rngs=rngs, bias=bias, kernel_init=start) if outputs else None
         )
         self.pooler = linear(width if spec.pooler else 0, True, chosen.projection)
         self.projection = linear(spec.embed_dim, spec.projection_bias, chosen.projection)
-        self.head = linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
+        if spec.head in ("tied", "masked") and not spec.outputs:
+            raise ValueError(f"head={spec.head!r} is tied to a token table, and the tower embeds no tokens")
+        self.head = (
+            MaskedHead(width, spec.outputs, mlp=mlp, scheme=chosen, rngs=rngs)
+            if spec.head == "masked"
+            else linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
+        )
 
     def __call__(self, batch: dict, *, read: dict[str, Tokens], context: Tokens | None, keys=None, cache=None):
-        """Returns the trunk's tokens, or (tokens, cache) when decoding.
+        """Returns (the trunk's tokens, its cache when decoding or else None, moments of the BatchNorms by path).
 
         Args:
           batch: raw arrays by name.
@@ -110,15 +126,19 @@ class Tower(nnx.Module):
           keys: per-sample keys [batch] or None.
           cache: the trunk's cache or None.
         """
-        parts = [self.connectors[name](tokens) for name, tokens in read.items()]
+        parts, moments = [self.connectors[name](tokens) for name, tokens in read.items()], {}
         if len(self.spec.reads) + (self.embed is not None) > 1:
             # Rotary positions of another modality mean nothing here.
             parts = [part.replace(pos=None) for part in parts]
         if self.embed is not None:
             with jax.named_scope("embed"):
-                parts.append(self.embed(batch, key_tools.fold(keys, "embed")))
+                own = self.embed(batch, key_tools.fold(keys, "embed"))
+            if isinstance(own, tuple):  # an embedder with BatchNorms
+                own, moments["embed"] = own
+            parts.append(own)
         with jax.named_scope("trunk"):
-            return self.trunk(concatenate(parts), context=context, keys=key_tools.fold(keys, "trunk"), cache=cache)
+            out = self.trunk(concatenate(parts), context=context, keys=key_tools.fold(keys, "trunk"), cache=cache)
+        return (out, None, moments) if cache is None else (*out, moments)
 
     def pooled(self, tokens: Tokens) -> jax.Array:
         """Pools and projects tokens [batch, seq, width] to float32 [batch, embed_dim]; not normalised."""
@@ -136,20 +156,45 @@ class Tower(nnx.Module):
             weight = jnp.ones(x.shape[:2]) if tokens.valid is None else tokens.valid
             weight = weight.astype(jnp.float32)[..., None]
             x = ((x * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)).astype(x.dtype)
-        else:
+        else:  # map, attention
             x = self.pool(x, tokens.valid)[:, 0]
+        x = x if self.pool_norm is None else self.pool_norm(x)
         x = x if self.pooler is None else jnp.tanh(self.pooler(x))
         return x.astype(jnp.float32) if self.projection is None else self.projection(x, jnp.float32)
 
-    def logits(self, tokens: Tokens) -> jax.Array:
-        """Returns float32 [batch, seq, vocab] for the last segment: the tower's own text, without any prefix."""
+    def logits(self, tokens: Tokens, places: jax.Array | None = None) -> jax.Array:
+        """Returns logits for the last segment: the tower's own text, without any prefix.
+
+        Args:
+          tokens: [batch, seq, width].
+          places: int32 [batch, count], the positions that are wanted; None: all. A head costs as much as several
+            layers, and masked modelling reads one position in seven.
+
+        Returns:
+          float32 [batch, seq or count, vocab].
+        """
         x = tokens.last_segment().x
+        if places is not None:
+            x = jnp.take_along_axis(x, places[..., None], axis=1)
         if self.spec.head == "tied":
-            table = self.embed.embedding[...].astype(x.dtype)
-            return jnp.einsum("bsd,vd->bsv", x, table, preferred_element_type=jnp.float32)
+            return tied_logits(x, self.embed.embedding[...])
+        if self.spec.head == "masked":
+            return self.head(x, self.embed.embedding[...])
         if self.head is None:
             raise ValueError("an objective wants `logits` of a tower whose `head` is none")
         return self.head(x, jnp.float32)
+
+
+def _attention_pool(spec: TowerSpec, mlp: Sublayer, chosen: Scheme, rngs: nnx.Rngs) -> MapPool | AttentionPool | None:
+    """The module of a `map` or `attention` pool; other pools have none."""
+    if spec.pool == "map":
+        options = dict(mlp=mlp, norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
+        return MapPool(spec.width, spec.pool_heads, **options)
+    if spec.pool != "attention":
+        return None
+    if spec.reads or not hasattr(spec.embed, "tokens"):
+        raise ValueError("the pool 'attention' has a position for each place of an image: it needs an image tower")
+    return AttentionPool(spec.width, spec.pool_heads, spec.embed.tokens, scheme=chosen, rngs=rngs)
 
 
 def _last_valid(valid: jax.Array) -> jax.Array:

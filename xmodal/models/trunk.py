@@ -26,14 +26,15 @@ class TrunkSpec:
 
     Attributes:
       width: of the residual stream.
-      depth: number of layers; a multiple of the pattern's length.
+      depth: number of layers; a multiple of the pattern's length. 0, with the pattern (), for embedders that are a
+        whole network, as convolutional ones are.
       pattern: the layers, each a tuple of sublayers, that repeat along the depth. One layer for most models;
         Flamingo's has cross-attention in every fourth.
       final_norm: a norm after the last layer (pre-norm trunks).
       norm: kind of the final norm.
       norm_eps: of the final norm.
       drop_path: stochastic depth of the last layer, rising linearly from 0.
-      init: clip | siglip | bert (xmodal.models.init).
+      init: clip | siglip | bert | resnet (xmodal.models.init).
       condition_width: width of the condition that adaLN gates read; 0: none.
       scan: run the layers as one `lax.scan` (compile time and memory) or unrolled (fewer, larger fusions).
       remat: what the backward pass recomputes: nothing, everything, or all but matrix products.
@@ -46,7 +47,7 @@ class TrunkSpec:
     norm: Literal["ln", "rms", "rms1p"] = "ln"
     norm_eps: float = 1e-6
     drop_path: float = 0.0
-    init: Literal["clip", "siglip", "bert"] = "clip"
+    init: Literal["clip", "siglip", "bert", "resnet"] = "clip"
     condition_width: int = 0
     scan: bool = True
     remat: Literal["none", "full", "dots"] = "none"
@@ -104,7 +105,8 @@ class Trunk(nnx.Module):
     """A stack of layers: `Tokens` in, `Tokens` of the same shape out."""
 
     def __init__(self, spec: TrunkSpec, *, context_width: int = 0, rngs: nnx.Rngs):
-        if spec.depth % len(spec.pattern):
+        period = max(len(spec.pattern), 1)
+        if spec.depth % period or (spec.depth > 0) != (spec.pattern != ()):
             raise ValueError(f"depth {spec.depth} is not a multiple of the {len(spec.pattern)} layers of the pattern")
         kinds = {s.kind for layer in spec.pattern for s in layer}
         if ("cross" in kinds) != bool(context_width):
@@ -112,9 +114,9 @@ class Trunk(nnx.Module):
                 "a trunk with cross sublayers needs something to attend to and one without must not have it: "
                 f"sublayers {sorted(kinds)}, context width {context_width}. Set the tower's `attends`."
             )
-        self.spec, self.repeats = spec, spec.depth // len(spec.pattern)
+        self.spec, self.repeats = spec, spec.depth // period
         split = nnx.Rngs(params=rngs.params()).split(self.repeats)
-        self.layers = nnx.vmap(lambda r: LayerGroup(spec, context_width, r))(split)
+        self.layers = nnx.vmap(lambda r: LayerGroup(spec, context_width, r))(split) if spec.depth else None
         self.final_norm = Norm(spec.width, kind=spec.norm, eps=spec.norm_eps) if spec.final_norm else None
 
     def __call__(self, tokens: Tokens, *, context: Tokens | None = None, condition=None, keys=None, cache=None):
@@ -167,6 +169,8 @@ class Trunk(nnx.Module):
 
     def _run(self, x: jax.Array, flow: Flow, keys, caches: dict):
         spec, period = self.spec, len(self.spec.pattern)
+        if not spec.depth:
+            return x, {}
         rates = None
         if spec.drop_path and keys is not None:
             rates = jnp.linspace(0.0, spec.drop_path, spec.depth).reshape(self.repeats, period)

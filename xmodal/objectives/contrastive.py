@@ -98,12 +98,19 @@ class SoftmaxContrastive(Contrastive):
     this is exactly CLIP's loss.
 
     Attributes:
-      logit_scale: log of the inverse temperature at the start.
+      logit_scale: log of the inverse temperature at the start; ALIGN's 0 is a temperature of 1.
       max_logit_scale: the inverse temperature is clipped to this after each update.
+      label_smoothing: share of the target spread over all candidates, positives among them (ALIGN, Jia et al. 2021,
+        section 5.1: 0.1).
     """
 
     logit_scale: float = LOGIT_SCALE_CLIP
     max_logit_scale: float = 100.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing}: expected a share from 0, below 1")
 
     def init(self) -> dict[str, jax.Array]:
         """The learned log inverse temperature."""
@@ -114,14 +121,14 @@ class SoftmaxContrastive(Contrastive):
         return {"logit_scale": jnp.minimum(params["logit_scale"], math.log(self.max_logit_scale))}
 
     def chance_loss(self, batch_size: int, model_spec) -> float:
-        """Log of the number of candidates."""
+        """Log of the number of candidates, whatever the smoothing: equal logits miss any target by as much."""
         return math.log(batch_size)
 
     def __call__(self, outputs, batch, params, mesh):
         x, y, rows, columns = self._inputs(outputs, batch)
         scale = jnp.exp(params["logit_scale"])
         form = softmax_ring if self._use_ring(mesh, x.shape[0]) else softmax_plain
-        loss, hits_x, hits_y, duplicates = form(mesh, x, y, rows, columns, scale)
+        loss, hits_x, hits_y, duplicates = form(mesh, x, y, rows, columns, scale, self.label_smoothing)
         count, (a, b) = x.shape[0], self.between
         metrics = {
             f"{a}_to_{b}": hits_x / count,
@@ -131,15 +138,18 @@ class SoftmaxContrastive(Contrastive):
         return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
 
 
-def softmax_plain(mesh, x, y, rows, columns, scale):
+def softmax_plain(mesh, x, y, rows, columns, scale, smoothing=0.0):
     """Returns (loss sum, row hits, column hits, rows with several positives) from the whole matrix at once."""
     del mesh
     logits = scale * similarity(x, y)
     target = targets(rows, columns)
 
     def one_way(logits, target):
-        log_p = jax.nn.log_softmax(logits, axis=1)
-        loss = -jnp.sum(target * log_p, axis=1) / jnp.maximum(jnp.sum(target, axis=1), 1.0)
+        log_p, count = jax.nn.log_softmax(logits, axis=1), jnp.sum(target, axis=1)
+        most = jnp.maximum(count, 1.0)
+        loss = -jnp.sum(target * log_p, axis=1) / most
+        if smoothing:  # a caption that counts for a part, as the targets of mixed images do, is smoothed by that part
+            loss = (1.0 - smoothing) * loss - smoothing * (count / most) * jnp.mean(log_p, axis=1)
         best = jnp.max(jnp.where(target > 0, logits, -jnp.inf), axis=1)
         return jnp.sum(loss), jnp.sum(best >= jnp.max(logits, axis=1))
 
@@ -147,17 +157,20 @@ def softmax_plain(mesh, x, y, rows, columns, scale):
     return (loss_x + loss_y) / 2, hits_x, hits_y, jnp.sum(jnp.sum(target, axis=1) > _SEVERAL)
 
 
-def softmax_ring(mesh, x, y, rows, columns, scale):
+def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0):
     """The same as `softmax_plain`, block by block: log-sum-exp of rows stays, that of columns travels with them."""
+    candidates = x.shape[0]
 
     def start(e):
         zero = jax.lax.stop_gradient(e[:, 0]) * 0.0  # varies over the ring as e does
-        return dict(top=zero - jnp.inf, total=zero, chosen=zero, count=zero, best=zero - jnp.inf)
+        spread = dict(all=zero) if smoothing else {}
+        return dict(top=zero - jnp.inf, total=zero, chosen=zero, count=zero, best=zero - jnp.inf) | spread
 
     def fold(state, logits, target):
         top = jnp.maximum(state["top"], jax.lax.stop_gradient(jnp.max(logits, axis=1)))
         best = jnp.max(jnp.where(target > 0, jax.lax.stop_gradient(logits), -jnp.inf), axis=1)
-        return dict(
+        spread = dict(all=state["all"] + jnp.sum(logits, axis=1)) if smoothing else {}
+        return spread | dict(
             top=top,
             total=state["total"] * jnp.exp(state["top"] - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=1),
             chosen=state["chosen"] + jnp.sum(target * logits, axis=1),
@@ -172,7 +185,10 @@ def softmax_ring(mesh, x, y, rows, columns, scale):
 
     def one_way(s):
         log_total, most = jnp.log(s["total"]) + s["top"], jnp.maximum(s["count"], 1.0)
-        return jnp.sum(log_total * (s["count"] / most) - s["chosen"] / most)
+        share, wanted = s["count"] / most, s["chosen"] / most
+        if smoothing:
+            wanted = (1.0 - smoothing) * wanted + smoothing * share * s["all"] / candidates
+        return jnp.sum(log_total * share - wanted)
 
     def finish(row_state, column_state):
         hits = lambda s: jnp.sum(s["best"] >= s["top"])

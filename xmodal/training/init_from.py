@@ -21,8 +21,8 @@ from xmodal.training.task import Task
 
 # Settings that change neither what a weight means nor its shape, or whose shapes are compared by themselves.
 _FREE = re.compile(
-    r".*/(dropout|drop_path|patch_dropout|scan|remat|init|gate_init|image_size|position_size|position_filter|vocab_size|length"
-    r"|head|depth|pattern/.*/lora(/.*)?)"
+    r".*/(dropout|drop_path|patch_dropout|momentum|scan|remat(/\d+)?|init|gate_init|image_size|position_size"
+    r"|position_filter|vocab_size|length|head|depth|pattern/.*/lora(/.*)?)"
 )
 _TOKENS = "text/embed/embedding"
 
@@ -87,11 +87,11 @@ def fitted(stored: Stored, task: Task, wanted: Mapping, patterns: tuple[str, ...
 def _resized(path: str, array: np.ndarray, shape: tuple, theirs: ModelSpec, ours: ModelSpec) -> np.ndarray:
     """Position embeddings for the resolution or the text length of the run; any other array as it is."""
     tower, _, rest = path.partition("/")
-    if rest != "embed/position" or array.shape == shape or tower not in theirs.towers:
+    if rest not in ("embed/position", "pool/position") or array.shape == shape or tower not in theirs.towers:
         return array
     old, new = (getattr(spec.towers[tower], "embed", None) for spec in (theirs, ours))
     if hasattr(old, "grid") and hasattr(new, "grid"):
-        return resize_grid(array, old.position_grid, new.position_grid)
+        return resize_grid(array, *(getattr(embed, "position_grid", embed.grid) for embed in (old, new)))
     # A shorter text has the first positions; a longer one needs some that were never trained, and stays an error.
     return array[: shape[0]]
 

@@ -23,7 +23,7 @@ from xmodal.reporting.recorder import Recorder
 from xmodal.training.checkpoints import Checkpoints
 from xmodal.training.durations import samples_of
 from xmodal.training.init_from import start_from
-from xmodal.training.startup import checkpoint_options, model_facts, print_startup
+from xmodal.training.startup import ModelFacts, checkpoint_options, model_facts, print_startup
 from xmodal.training.task import Task, build_task
 
 
@@ -56,8 +56,8 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
                 stream.close()
                 stream = _open(config, mesh, workdir, meta["position"])
         start, changes = int(state["step"]), _changes(task, stream, meta)
-        _write_start(task, workdir, abstract)
         facts = model_facts(task, abstract)
+        _write_start(task, workdir, facts)
         print_startup(task, workdir, stream, abstract, facts, start, changes)
         recorder = Recorder(
             workdir, config.log, batch_size=config.batch_size, total_steps=task.total_steps, start_step=start,
@@ -126,13 +126,12 @@ def _changes(task: Task, stream: Stream, meta: Mapping) -> list[str]:
     return changes
 
 
-def _write_start(task: Task, workdir: Path, abstract: dict) -> None:
+def _write_start(task: Task, workdir: Path, facts: ModelFacts) -> None:
     """Puts into the run folder what one needs to understand it later."""
     if jax.process_index() == 0:
         save_config(task.config, workdir / "config.json")
         write_text(workdir / "tokenizer.json", task.tokenizer.json)
-        params = {tower: sum(p.size for p in jax.tree.leaves(tree)) for tower, tree in abstract["params"].items()}
-        run = {"total_steps": task.total_steps, "chance_loss": task.chance_losses(), "parameters": params}
+        run = {"total_steps": task.total_steps, "chance_loss": task.chance_losses(), "parameters": facts.parameters}
         write_environment(workdir, run)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from xmodal import keys as key_tools
 from xmodal.distributed.mesh import BATCH_AXES, num_batch_shards
 from xmodal.distributed.sharding import constrain
+from xmodal.models.batch_norm import STATISTICS, pooled, pooled_parts
 from xmodal.models.model import Functional
 from xmodal.objectives import Objective, View
 
@@ -51,16 +52,32 @@ class Losses:
         return {**params, "objectives": own}
 
     def forward(self, params: Params, batch: Batch, keys: jax.Array | None) -> dict[str, tuple[dict, Batch]]:
-        """Runs the model once per view; returns {objective: (outputs, view batch)}."""
+        """Runs the model once per view; returns {objective: (outputs, view batch)}.
+
+        With random keys the outputs of a model with BatchNorms hold their moments, too, under "statistics".
+        """
+        extra = {STATISTICS} if keys is not None and self.model.has_statistics else set()
         batch = self.preprocess(batch, key_tools.fold(keys, "preprocess"))
         results = {}
         for number, (view, names) in enumerate(self.views.items()):
             own = key_tools.fold(keys, f"view {number}")  # or what one view hides the others would hide, too
             view_batch = view(batch, key_tools.fold(own, "view"))
-            want = frozenset().union(*(self.objectives[name].needs for name in names))
+            want = frozenset(extra).union(*(self.objectives[name].needs for name in names))
             outputs = self.model(params, view_batch, want, key_tools.fold(own, "model"))
             results |= dict.fromkeys(names, (outputs, view_batch))
         return results
+
+    def moments(self, results: Mapping) -> dict:
+        """Returns {tower: moments of its BatchNorms} of what `forward` returned.
+
+        They are those of the clean view, which is what evaluations see; a tower that only other views ran has the
+        moments of all of these together.
+        """
+        seen: dict[str, dict[View, Mapping]] = {}
+        for view, (name, *_) in self.views.items():
+            for tower, own in results[name][0].get(STATISTICS, {}).items():
+                seen.setdefault(tower, {})[view] = own
+        return {tower: own.get(View()) or pooled(list(own.values())) for tower, own in seen.items()}
 
     def evaluate(self, name: str, outputs: Mapping, batch: Batch, params: Params):
         """Runs one objective; returns (loss_sum, weight, metrics)."""
@@ -69,13 +86,17 @@ class Losses:
 
     def __call__(self, params: Params, batch: Batch, keys: jax.Array | None) -> tuple[jax.Array, dict]:
         """Returns (loss, metrics) of the whole batch in one forward pass per view."""
-        total, metrics = jnp.float32(0.0), {}
-        for name, (outputs, view_batch) in self.forward(params, batch, keys).items():
+        total, (metrics, _) = self._whole(params, batch, keys)
+        return total, metrics
+
+    def _whole(self, params: Params, batch: Batch, keys: jax.Array | None) -> tuple[jax.Array, tuple[dict, dict]]:
+        total, metrics, results = jnp.float32(0.0), {}, self.forward(params, batch, keys)
+        for name, (outputs, view_batch) in results.items():
             loss_sum, weight, extra = self.evaluate(name, outputs, view_batch, params)
             loss = loss_sum / jnp.maximum(weight, 1.0)
             total += self.objectives[name].weight * loss
             metrics |= named(name, {"loss": loss} | extra)
-        return total, metrics
+        return total, (metrics, self.moments(results))
 
     def value_and_grad(
         self,
@@ -85,14 +106,25 @@ class Losses:
         parts: int = 1,
         frozen: Params | None = None,
     ):
-        """Returns ((loss, metrics), gradients), from `parts` micro-batches that together act as one batch.
+        """Returns ((loss, metrics, moments), gradients), from `parts` micro-batches that together act as one batch.
 
-        `frozen`, a tree of bool like the parameters, marks those whose gradient is zero.
+        BatchNorms are what micro-batches differ in: each is normalised by its own statistics over all devices. The
+        moments, {tower: ...}, are those of all of them together.
+
+        Args:
+          params: of the model and the objectives.
+          batch: of all devices.
+          keys: per-sample random keys [batch]; None runs as evaluations do, and gives no moments.
+          parts: number of micro-batches.
+          frozen: tree of bool like the parameters; marks those whose gradient is zero, and so the BatchNorms that use
+            and keep their running statistics.
         """
-        if parts == 1:
-            loss = lambda params: self(hold(params, frozen), batch, keys)
-            return jax.value_and_grad(loss, has_aux=True)(params)
-        return self._accumulated(params, batch, keys, parts, frozen)
+        own = self if frozen is None else dataclasses.replace(self, model=self.model.freezing(frozen))
+        if parts > 1:
+            return own._accumulated(params, batch, keys, parts, frozen)
+        loss = lambda params: own._whole(hold(params, frozen), batch, keys)
+        (value, (metrics, moments)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return (value, metrics, moments), grads
 
     def _accumulated(self, params: Params, batch: Batch, keys: jax.Array, parts: int, frozen: Params | None):
         """Exact accumulation (GradCache, Gao et al. 2021, for the objectives that need the global batch).
@@ -116,9 +148,9 @@ class Losses:
         def look(_, part):
             results = self.forward(params, *part)
             weights = {name: self.evaluate(name, *results[name], params)[1] for name in local}
-            return None, (keep(results), read(results), weights)
+            return None, (keep(results), read(results), weights, self.moments(results))
 
-        _, (outputs, batches, weights) = jax.lax.scan(look, None, micro)
+        _, (outputs, batches, weights, moments) = jax.lax.scan(look, None, micro)
         outputs, batches = jax.tree.map(lambda a: merge_rows(a, shards), (outputs, batches))
         weights = {name: jnp.maximum(jnp.sum(w), 1.0) for name, w in weights.items()}
 
@@ -159,7 +191,7 @@ class Losses:
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         ((local_loss, local_metrics), grads), _ = jax.lax.scan(step, start, (micro, pull))
         grads = {**grads, "objectives": jax.tree.map(jnp.add, grads["objectives"], objective_grads)}
-        return (loss + local_loss, metrics | local_metrics), grads
+        return (loss + local_loss, metrics | local_metrics, pooled_parts(moments)), grads
 
 
 def hold(params: Params, frozen: Params | None) -> Params:

@@ -18,11 +18,14 @@ import optax
 from ml_collections import ConfigDict
 
 from xmodal.config import ConfigError, did_you_mean, make_spec
+from xmodal.models.batch_norm import STATISTICS
 from xmodal.paths import flatten_paths, map_paths
 
 FROZEN = "frozen"
 # Kernels of the trunks, [inputs, outputs] or [layers, inputs, outputs]: what Muon orthogonalises.
 HIDDEN_MATRIX = re.compile(r"(.*/)?trunk/.*/kernel")
+# Stacks of equal layers: the leading axis counts them.
+STACK = re.compile(r"(.*/)?(layers|rest)/.*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Row:
       example: the first path.
       arrays: number of arrays.
       params: number of parameters.
-      method: adamw, lion, adafactor, muon or frozen.
+      method: adamw, lamb, lion, adafactor, muon or frozen.
       lr: multiplier of the learning rate, for stacked layers from the first to the last.
       weight_decay: multiplied by the learning rate and its multiplier when applied.
     """
@@ -98,6 +101,9 @@ def make_optimizer(options: ConfigDict, schedule: optax.Schedule, params: Any) -
     (Loshchilov and Hutter 2019); the direction is that of `name`:
 
       adamw: Adam with `b1`, `b2`, `eps`.
+      lamb: that, with the decay already in it, and as long as the array (or its layer of a stack) itself, so that
+        `lr` is a relative step (You et al. 2020). A scalar has no such ratio: the logarithm of a temperature of 1,
+        which is 0, could never move.
       lion: sign of the interpolated momentum with `b1`, `b2` (Chen et al. 2023).
       adafactor: factored second moments whose decay rises to `b2`, with momentum `b1`, without relative step
         sizes (Shazeer and Stern 2018, as in Zhai et al. 2022).
@@ -143,6 +149,7 @@ def _directions(options: ConfigDict) -> dict[str, optax.GradientTransformation]:
     adam = optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps)
     names = {
         "adamw": {"adamw": adam},
+        "lamb": {"lamb": adam},
         "lion": {"lion": optax.scale_by_lion(b1=options.b1, b2=options.b2)},
         "adafactor": {"adafactor": _adafactor(options.b1, options.b2)},
         "muon": {"muon": _muon(options.momentum), "adamw": adam},
@@ -171,25 +178,43 @@ def _zero_if(frozen: bool, update: jax.Array) -> jax.Array:
 
 
 def _decay_and_scale(settings: Any) -> optax.GradientTransformation:
-    def apply(setting: Setting, update: jax.Array, value: jax.Array) -> jax.Array:
+    stacked = map_paths(lambda path, _: bool(STACK.fullmatch(path)), settings)
+
+    def apply(setting: Setting, stack: bool, update: jax.Array, value: jax.Array) -> jax.Array:
         if setting.weight_decay:
             update = update + setting.weight_decay * value
+        if setting.method == "lamb":
+            update = _as_long(update, value, stack)
         if isinstance(setting.lr, tuple):  # a stack: the leading axis is that of the layers
             return jnp.reshape(jnp.asarray(setting.lr, update.dtype), (-1, *(1,) * (update.ndim - 1))) * update
         return update if setting.lr == 1.0 else setting.lr * update
 
-    return optax.stateless(lambda updates, params: jax.tree.map(apply, settings, updates, params))
+    return optax.stateless(lambda updates, params: jax.tree.map(apply, settings, stacked, updates, params))
+
+
+def _as_long(update: jax.Array, value: jax.Array, stack: bool) -> jax.Array:
+    """Gives an update the length of its value, layer by layer of a stack; where one of both is 0 it stays as it is."""
+    if value.ndim == stack:  # scalars
+        return update
+    scale = lambda u, v: optax.scale_by_trust_ratio().update(u, optax.EmptyState(), v)[0]
+    return (jax.vmap(scale) if stack else scale)(update, value)
 
 
 # ---------------------------------------------------------------------------------------------- rules
 
 
 def _settings(options: ConfigDict, params: Any) -> Any:
-    """Returns the tree of `Setting`: for each parameter the first rule that matches its whole path."""
-    rules = _read_rules(options.rules, list(flatten_paths(params)))
+    """Returns the tree of `Setting`: for each parameter the first rule that matches its whole path.
+
+    No rule is about running statistics: they are measured, not trained.
+    """
+    measured = lambda path: path.startswith(f"{STATISTICS}/")
+    rules = _read_rules(options.rules, [path for path in flatten_paths(params) if not measured(path)])
     layers = _layer_lrs(options.layer_decay, params)
 
     def decide(path: str, leaf: Any) -> Setting:
+        if measured(path):
+            return Setting(FROZEN, 0.0, 0.0, "running statistics")
         pattern, rule = next(((p, r) for p, r in rules.items() if re.fullmatch(p, path)), ("", Rule()))
         if rule.freeze:
             return Setting(FROZEN, 0.0, 0.0, pattern)

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.samples import has_images
 from data_pipelines.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
+from xmodal.models.batch_norm import STATISTICS
 from xmodal.reporting.flops import count_flops
 from xmodal.reporting.formatting import compact, number, percent, size
 from xmodal.reporting.summary import print_summary, print_table
@@ -31,9 +33,10 @@ def abstract_batch(task: Task) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global host batch, without data."""
     rows, data = task.batch_size, task.config.data
     shape = lambda *s, dtype: jax.ShapeDtypeStruct((rows, *s), dtype)
-    labels = {"label": shape(data.label.most, dtype=np.int32)} if data.label.field else {}
-    return labels | {
-        "image": shape(data.image.size, data.image.size, 3, dtype=np.uint8),
+    own = {"label": shape(data.label.most, dtype=np.int32)} if data.label.field else {}
+    if has_images(data.modalities):
+        own["image"] = shape(data.image.size, data.image.size, 3, dtype=np.uint8)
+    return own | {
         "text": shape(data.text.length, dtype=np.int32),
         "text_valid": shape(data.text.length, dtype=np.bool_),
         "key_id": shape(2, dtype=np.uint32),
@@ -51,7 +54,7 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
     on_device = lambda s: math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize
     forward = count_flops(lambda p, b: task.losses(p, b, None)[0], abstract["params"], abstract_batch(task))
     return ModelFacts(
-        parameters={tower: count(tree) for tower, tree in abstract["params"].items()},
+        parameters={part: count(tree) for part, tree in abstract["params"].items() if part != STATISTICS},
         state_bytes_per_device=sum(on_device(leaf) for leaf in jax.tree.leaves(abstract)),
         flops_per_sample=3.0 * forward / task.batch_size,
     )

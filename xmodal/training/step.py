@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from xmodal import keys as key_tools
+from xmodal.models.batch_norm import STATISTICS, updated
 from xmodal.training.losses import Losses
 from xmodal.training.optimizer import OptimizerPlan, ema_update
 
@@ -44,6 +45,8 @@ def make_step(
     """Builds the step.
 
     A step whose loss or gradient is not finite changes nothing but the counters: weights, moments and averages stay.
+    Running statistics of BatchNorms are averaged along with the weights, as EfficientNet's training does it: each
+    average then belongs to the other.
 
     Args:
       losses: objectives and model.
@@ -57,11 +60,13 @@ def make_step(
     def step(state: State, batch: Mapping) -> tuple[State, Metrics]:
         keys = key_tools.sample_keys(seed, state["step"], batch["key_id"].shape[0])
         params = state["params"]
-        (loss, metrics), grads = losses.value_and_grad(params, batch, keys, accumulation, plan.frozen)
+        (loss, metrics, moments), grads = losses.value_and_grad(params, batch, keys, accumulation, plan.frozen)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = plan.tx.update(grads, state["opt_state"], params)
         new = dict(params=losses.bound(optax.apply_updates(params, updates)), opt_state=opt_state)
+        if moments:
+            new["params"][STATISTICS] = updated(params[STATISTICS], moments)
         if ema:
             new["ema"] = ema_update(state["ema"], new["params"], ema, state["step"])
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {key: state[key] for key in new})
