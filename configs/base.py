@@ -33,9 +33,10 @@ def get_config() -> ConfigDict:
     c.schedule = dict(
         total="10epochs",  # length of the run
         warmup="2%",  # linear rise of the learning rate
-        decay="cosine",  # cosine | linear | rsqrt | constant
+        decay="cosine",  # cosine | linear | rsqrt | steps | constant
+        drops=(),  # durations from the start after each of which the learning rate falls to a tenth (steps)
         final=0.0,  # learning rate at the end, as a share of the peak
-        cooldown="0%",  # linear fall to `final` at the end (rsqrt and constant)
+        cooldown="0%",  # linear fall to `final` at the end (rsqrt, steps and constant)
     )
 
     c.evals = {}  # name -> dict(type="retrieval", every="25%", ...)
@@ -133,12 +134,12 @@ def _image() -> dict:
 
 def _optimizer() -> dict:
     return dict(
-        name="adamw",  # adamw | lamb | lion | adafactor | muon
+        name="adamw",  # adamw | lamb | lion | adafactor | sgd | muon
         lr=1e-3,  # peak learning rate
         b1=0.9,
         b2=0.98,  # adafactor: upper bound of its rising decay
         eps=1e-6,
-        momentum=0.95,  # muon: of the trunks' matrices; everything else follows AdamW
+        momentum=0.95,  # muon: of the trunks' matrices, everything else follows AdamW; sgd: of all (published: 0.9)
         weight_decay=0.2,
         clip_norm=1.0,  # global gradient norm; 0 never clips
         layer_decay=1.0,  # each layer's learning rate as a share of that of the layer above (fine-tuning: 0.7 to 0.9)

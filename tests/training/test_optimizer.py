@@ -86,6 +86,7 @@ REFERENCES = {
         optax.add_decayed_weights(0.2),
         optax.scale_by_learning_rate(RISE),
     ),
+    "sgd": lambda: optax.chain(optax.add_decayed_weights(0.2), optax.sgd(RISE, momentum=0.95)),
 }
 
 
@@ -154,12 +155,12 @@ def test_adafactor_bounds_its_decay_and_factors():
     np.testing.assert_allclose(rows, last, rtol=1e-5)  # a bound of 0 forgets all but the last gradient
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "adafactor", "sgd", "muon"])
 def test_each_optimizer_lowers_a_quadratic(name):
     shape = {"trunk": {"kernel": jnp.ones((2, 4, 4)), "bias": jnp.ones((2, 4))}}
     target = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape) / x.size, shape)
     loss = lambda p: sum(jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(target)))
-    tx = make_optimizer(options(name=name, weight_decay=0.0), optax.constant_schedule(0.05), shape).tx
+    tx = make_optimizer(options(name=name, weight_decay=0.0, momentum=0.8), optax.constant_schedule(0.05), shape).tx
 
     def step(carry, _):
         params, state = carry
@@ -170,7 +171,7 @@ def test_each_optimizer_lowers_a_quadratic(name):
     assert float(loss(params)) < 0.05 * float(loss(shape))
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "adafactor", "sgd", "muon"])
 def test_frozen_arrays_keep_their_bits_and_have_no_state(name):
     made = plan(name=name, clip_norm=1.0, rules=(("image/.*", {"freeze": True}),))
     broken = [{**g, "image": jax.tree.map(lambda x: x * np.nan, g["image"])} for g in GRADS]
@@ -241,7 +242,7 @@ def test_rows_tell_what_is_trained_how():
     }
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "adafactor", "sgd", "muon"])
 def test_state_is_shaped_without_arrays_and_named_by_path(name):
     shapes = jax.eval_shape(lambda: PARAMS)
     tx = make_optimizer(options(name=name), optax.constant_schedule(LR), shapes).tx
@@ -255,7 +256,7 @@ def test_state_is_shaped_without_arrays_and_named_by_path(name):
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"name": "adamv"}, "optimizer.name: expected adamw, lamb, lion, adafactor, muon, got 'adamv'. Did you"),
+        ({"name": "adamv"}, "optimizer.name: expected adamw, lamb, lion, adafactor, sgd, muon, got 'adamv'. Did you"),
         (
             {"rules": ((r"txt/embed/.*", {"lr": 0.1}),)},
             "rules[0]: 'txt/embed/.*' matches no parameter. The closest paths are text/embed/embedding",

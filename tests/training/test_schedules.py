@@ -41,6 +41,11 @@ def schedule(steps=TOTAL, **options):
         ({"decay": "rsqrt", "warmup": "4steps"}, {4: PEAK, 100: PEAK / 5, 400: PEAK / 10}),
         ({"decay": "cosine", "warmup": "100%"}, {0: 0, 50: PEAK / 2, 100: PEAK}),
         ({"decay": "constant", "warmup": "30%", "cooldown": "70%"}, {30: PEAK, 65: PEAK / 2, 100: 0}),
+        (  # epochs are of 10 steps, from the start of the run
+            {"decay": "steps", "warmup": "10%", "drops": ("3epochs", "60%")},
+            {0: 0, 5: PEAK / 2, 29: PEAK, 30: PEAK / 10, 59: PEAK / 10, 60: PEAK / 100, 100: PEAK / 100},
+        ),
+        ({"decay": "steps", "warmup": "", "drops": (20,), "cooldown": "50%"}, {20: PEAK / 10, 75: PEAK / 20, 100: 0}),
     ],
 )
 def test_values(options, points):
@@ -71,15 +76,20 @@ def test_rates_never_jump():
     [
         (
             {"decay": "cosin"},
-            "schedule.decay: expected cosine, linear, rsqrt, constant, got 'cosin'. Did you mean",
+            "schedule.decay: expected cosine, linear, rsqrt, steps, constant, got 'cosin'. Did you mean",
         ),
         ({"warmup": "101steps"}, "'101steps' and cooldown '0%' take 101 + 0 steps, but the run has 100"),
         ({"decay": "constant", "warmup": "60%", "cooldown": "50%"}, "take 60 + 50 steps"),
-        ({"cooldown": "10%"}, "schedule.cooldown: only rsqrt and constant decays have one"),
+        ({"cooldown": "10%"}, "schedule.cooldown: only rsqrt, steps and constant decays have one"),
         (
             {"decay": "rsqrt", "final": 0.1},
             "schedule.final: a rsqrt decay reaches 0.1 of the peak in a cooldown",
         ),
+        ({"decay": "steps"}, "schedule.drops=() and schedule.decay='steps': a decay by steps has drops"),
+        ({"drops": ("30%",)}, "schedule.drops=('30%',) and schedule.decay='cosine'"),
+        ({"decay": "steps", "drops": ("50%", "30%")}, "are steps [50, 30]: expected rising ones after the warmup (2)"),
+        ({"decay": "steps", "drops": ("120steps",)}, "before the cooldown or the end (100)"),
+        ({"decay": "steps", "drops": ("late",)}, "schedule.drops[0]: 'late' is not a duration"),
         ({"warmup": "soon"}, "schedule.warmup: 'soon' is not a duration"),
         ({"steps": 0}, "schedule.total: a run has at least one step"),
     ],
