@@ -140,6 +140,8 @@ def _plan(
     if spec.unique and spec.unique not in LIKENESS:
         close = did_you_mean(spec.unique, LIKENESS)
         raise DataError(f"unique is {spec.unique!r}, not one of {', '.join(LIKENESS)}{close}")
+    if spec.unique == "key" and not cls.keyed:
+        raise DataError(f"unique is 'key', and {kind} samples have none; expected 'caption' or 'image'")
     unique = likeness(spec.unique, captions) if spec.unique else None
     tokens = TokenCount(captions, tokenizer, config.text.length) if tokenizer else None
     return _Opening(cls, spec, captions, unique, tokens)

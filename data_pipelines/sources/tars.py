@@ -31,7 +31,7 @@ class TarSpec(SourceSpec):
 class TarSource(Source):
     """Tar shards with an index beside them; see `Source`."""
 
-    Spec = TarSpec
+    Spec, keyed = TarSpec, True
 
     def __init__(self, name: str, spec: TarSpec, captions: Captions, files: Files, measures: Sequence[Measure] = ()):
         self.name, self.spec, self.captions, self._files = name, spec, captions, files
