@@ -91,6 +91,12 @@ def test_unique_works_for_every_kind_of_source(config, tmp_path):
         assert [s.record.text for s in source.read(table, 0)] == ["caption a.png", "caption c.png"]
 
 
+def test_rows_have_no_keys(config):
+    config.sources.main = dict(type="synthetic", samples=50, unique="key")
+    with pytest.raises(DataError, match=r"main: unique is 'key', and synthetic samples have none; expected 'caption'"):
+        open_stream(config, batch_size=8, seed=0)
+
+
 def test_unknown_likeness(config):
     config.sources.main.unique = "captions"
     with pytest.raises(DataError, match=r"data\.sources.main: unique is 'captions'.*did you mean 'caption'"):
