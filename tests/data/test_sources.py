@@ -215,7 +215,7 @@ def test_tfds_errors_say_what_to_do(files, prepared, tmp_path, entry, message):
 
 
 def test_tfds_is_found_by_its_name(files, prepared, tmp_path):
-    """A name that the library has code for, too, which it would ask for config and version, and which needs TensorFlow."""
+    """Also by one that the library has code for, which it would ask for config and version, with TensorFlow."""
     for place in ("coco_captions/2014/1.1.0", "coco_captions/2014/1.10.0", "plain/1.0.0"):
         name, folder = place.partition("/")[0], tmp_path / place
         folder.mkdir(parents=True)

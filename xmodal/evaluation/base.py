@@ -10,6 +10,7 @@ import jax
 
 from data_pipelines.evalset import EvalSet
 from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.distributed.mesh import assert_same_data
 from xmodal.models.model import Functional
 from xmodal.objectives.contrastive import normalize
 
@@ -48,7 +49,9 @@ class EvalContext:
         with config.unlocked():
             config.text.templates = tuple((1.0, template) for template in templates)
             config.label.field = config.label.field if labels else ""
-        return EvalSet(data, config, limit, where)
+        opened = EvalSet(data, config, limit, where)
+        assert_same_data(where, opened.fingerprint)
+        return opened
 
     @functools.cached_property
     def embed(self) -> dict[str, Callable]:
