@@ -173,8 +173,8 @@ def load(
     stats = files.stat_many(shards)
     missing = [shard for shard in shards if shard not in stats]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataError(f"shard {printable(missing[0])}{more} does not exist; {len(stats)} of {len(shards)} shards do")
+        more = f" and {len(missing) - 1} more do" if len(missing) > 1 else " does"
+        raise DataError(f"shard {printable(missing[0])}{more} not exist; {len(stats)} of {len(shards)} shards do")
     sidecars = Sidecars(shards, signature(captions, measures), files)
     entries, todo = {}, []
     for shard in shards:
@@ -184,10 +184,10 @@ def load(
             continue
         todo.append(stat)
         if entry:
-            _log.warning(
-                "stale index: %s changed since it was indexed (%d bytes then, %d now); scanning it again",
-                *(printable(shard), entry.bytes, stat.size),
-            )
+            how = "was written or copied since"
+            if entry.bytes != stat.size:
+                how = f"changed since it was indexed ({entry.bytes:,} bytes then, {stat.size:,} now)"
+            _log.warning("stale index: %s %s; scanning it again", printable(shard), how)
     _check_amount(todo, urls, at_most)
     try:
         for entry in (engine or scan_all)(todo, captions, files, measures, workers) if todo else ():

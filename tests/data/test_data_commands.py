@@ -342,3 +342,21 @@ def test_ctrl_c_ends_all_processes(tmp_path):
     assert said == "interrupted\n"
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(shards):
+    """As with `| head`."""
+    command = [sys.executable, "-m", "xmodal", "data", "index", str(shards / "s-00.tar")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(60) == 1 and process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("action", ["stats", "preview"])
+def test_a_page_that_cannot_be_written_is_named(shards, tmp_path, capsys, action):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", action, str(shards / "s-00.tar"), "--out", str(tmp_path / "file" / "x.html")])
+    assert stopped.value.code == 1
+    assert re.search(r"error: (File exists|Not a directory): .*file", capsys.readouterr().err)

@@ -213,7 +213,7 @@ def test_relative_paths_fall_back_to_the_repository(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("s-{00..04}.tar", r"s-03\.tar and 1 more of .* does not exist; 3 of its shards do"),
+        ("s-{00..04}.tar", r"s-03\.tar and 1 more of .* do not exist; 3 of its shards do"),
         ("none-*.tar", r"no shard matches 'none-\*\.tar'"),
         ("gcs://bucket/a.tar", "'gcs' is not supported.*did you mean 'gs'"),
         ("pipe:cat a.tar", "never through commands"),

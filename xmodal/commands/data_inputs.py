@@ -76,7 +76,10 @@ def add_engine_arguments(group: argparse._ArgumentGroup) -> None:
     """Declares what chooses between this machine and Apache Beam."""
     group.add_argument("--engine", choices=("local", "beam"), default="local", help="beam: Apache Beam")
     group.add_argument("--runner", default="", metavar="NAME", help="of Beam: DirectRunner, DataflowRunner, ...")
-    group.add_argument("--beam-options", default="", metavar="TEXT", help="of Beam: '--project=... --region=...'")
+    group.add_argument(
+        "--beam-options", default=(), nargs=argparse.REMAINDER, metavar="OPTION",
+        help="of Beam, such as --project=... --region=...; all that follows is taken for one",
+    )  # fmt: skip
 
 
 def check_engine(args: argparse.Namespace) -> None:
@@ -85,12 +88,17 @@ def check_engine(args: argparse.Namespace) -> None:
         raise ConfigError("--runner and --beam-options are for --engine beam")
 
 
+def beam_arguments(args: argparse.Namespace) -> list[str]:
+    """Returns what is meant for Beam."""
+    runner = [f"--runner={args.runner}"] if args.runner else []
+    return [*runner, *shlex.split(" ".join(args.beam_options))]  # quoted together or not
+
+
 def beam_options_of(args: argparse.Namespace) -> Any:
     """Returns the options of Beam. Raises DataError where it is not installed."""
     from data_pipelines.prepare.beam import beam_options
 
-    arguments = [f"--runner={args.runner}"] if args.runner else []
-    return beam_options([*arguments, *shlex.split(args.beam_options)])
+    return beam_options(beam_arguments(args))
 
 
 def load_data(args: argparse.Namespace) -> ConfigDict:
