@@ -196,7 +196,7 @@ def load(
     finally:  # what an interrupted scan has found is kept, too
         sidecars.save()
     index = Index(tuple(entries[shard] for shard in shards))
-    _check(index, urls, captions)
+    _check(index, urls, captions, files)
     return index
 
 
@@ -253,7 +253,7 @@ def _examine(
     entry: ShardIndex, group: Group, read: Read, captions: Captions, measures: Sequence[Measure]
 ) -> tuple[int, ...]:
     """Returns the numbers of a usable sample; raises BadSample for any other."""
-    image = image_member(group)
+    image = image_member(group, captions.members.image)
     record = read_record(group, lambda member: read(member.offset, member.size), captions)
     if not entry.available:
         entry.available = field_names(record.fields)
@@ -297,7 +297,7 @@ def _check_amount(todo: Sequence[Stat], urls: str | Iterable[str], at_most: int)
         )
 
 
-def _check(index: Index, urls: str | Iterable[str], captions: Captions) -> None:
+def _check(index: Index, urls: str | Iterable[str], captions: Captions, files: Files) -> None:
     filled = sum((Counter(shard.filled) for shard in index.shards), Counter())
     available = dict.fromkeys(name for shard in index.shards for name in shard.available)
     where = without_secrets(str(urls))
@@ -305,4 +305,13 @@ def _check(index: Index, urls: str | Iterable[str], captions: Captions) -> None:
         captions.check_fields(filled, available, where)
     if not index.samples:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in index.skipped.items()) or "they hold no samples"
-        raise DataError(f"no usable sample in the {len(index.shards)} shards of {where} ({reasons})")
+        hint = _members_of(index.shards[0], files) if {"no image", "no caption"} & index.skipped.keys() else ""
+        raise DataError(f"no usable sample in the {len(index.shards)} shards of {where} ({reasons}){hint}")
+
+
+def _members_of(shard: ShardIndex, files: Files) -> str:
+    """Says of which members the first sample of a shard consists."""
+    with files.buffered(shard.path, shard.bytes) as read:
+        group = next(groups(read, 0, shard.bytes), None)
+    names = ", ".join(group.members) if group else "none"
+    return f". The first sample has the members {names}; others than the usual are named with `image` and `caption`"

@@ -29,16 +29,17 @@ class Sample(NamedTuple):
     fault: str = ""
 
 
-def image_member(group: Group) -> Member:
-    """Returns the image of a group: the first member in the tar with an image's extension.
+def image_member(group: Group, extension: str = "") -> Member:
+    """Returns the image of a group: the member of this extension, or else the first in the tar with an image's.
 
     Raises:
         BadSample: there is none, it is empty, or an extension occurs twice.
     """
     if group.repeated:
         raise BadSample("repeated member")
-    for extension, member in group.members.items():
-        if extension in IMAGE_EXTENSIONS:
+    wanted = (extension,) if extension else IMAGE_EXTENSIONS
+    for name, member in group.members.items():
+        if name in wanted:
             if not member.size:
                 raise BadSample("empty image")
             return member

@@ -21,8 +21,8 @@ def add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     source = parser.add_argument_group("input")
     text = dict(metavar="NAME")
     source.add_argument("--type", help=f"tar, files, tfds, or synthetic with a number; {kind}")
-    source.add_argument("--image", help="column or feature of the image", **text)
-    source.add_argument("--caption", help="column, feature or json field of the caption", **text)
+    source.add_argument("--image", help="column, feature or member of the image", **text)
+    source.add_argument("--caption", help="column, feature, json field or txt member of the caption", **text)
     source.add_argument("--template", metavar="TEXT", help="caption made of fields, such as 'a photo of a {label}'")
     source.add_argument("--columns", metavar="A,B,...", help="columns of CSV and TSV files without a header")
     source.add_argument("--root", metavar="DIR", help="folder that relative image paths start from")
@@ -45,7 +45,8 @@ def source_entry(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     entry = {name: getattr(args, name) for name in _OF_SOURCE if getattr(args, name) is not None}
     if args.columns:
         entry["columns"] = tuple(args.columns.split(","))
-    if kind in ("tar", "synthetic") and args.caption:
+    member = kind == "tar" and str(args.caption).endswith("txt")
+    if kind in ("tar", "synthetic") and args.caption and not member:
         entry["templates"] = ((1.0, f"{{{entry.pop('caption')}}}"),)
     if args.template:
         entry["templates"] = ((1.0, args.template),)
