@@ -31,8 +31,10 @@ def main(argv: list[str]) -> int:
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             )
         )
-    args, overrides = parser.parse_known_args(argv)
-    stray = [text for text in overrides if not (text.startswith("--config.") and hasattr(args, "config"))]
+    overrides = [text for text in argv if text.startswith("--config.")]  # argparse takes one with a space for a name
+    args, stray = parser.parse_known_args([text for text in argv if not text.startswith("--config.")])
+    if not hasattr(args, "config"):
+        stray += overrides
     if stray:
         parser.error(f"unknown arguments: {' '.join(stray)}")
     args.overrides = overrides

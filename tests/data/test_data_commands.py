@@ -92,6 +92,13 @@ def test_recipes_and_plain_names_are_the_same(faulty, tmp_path, capsys):
     assert found[0]["sources"]["data"]["skipped"] == {"filtered": 7}
 
 
+def test_options_may_hold_spaces(shards, tmp_path):
+    """A condition, a template: argparse takes what starts with -- and holds a space for the name of a file."""
+    options = ["--config.data.text.templates=((1.0, 'a picture of {label}'),)", "--config.seed=3"]
+    assert main(["data", "stats", *options, str(shards / "s-00.tar"), "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "stats.json").read_text())["together"]["characters"]["min"] > len("a picture of ")
+
+
 def test_index_says_what_there_is_and_scans_only_what_is_new(faulty, tmp_path, capsys):
     run("index", faulty)
     out = capsys.readouterr().out
