@@ -169,7 +169,7 @@ class Loop:
 
     def steps(self, state: dict, step_fn, start: int, runtime: Runtime) -> dict:
         """Runs from `start` to the last step or an interruption; returns the last state."""
-        total, pending = self.task.total_steps, None
+        total, pending, compiled = self.task.total_steps, None, set()
         batches = iter(self.stream)
         step = self._start = start
         if step == 0 and self.task.config.init_from:  # what the weights could do before
@@ -181,7 +181,8 @@ class Loop:
                 assert_same_rows(rows, self.task.mesh, self.task.config.batch_size)
             batch = to_global(rows, self.task.mesh)
             self.recorder.waited(time.perf_counter() - waiting)
-            if step == start:
+            if (shape := rows["text"].shape) not in compiled:  # the first step, and the first of each length
+                compiled.add(shape)
                 with self.watchdog.slow("compiling the step"):
                     state, metrics = step_fn(state, batch)
                     jax.block_until_ready(metrics)
