@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_pipelines.errors import DataError, Fault
+from data_pipelines.errors import DataError, Fault, Replaced
 from data_pipelines.sources.base import Source
 
 _MIN_SAMPLES = 512  # before the share of bad samples says anything
@@ -23,33 +23,39 @@ class Accounts:
         self._max_share, self._file = max_share, file
         self._yielded = 0
         self._replaced: Counter[str] = Counter()
+        self._by_source: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
         self._written = set()
         if file is not None and file.exists():  # a resumed run does not list its samples again
-            self._written = {hash(line) for line in file.read_text().splitlines()}
+            text = file.read_text()
+            self._written = {hash(line) for line in text.splitlines()}
+            if text and not text.endswith("\n"):  # the run before broke off in the middle of a line
+                with file.open("a") as end:
+                    end.write("\n")
 
     def source(self, source: Source) -> None:
         """Notes what a source leaves out."""
         self._skipped.update(source.skipped)
         self._write(source.faults())
 
-    def batch(self, rows: int, faults: Iterable[list[Fault]]) -> None:
+    def batch(self, rows: int, replaced: Sequence[Replaced]) -> None:
         """Notes a batch that is handed out.
 
         Args:
             rows: its samples.
-            faults: for each row that had to be replaced, the sample meant for it, then substitutes that failed too.
+            replaced: those of which another one is shown.
 
         Raises:
             DataError: more samples were replaced than `max_share`.
         """
-        faults = list(faults)
         self._yielded += rows
-        self._replaced.update(row[0].reason for row in faults)
-        self._write([fault for row in faults for fault in row])
+        self._replaced.update(row.faults[0].reason for row in replaced)
+        self._by_source.update(row.source for row in replaced)
+        self._write([fault for row in replaced for fault in row.faults])
         if self._yielded >= _MIN_SAMPLES and self._share > self._max_share:
             reasons = ", ".join(f"{reason} {n:,}" for reason, n in self._replaced.most_common())
-            last = f"the last one is {faults[-1][0].key} of {faults[-1][0].shard}. " if faults else ""
+            fault = replaced[-1].faults[0] if replaced else None
+            last = f"the last one is {fault.key} of {fault.shard}. " if fault else ""
             listed = f"All are listed in {self._file}. " if self._file else ""
             raise DataError(
                 f"{self._share:.1%} of {self._yielded:,} samples could not be read ({reasons}); {last}{listed}"
@@ -61,6 +67,10 @@ class Accounts:
         counters = {"data/replaced": self._replaced.total(), "data/bad_share": self._share}
         counters |= {f"data/bad/{_name(reason)}": n for reason, n in self._replaced.items()}
         return counters | {f"data/skipped/{_name(reason)}": n for reason, n in self._skipped.items()}
+
+    def replaced(self, source: str) -> int:
+        """Returns how many samples of a source were replaced since the start of the process."""
+        return self._by_source[source]
 
     @property
     def _share(self) -> float:

@@ -29,6 +29,18 @@ class Fault(NamedTuple):
     reason: str
 
 
+class Replaced(NamedTuple):
+    """A row of a batch that shows another sample than it should.
+
+    Attributes:
+        source: where the row comes from.
+        faults: of the sample meant for it, then of substitutes that failed too.
+    """
+
+    source: str
+    faults: list[Fault]
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the option closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(options), n=1)

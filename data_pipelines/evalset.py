@@ -1,5 +1,6 @@
 """Evaluation data: every usable sample once, in the order of the data, without chance."""
 
+import hashlib
 import io
 import logging
 import weakref
@@ -84,6 +85,12 @@ class EvalSet:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this set from one of other samples, another order or other captions; 16 hexadecimal digits."""
+        names = [(record["shard"], record["key"], record["captions"]) for record in self.records]
+        return hashlib.blake2b(repr(names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     def batches(self, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
         """Yields the whole set once, in batches of one size.

@@ -173,8 +173,8 @@ def load(
     stats = files.stat_many(shards)
     missing = [shard for shard in shards if shard not in stats]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataError(f"shard {printable(missing[0])}{more} does not exist; {len(stats)} of {len(shards)} shards do")
+        more = f" and {len(missing) - 1} more do" if len(missing) > 1 else " does"
+        raise DataError(f"shard {printable(missing[0])}{more} not exist; {len(stats)} of {len(shards)} shards do")
     sidecars = Sidecars(shards, signature(captions, measures), files)
     entries, todo = {}, []
     for shard in shards:
@@ -184,10 +184,10 @@ def load(
             continue
         todo.append(stat)
         if entry:
-            _log.warning(
-                "stale index: %s changed since it was indexed (%d bytes then, %d now); scanning it again",
-                *(printable(shard), entry.bytes, stat.size),
-            )
+            how = "was written or copied since"
+            if entry.bytes != stat.size:
+                how = f"changed since it was indexed ({entry.bytes:,} bytes then, {stat.size:,} now)"
+            _log.warning("stale index: %s %s; scanning it again", printable(shard), how)
     _check_amount(todo, urls, at_most)
     try:
         for entry in (engine or scan_all)(todo, captions, files, measures, workers) if todo else ():
@@ -196,7 +196,7 @@ def load(
     finally:  # what an interrupted scan has found is kept, too
         sidecars.save()
     index = Index(tuple(entries[shard] for shard in shards))
-    _check(index, urls, captions)
+    _check(index, urls, captions, files)
     return index
 
 
@@ -253,7 +253,7 @@ def _examine(
     entry: ShardIndex, group: Group, read: Read, captions: Captions, measures: Sequence[Measure]
 ) -> tuple[int, ...]:
     """Returns the numbers of a usable sample; raises BadSample for any other."""
-    image = image_member(group, captions.images)
+    image = image_member(group, captions.images, captions.members.image)
     record = read_record(group, lambda member: read(member.offset, member.size), captions)
     if not entry.available:
         entry.available = field_names(record.fields)
@@ -298,7 +298,7 @@ def _check_amount(todo: Sequence[Stat], urls: str | Iterable[str], at_most: int)
         )
 
 
-def _check(index: Index, urls: str | Iterable[str], captions: Captions) -> None:
+def _check(index: Index, urls: str | Iterable[str], captions: Captions, files: Files) -> None:
     filled = sum((Counter(shard.filled) for shard in index.shards), Counter())
     available = dict.fromkeys(name for shard in index.shards for name in shard.available)
     where = without_secrets(str(urls))
@@ -306,5 +306,14 @@ def _check(index: Index, urls: str | Iterable[str], captions: Captions) -> None:
         captions.check_fields(filled, available, where)
     if not index.samples:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in index.skipped.items()) or "they hold no samples"
-        hint = ". Of texts alone, set data.modalities=('text',)" if "no image" in index.skipped else ""
+        hint = _members_of(index.shards[0], files) if {"no image", "no caption"} & index.skipped.keys() else ""
         raise DataError(f"no usable sample in the {len(index.shards)} shards of {where} ({reasons}){hint}")
+
+
+def _members_of(shard: ShardIndex, files: Files) -> str:
+    """Says of which members the first sample of a shard consists."""
+    with files.buffered(shard.path, shard.bytes) as read:
+        group = next(groups(read, 0, shard.bytes), None)
+    names = ", ".join(group.members) if group else "none"
+    hint = f". The first sample has the members {names}; others than the usual are named with `image` and `caption`"
+    return hint + ", and of texts alone, set data.modalities=('text',)"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.errors import BadSample, DataError, Fault
+from data_pipelines.errors import BadSample, DataError, Fault, Replaced
 from data_pipelines.hooks import Hooks
 from data_pipelines.host import Memory, aligned_empty
 from data_pipelines.images import augment
@@ -63,13 +63,13 @@ class RowFiller:
         self._hooks = Hooks(image.transform, transform, image.size)
         self._tokenizer = tokenizer
 
-    def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[list[Fault]]:
+    def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[Replaced]:
         """Writes rows [first, first + len(rows)) of a batch.
 
         A sample that cannot be read is replaced by a fixed other one of its window, so that the order never shifts.
 
         Returns:
-            For each row that was replaced, the faults of the sample meant for it and of failed substitutes.
+            The rows that were replaced.
 
         Raises:
             DataError: a window has no readable sample, or a user's transform failed.
@@ -78,7 +78,7 @@ class RowFiller:
         for place, row in enumerate(rows, first):
             sample, faults = self._sample(row, batch["image"][place] if "image" in batch else None)
             if faults:
-                replaced.append(faults)
+                replaced.append(Replaced(row.window.source.name, faults))
             captions = row.window.source.captions
             text = captions.choose(sample.record, row.word)
             texts.append(self._hooks.text(text, row.word, f"{sample.key} of {sample.shard}"))

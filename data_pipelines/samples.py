@@ -37,12 +37,13 @@ def has_images(modalities: Sequence[str]) -> bool:
     return "image" in modalities
 
 
-def image_member(group: Group, needed: bool = True) -> Member | None:
-    """Returns the image of a group: the first member in the tar with an image's extension.
+def image_member(group: Group, needed: bool = True, extension: str = "") -> Member | None:
+    """Returns the image of a group: the member of this extension, or else the first in the tar with an image's.
 
     Args:
         group: members of one key.
         needed: whether samples have images; if not, none is looked for.
+        extension: that the image has; "" takes any of the usual ones.
 
     Raises:
         BadSample: there is none, it is empty, or an extension occurs twice.
@@ -51,8 +52,9 @@ def image_member(group: Group, needed: bool = True) -> Member | None:
         raise BadSample("repeated member")
     if not needed:
         return None
-    for extension, member in group.members.items():
-        if extension in IMAGE_EXTENSIONS:
+    wanted = (extension,) if extension else IMAGE_EXTENSIONS
+    for name, member in group.members.items():
+        if name in wanted:
             if not member.size:
                 raise BadSample("empty image")
             return member

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _VERSION = 4  # of the format for tars; files of another one are not looked at
 _SAVE_SECONDS = 30.0  # between saves of a long scan, so that an interruption costs little
+_SAVE_SHARE = 0.05  # of the time of a scan that saves may take
 _CACHE = Path("~/.cache/xmodal/index")
 
 _log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Sidecars:
     def __init__(self, shards: Iterable[str], signature: str, files: Files):
         folders = dict.fromkeys(parent(shard) for shard in shards)
         self._files = {folder: _Sidecar(folder, signature, files) for folder in folders}
-        self._saved = time.monotonic()
+        self._next = time.monotonic() + _SAVE_SECONDS
 
     def get(self, shard: str) -> "ShardIndex | None":
         """Returns the entry that was kept of a shard; whether it is still true is for the caller to check."""
@@ -105,15 +106,17 @@ class Sidecars:
         sidecar = self._files[parent(entry.path)]
         sidecar.entries[basename(entry.path)] = entry
         sidecar.changed = True
-        if time.monotonic() - self._saved > _SAVE_SECONDS:
+        if time.monotonic() > self._next:
             self.save()
 
     def save(self) -> None:
         """Writes what was noted since the last time."""
+        began = time.monotonic()
         for sidecar in self._files.values():
             if sidecar.changed:
                 sidecar.save()
-        self._saved = time.monotonic()
+        ended = time.monotonic()
+        self._next = ended + max(_SAVE_SECONDS, (ended - began) / _SAVE_SHARE)
 
 
 class _Sidecar:
@@ -143,7 +146,8 @@ class _Sidecar:
         }  # fmt: skip
 
     def save(self) -> None:
-        """Writes the entries."""
+        """Writes the entries, and those that others have written meanwhile: a folder may be indexed in parts."""
+        self.entries = (self._kept.read(self._parse) or {}) | self.entries
         entries = list(self.entries.values())
         measures = list(entries[0].columns)
         arrays = dict(

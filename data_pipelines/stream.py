@@ -21,7 +21,7 @@ import numpy as np
 
 from data_pipelines import buckets, rng
 from data_pipelines.accounts import Accounts
-from data_pipelines.errors import DataError, Fault, did_you_mean
+from data_pipelines.errors import DataError, Replaced, did_you_mean
 from data_pipelines.host import Memory, cores
 from data_pipelines.images import augment
 from data_pipelines.io.storage import Files
@@ -159,8 +159,8 @@ class Stream:
             self._pending.append(self._schedule())
         pending = self._pending[0]  # taken off when it is there, so that an interruption loses nothing
         try:
-            faults = [fault for chunk in pending.chunks for fault in chunk.result()]
-            self._accounts.batch(len(pending.batch["text"]), faults)
+            replaced = [row for chunk in pending.chunks for row in chunk.result()]
+            self._accounts.batch(len(pending.batch["text"]), replaced)
         except Exception:
             self.close()
             raise
@@ -169,12 +169,35 @@ class Stream:
         return pending.batch
 
     def counters(self) -> dict[str, float]:
-        """Returns metrics: bad samples since the process started, by reason, and how often each source was used up."""
+        """Returns metrics: bad samples since the process started, by reason.
+
+        Where there are several sources, also by source, and how often each was used up.
+        """
         counters = self._accounts.counters()
         if len(self._parts) > 1:
             epochs = self._order.epochs(self.position)
             counters |= {f"data/epochs/{name}": float(n) for name, n in zip(self._names, epochs)}
+            counters |= {f"data/replaced/{name}": self._accounts.replaced(name) for name in self._names}
         return counters
+
+    def sources(self, samples: int) -> list[dict[str, Any]]:
+        """Returns what each source, or bucket of one, gives to a run.
+
+        Args:
+            samples: of the run.
+
+        Returns:
+            One dict each: its `name`, usable `samples`, those `left_out` by reason, `share` of the stream at its start
+            and `epochs`, how often it is used up.
+        """
+        columns = zip(self._parts, self._order.shares.tolist(), self._order.epochs(samples).tolist())
+        return [
+            dict(
+                name=part.source.name, samples=part.source.samples, left_out=part.source.skipped, share=share,
+                epochs=epochs,
+            )
+            for part, share, epochs in columns
+        ]  # fmt: skip
 
     def summary(self) -> dict[str, Any]:
         """Returns what the start of a run shows: sizes, what was left out, and the memory that this process needs."""
@@ -186,7 +209,6 @@ class Stream:
             bytes=sum(source.bytes for source in self._sources),
             blocks=sum(map(len, self._tables)),
             skipped=dict(skipped),
-            shares={name: float(share) for name, share in zip(self._names, self._order.shares)},
             lanes=self._order.lanes,
             lanes_here=len(self._lanes),
             threads=self._config.threads or cores(),
@@ -238,7 +260,7 @@ class Stream:
                 self._windows.advance(key, int(samples.max()))
         return rows, length
 
-    def _fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[list[Fault]]:
+    def _fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[Replaced]:
         if self._closed.is_set():
             raise CancelledError
         return self._filler.fill(batch, first, rows)

@@ -101,7 +101,7 @@ SETTINGS = {
     "no data": (dict(data__sources__main__urls=""), r"data.sources.main needs `urls`, such as"),
     "missing shard": (
         dict(data__sources__main__urls="{data}/s-{{00..04}}.tar"),
-        r"data.sources.main: shard .*s-02.tar and 2 more of .* does not exist; 2 of its shards do",
+        r"data.sources.main: shard .*s-02.tar and 2 more of .* do not exist; 2 of its shards do",
     ),
     "unknown field": (
         dict(data__text__templates="((1.0, '{{lable}}'),)"),

@@ -11,7 +11,9 @@ import pytest
 from tests import tiny_runs
 from xmodal.__main__ import main
 from xmodal.config import load_config, load_saved
+from xmodal.distributed.runtime import Runtime
 from xmodal.reporting.results import nest
+from xmodal.training.loop import train
 
 STEPS, BATCH = 100, 48
 
@@ -194,3 +196,36 @@ def test_starting_is_quick_and_leaves_the_devices_alone():
     """
     code, _, error = tiny_runs.finish(tiny_runs.start(["-c", textwrap.dedent(script)]))
     assert code == 0, error
+
+
+class Noting(Runtime):
+    """A process whose watchdog notes what it gave more time to."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow = []
+
+    def watchdog(self, *limits, **options):
+        watchdog, notes = super().watchdog(*limits, **options), self.slow
+        give = watchdog.slow
+        watchdog.slow = lambda what: notes.append(what) or give(what)
+        return watchdog
+
+
+def test_a_mixture_in_batches_of_two_lengths(data, tmp_path, capsys):
+    """Sources are listed with how often they are seen; each length gets the time to compile, and compiles once."""
+    options = dict(data__batches="by_source", data__text__length=24, data__text__buckets="(8,)")
+    arguments = tiny_runs.flags(data, schedule__total=8, checkpoint__every=0, **options)
+    config = load_config(arguments[1], arguments[2:])
+    config.evals = {}
+    config.data.sources.made = dict(type="synthetic", samples=40, scale=0.1, weight=((0, 1.0), ("4steps", 3.0)))
+    with Noting() as runtime:
+        train(config, tmp_path, runtime)
+    assert runtime.slow.count("compiling the step") == 2
+    out = capsys.readouterr().out
+    rows = [re.findall(r"^ (m\S+) +(\d+) +(\d+) +(\S+) % +(\S+)", line) for line in out.splitlines()]
+    assert [row for (row,) in filter(None, rows)] == [
+        ("made/24", "40", "0", "50.0", "2"), ("main/8", "48", "0", "50.0", "1"),
+    ]  # fmt: skip
+    last = tiny_runs.rows(tmp_path)[-1]
+    assert (last["data/epochs/main/8"], last["data/epochs/made/24"]) == (1, 2) and last["data/replaced/main/8"] == 0

@@ -1,6 +1,7 @@
 """`python -m xmodal COMMAND`: everything around training. `python -m xmodal COMMAND --help` explains each."""
 
 import argparse
+import os
 import sys
 
 from xmodal.commands import bench, data, evaluate, export_model, import_model, report
@@ -30,13 +31,20 @@ def main(argv: list[str]) -> int:
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             )
         )
-    args, overrides = parser.parse_known_args(argv)
-    stray = [text for text in overrides if not (text.startswith("--config.") and hasattr(args, "config"))]
+    overrides = [text for text in argv if text.startswith("--config.")]  # argparse takes one with a space for a name
+    args, stray = parser.parse_known_args([text for text in argv if not text.startswith("--config.")])
+    if not hasattr(args, "config"):
+        stray += overrides
     if stray:
         parser.error(f"unknown arguments: {' '.join(stray)}")
     args.overrides = overrides
-    with user_errors():
-        COMMANDS[args.command].run(args)
+    try:
+        with user_errors():
+            COMMANDS[args.command].run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; what is still in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

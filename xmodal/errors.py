@@ -1,6 +1,7 @@
 """What a person sees when something is wrong with what they gave: one clear message instead of a traceback."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from data_pipelines.errors import DataError
 from xmodal.config import ConfigError
 from xmodal.reporting.files import FULL
+
+_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # not ours to write to
 
 
 class TrainingError(RuntimeError):
@@ -22,7 +25,7 @@ def user_errors() -> Iterator[None]:
     except _expected() as error:
         _leave(str(error))
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in (*FULL, *_PLACES):
             raise
         _leave(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
 

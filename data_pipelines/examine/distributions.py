@@ -105,9 +105,9 @@ class Repeats:
 
     @property
     def share(self) -> float:
-        """Share of the things that are copies of an earlier one."""
+        """Share of the things that are copies of an earlier one; NaN of none."""
         things = sum(count for count, _ in self._seen.values())
-        return 1 - len(self._seen) / things if things else 0.0
+        return 1 - len(self._seen) / things if things else math.nan
 
     @property
     def kept(self) -> float:

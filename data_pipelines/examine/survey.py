@@ -169,11 +169,11 @@ def together(surveys: Mapping[str, Survey]) -> Survey:
 def _measure(part: Part, sources: Sequence[Source], tables: Sequence[Blocks], rules: Rules) -> tuple[int, Survey]:
     found = Survey()
     samples = read_part(part, sources, tables)
-    captions = sources[part.source].captions
+    source, captions = sources[part.source], sources[part.source].captions
     _measure_texts([captions.every(sample.record) for sample in samples], rules, found)
     if captions.images:
         _measure_images(samples, rules, found)
-    kinds = {kind: likeness(kind, captions) for kind in LIKENESS}
+    kinds = {kind: likeness(kind, captions) for kind in LIKENESS if kind != "key" or source.keyed}
     for sample in samples:
         name = f"{sample.key} of {sample.shard.rpartition('/')[2]}"
         for kind, measure in kinds.items():

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import DataError, did_you_mean
+from data_pipelines.io.lines import Lines
 from data_pipelines.io.storage import Files, parent, printable
 from data_pipelines.samples import IMAGE_EXTENSIONS
 
@@ -67,6 +68,7 @@ class Listing(abc.ABC):
     marks: np.ndarray = np.zeros(0, np.int64)
     _image: str = ""
     _caption: str = ""
+    _remark: str = ""  # what else may be wrong where a column is missing
 
     def use(self, image: str, caption: str, fields: Sequence[str] | None, images: bool = True) -> None:
         """Chooses the columns that rows are read with; to be called before anything is read.
@@ -84,7 +86,7 @@ class Listing(abc.ABC):
         if not self._image and images:
             raise DataError(
                 f"{printable(self.path)} has no column {', '.join(IMAGE_COLUMNS)}; say with `image` which of its "
-                f"columns holds the images: {', '.join(self.columns)}"
+                f"columns holds the images: {', '.join(self.columns)}{self._remark}"
             )
         self._caption = self._column("caption", caption, CAPTION_COLUMNS)
 
@@ -114,7 +116,7 @@ class Listing(abc.ABC):
         if name not in self.columns:
             raise DataError(
                 f"{printable(self.path)} has no column {name!r}, which `{option}` names"
-                f"{did_you_mean(name, self.columns)} (columns: {', '.join(self.columns)})"
+                f"{did_you_mean(name, self.columns)} (columns: {', '.join(self.columns)}){self._remark}"
             )
         return name
 
@@ -153,27 +155,6 @@ def open_list(path: str, files: Files, columns: Sequence[str] = ()) -> Listing:
     return kinds[extension](path, files, columns)
 
 
-class _Lines:
-    """The lines of a file as text; `position` is the byte after the last one."""
-
-    def __init__(self, lines: Iterable[bytes], position: int = 0):
-        self._lines, self.position, self._damaged = lines, position, False
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._lines:
-            self.position += len(line)
-            try:
-                yield line.decode()
-            except UnicodeDecodeError:
-                self._damaged = True
-                yield line.decode(errors="replace")
-
-    def damaged(self) -> bool:
-        """Whether a line since the last call was no UTF-8."""
-        damaged, self._damaged = self._damaged, False
-        return damaged
-
-
 class _Text(Listing):
     """A list of lines. The position of every 64th row is kept."""
 
@@ -184,7 +165,7 @@ class _Text(Listing):
         with files.open(path) as file:
             bom = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
             file.seek(bom)
-            self.columns, self._first = self._head(_Lines(file, bom), columns)
+            self.columns, self._first = self._head(Lines(file, bom), columns)
         if not self.columns:
             raise DataError(f"{printable(path)} is empty; expected one row for each image")
 
@@ -193,7 +174,7 @@ class _Text(Listing):
         marks = array("q")
         with self._files.open(self.path) as file:
             file.seek(self._first)
-            lines = _Lines(file, self._first)
+            lines = Lines(file, self._first)
             start = lines.position
             for row in self._parse(lines, 0):
                 if row.number % _MARK == 0:
@@ -208,76 +189,99 @@ class _Text(Listing):
         """See `Listing`."""
         first, last = start // _MARK, min(-(-end // _MARK), len(self.marks) - 1)
         content = self._files.read(self.path, int(self.marks[first]), int(self.marks[last]), self.version)
-        lines = _Lines(io.BytesIO(content))
+        lines = Lines(io.BytesIO(content))
         rows = list(self._parse(lines, first * _MARK))
         return rows[start - first * _MARK : end - first * _MARK]
 
     @abc.abstractmethod
-    def _head(self, lines: _Lines, columns: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    def _head(self, lines: Lines, columns: Sequence[str]) -> tuple[tuple[str, ...], int]:
         """Returns the columns, and the byte where the first row starts."""
 
     @abc.abstractmethod
-    def _parse(self, lines: _Lines, number: int) -> Iterator[Row]:
+    def _parse(self, lines: Lines, number: int) -> Iterator[Row]:
         """Yields the rows of the lines, the first of which is number `number`."""
 
 
 class Csv(_Text):
     """Comma, tab, semicolon or | separated values, with quotes around those that hold the separator or line ends."""
 
-    def _head(self, lines: _Lines, columns: Sequence[str]) -> tuple[tuple[str, ...], int]:
-        start, numbered = lines.position, iter(lines)
-        line = next(numbered, "")
+    def _head(self, lines: Lines, columns: Sequence[str]) -> tuple[tuple[str, ...], int]:
+        start, line = lines.position, next(lines, "")
         tabs = printable(self.path).lower().endswith(".tsv")
         self._separator = "\t" if tabs else max(",\t;|", key=line.count)
         if columns:
             return tuple(columns), start
         header = next(csv.reader([line], delimiter=self._separator), [])
+        self._remark = "; if its first line is not a header, give the names of the columns with `columns`"
         names = tuple(name.strip() for name in header)
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise DataError(
-                f"{printable(self.path)}: its first line repeats {', '.join(map(repr, repeated))}; if it is not a "
-                f"header, give the names of the columns with `columns`"
+                f"{printable(self.path)}: its first line repeats {', '.join(map(repr, repeated))}{self._remark}"
             )
         return names, lines.position
 
-    def _parse(self, lines: _Lines, number: int) -> Iterator[Row]:
-        rows = csv.reader(iter(lines), delimiter=self._separator, strict=True)
+    def _parse(self, lines: Lines, number: int) -> Iterator[Row]:
+        rows, count = csv.reader(lines, delimiter=self._separator, strict=True), len(self.columns)
         while True:
+            lines.begin()
             try:
-                values = next(rows)
+                values = self._plain(lines) or next(rows)
             except StopIteration:
                 return
-            except csv.Error:  # such as a quote that is never closed; the next line starts anew
+            except csv.Error:  # such as a quote that is never closed
                 values = None
-            damaged = lines.damaged()
             if values == []:  # an empty line
                 continue
-            if damaged or values is None or len(values) > len(self.columns):
-                yield Row(number, problem="bad text" if damaged else "bad row")
+            if values is None or len(values) > count or (len(lines) > 1 and len(values) < count):
+                lines.keep(1)  # the others are rows of their own, and not lost with this one
+                values = None
+            if lines.damaged or values is None:
+                yield Row(number, problem="bad text" if lines.damaged else "bad row")
             else:
                 yield self._row(number, dict(zip(self.columns, values)))
             number += 1
+
+    def _plain(self, lines: Lines) -> list[str] | None:
+        """Returns the values of a line of a tab separated file that has as many as there are columns.
+
+        In those a quote is mostly a character like any other: read as the start of a quoted value, it would join all
+        that follows, up to the next quote, to one caption.
+        """
+        if self._separator != "\t":
+            return None
+        values = next(lines).rstrip("\r\n").split("\t")
+        if len(values) == len(self.columns):
+            return [_unquoted(value) for value in values]
+        lines.keep(0)
+        return None
+
+
+def _unquoted(value: str) -> str:
+    inner = value[1:-1]
+    quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else value
 
 
 class JsonLines(_Text):
     """A json object a line."""
 
-    def _head(self, lines: _Lines, columns: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    def _head(self, lines: Lines, columns: Sequence[str]) -> tuple[tuple[str, ...], int]:
         if columns:
             raise DataError(f"`columns` is for CSV and TSV files without a header, not for {printable(self.path)}")
         start = lines.position
         return next((tuple(row.fields) for row in self._parse(lines, 0) if not row.problem), ()), start
 
-    def _parse(self, lines: _Lines, number: int) -> Iterator[Row]:
+    def _parse(self, lines: Lines, number: int) -> Iterator[Row]:
         for line in lines:
+            damaged = lines.damaged
+            lines.begin()
             if not line.strip():
                 continue
             try:
                 fields = json.loads(line)
             except (ValueError, RecursionError):
                 fields = None
-            damaged = lines.damaged()
             if damaged or not isinstance(fields, dict):
                 yield Row(number, problem="bad text" if damaged else "bad json")
             else:

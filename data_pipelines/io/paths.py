@@ -91,8 +91,8 @@ def _expand_one(pattern: str, files: Files) -> list[str]:
         tried = " and ".join(_candidates(pattern))
         raise DataError(f"no shard matches {pattern!r}: looked for {tried}")
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataError(f"shard {missing[0]}{more} of {pattern!r} does not exist; {len(found)} of its shards do")
+        more = f" and {len(missing) - 1} more of {pattern!r} do" if len(missing) > 1 else f" of {pattern!r} does"
+        raise DataError(f"shard {missing[0]}{more} not exist; {len(found)} of its shards do")
     return found
 
 

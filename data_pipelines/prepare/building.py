@@ -144,11 +144,18 @@ def build(job: Job, options: Mapping[str, Any], workers: int = 1, run: Callable 
         The manifest.
 
     Raises:
-        DataError: the folder holds another build, the input has changed since this one was begun, or a worker died.
+        DataError: the folder holds another build or cannot be written, the input has changed since this one was begun,
+            or a worker died.
     """
-    manifest = _begin(job, options)
-    if manifest["complete"]:
-        return manifest
+    try:
+        manifest = _begin(job, options)
+        return manifest if manifest["complete"] else _make_missing(job, manifest, workers, run)
+    except OSError as error:
+        cause = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
+        raise DataError(f"{job.out} cannot be built ({cause}). Mended, the same command goes on from here") from error
+
+
+def _make_missing(job: Job, manifest: dict[str, Any], workers: int, run: Callable | None) -> dict[str, Any]:
     done = _done(job)
     missing = [shard for shard in range(len(job)) if shard not in done]
     if done:

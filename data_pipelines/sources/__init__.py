@@ -15,9 +15,9 @@ from data_pipelines.sources.base import Source, SourceSpec, read_spec
 from data_pipelines.sources.files import FilesSource
 from data_pipelines.sources.selected import Selected
 from data_pipelines.sources.synthetic import SyntheticSource
-from data_pipelines.sources.tars import TarSource
+from data_pipelines.sources.tars import TarSource, TarSpec
 from data_pipelines.sources.tfds import TfdsSource
-from data_pipelines.text.captions import Captions
+from data_pipelines.text.captions import Captions, Members
 from data_pipelines.text.tokenizers import Tokenizer
 
 SOURCES: dict[str, type[Source]] = dict(tar=TarSource, files=FilesSource, tfds=TfdsSource, synthetic=SyntheticSource)
@@ -137,15 +137,18 @@ def _plan(
     spec = read_spec(cls.Spec, entry, where)
     text = config.text if spec.templates is None else _Replaced(config.text, templates=spec.templates)
     group_key = config.group_key if spec.group_key is None else spec.group_key
+    members = Members(spec.image.lower(), spec.caption.lower()) if isinstance(spec, TarSpec) else Members()
     captions = Captions(
         text, group_key, keep=spec.filter, always_json=every_field, labels=open_labels(config.label),
-        images=has_images(config.modalities),
+        images=has_images(config.modalities), members=members,
     )  # fmt: skip
     if spec.unique and spec.unique not in LIKENESS:
         close = did_you_mean(spec.unique, LIKENESS)
         raise DataError(f"unique is {spec.unique!r}, not one of {', '.join(LIKENESS)}{close}")
     if spec.unique == "image" and not captions.images:
         raise DataError("unique is 'image', and by data.modalities samples have none")
+    if spec.unique == "key" and not cls.keyed:
+        raise DataError(f"unique is 'key', and {kind} samples have none; expected 'caption' or 'image'")
     unique = likeness(spec.unique, captions) if spec.unique else None
     tokens = TokenCount(captions, tokenizer, config.text.length) if tokenizer else None
     return _Opening(cls, spec, captions, unique, tokens)

@@ -34,8 +34,8 @@ class SourceSpec:
         templates: as `data.text.templates`, for this source; None takes those.
         group_key: as `data.group_key`, for this source; None takes that.
         filter: keeps only samples whose json satisfies it, such as "similarity > 0.28 and width >= 200".
-        unique: of the samples of this source with the same "key", "caption" or "image" (a perceptual hash) only the
-            first is kept; "" keeps all.
+        unique: of the samples of this source with the same "key" (tars), "caption" or "image" (a perceptual hash) only
+            the first is kept; "" keeps all.
     """
 
     type: str = "tar"
@@ -55,6 +55,7 @@ class Source(abc.ABC):
 
     Attributes:
         Spec: the options of its entries in `data.sources`.
+        keyed: its samples have keys of their own; those of other sources are places, such as "row 7".
         name: key in `data.sources`.
         spec: its entry.
         captions: decides which of its samples are usable and what their captions are.
@@ -67,6 +68,7 @@ class Source(abc.ABC):
     """
 
     Spec: ClassVar[type[SourceSpec]] = SourceSpec
+    keyed: bool = False
     name: str
     spec: Any
     captions: Captions

@@ -24,7 +24,7 @@ from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.fields import field_names
 
 LARGEST = 64 * 2**20  # bytes of an image
-_VERSION = 1  # of the format; files of another one are not looked at
+_VERSION = 2  # of the format; files of another one are not looked at
 _CHUNK = 4096  # rows whose files are looked at together
 _LISTED = 1000  # names kept per reason; the counts are exact
 _DISTANT = 128 * 1024  # bytes, about, of an image that has not been fetched yet

@@ -23,15 +23,20 @@ class TarSpec(SourceSpec):
 
     Attributes:
         urls: patterns of the shards: paths or urls with `{0000..0009}`, `{a,b}`, `*`, one or several.
+        image: extension of the images, all that follows the first dot, such as "image.jpg"; "" takes the first member
+            with one of `samples.IMAGE_EXTENSIONS`.
+        caption: extension of the captions.
     """
 
     urls: str | tuple = field(default="", metadata=dict(example="shards-{0000..0009}.tar"))
+    image: str = ""
+    caption: str = "txt"
 
 
 class TarSource(Source):
     """Tar shards with an index beside them; see `Source`."""
 
-    Spec = TarSpec
+    Spec, keyed = TarSpec, True
 
     def __init__(self, name: str, spec: TarSpec, captions: Captions, files: Files, measures: Sequence[Measure] = ()):
         self.name, self.spec, self.captions, self._files = name, spec, captions, files
@@ -88,7 +93,7 @@ def parse_block(path: str, content: bytes | memoryview, start: int, captions: Ca
     try:
         for group in groups(read, start, start + len(content)):
             try:
-                image = image_member(group, captions.images)
+                image = image_member(group, captions.images, captions.members.image)
                 record = read_record(group, lambda member: read(member.offset, member.size), captions)
                 captions.check(record)
             except BadSample:  # counted when the shard was indexed

@@ -1,6 +1,7 @@
 """Data sets prepared by tensorflow-datasets in the array_record format, read without TensorFlow."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from data_pipelines.sources.rows import UNUSED, row_blocks
 from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.fields import field_names
 
+_DATA_DIR = "~/tensorflow_datasets"
+_FEATURES = "features.json"
 _LISTED = 1000  # faults kept per reason; the counts are exact
 _AT_ONCE = 256  # examples that a filter looks at together
 
@@ -31,7 +34,7 @@ class TfdsSpec(SourceSpec):
         dataset: its name as tensorflow-datasets has it, such as "coco_captions" or "my_set/config:1.0.0", or the folder
             that holds its `features.json`.
         split: a split or a part of one: "train", "train[:90%]".
-        data_dir: where data sets were prepared; "" is ~/tensorflow_datasets.
+        data_dir: where data sets were prepared; "" is $TFDS_DATA_DIR or else ~/tensorflow_datasets.
         image: feature of the image; "" takes the first image feature.
         caption: feature of the caption; "" takes "caption", "text" or "title". Templates take the place of it.
     """
@@ -201,18 +204,11 @@ class TfdsSource(Source):
 
 def _builder(tfds: Any, spec: TfdsSpec) -> Any:
     """Returns the builder of a data set that is on disk."""
-    folder = Path(spec.dataset).expanduser()
+    folder = _folder(spec)
     try:
-        if (folder / "features.json").is_file():
-            builder = tfds.builder_from_directory(folder)
-        else:
-            options = dict(data_dir=os.path.expanduser(spec.data_dir)) if spec.data_dir else {}
-            builder = tfds.builder(spec.dataset, try_gcs=False, **options)
+        builder = tfds.builder_from_directory(folder)
     except (tfds.core.DatasetNotFoundError, ImportError, ValueError, AssertionError, OSError) as error:
-        raise DataError(
-            f"no data set {spec.dataset!r} in {spec.data_dir or '~/tensorflow_datasets'}: give the folder that holds "
-            f"its features.json, or prepare it with `tfds build --file_format=array_record` ({_first_line(error)})"
-        ) from None
+        raise DataError(f"{spec.dataset} cannot be opened: {_first_line(error)}") from None
     if not builder.info.splits:
         raise DataError(f"{spec.dataset} was not prepared: run `tfds build {spec.dataset} --file_format=array_record`")
     kind = builder.info.file_format.value
@@ -223,6 +219,37 @@ def _builder(tfds: Any, spec: TfdsSpec) -> Any:
             f"--dataset_dir={builder.data_dir} --out_dir=DIR"
         )
     return builder
+
+
+def _folder(spec: TfdsSpec) -> Path:
+    """Returns where a data set was prepared: DATA_DIR/name[/config]/version.
+
+    Its name alone says so. The library would ask its own code for the default config and version of a set that it
+    knows, and that code imports TensorFlow.
+    """
+    given = Path(spec.dataset).expanduser()
+    if (given / _FEATURES).is_file():
+        return given
+    root = spec.data_dir or os.environ.get("TFDS_DATA_DIR", _DATA_DIR)
+    name, _, version = spec.dataset.partition(":")
+    home = Path(root).expanduser() / name
+    found = [path.parent for depth in ("*", "*/*") for path in home.glob(f"{depth}/{_FEATURES}")]
+    if not found:
+        raise DataError(
+            f"no data set {spec.dataset!r} in {root}: give the folder that holds its {_FEATURES}, or prepare it with "
+            f"`tfds build --file_format=array_record`"
+        )
+    configs = sorted({str(path.parent.relative_to(home)) for path in found})
+    if len(configs) > 1:
+        raise DataError(f"{home} holds several configs; name one, as in {name}/{configs[0]!s} ({', '.join(configs)})")
+    versions = {path.name: path for path in sorted(found, key=_number)}
+    if version and version not in versions:
+        raise DataError(f"{spec.dataset} was not prepared in {root}; versions there: {', '.join(versions)}")
+    return versions[version or next(reversed(versions))]
+
+
+def _number(path: Path) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", path.name)]
 
 
 def _plain(value: Any, feature: Any) -> Any:

@@ -25,6 +25,16 @@ class Record(NamedTuple):
     fields: dict[str, Any]
 
 
+class Members(NamedTuple):
+    """The extensions of the members of a tar that hold image and caption; "" takes the first of an image's."""
+
+    image: str = ""
+    caption: str = "txt"
+
+
+_USUAL = Members()
+
+
 class Template(NamedTuple):
     """One caption pattern: `parts` alternates literals and field names, starting with a literal."""
 
@@ -48,6 +58,7 @@ class Captions:
         images: samples have an image, too.
         signature: of the rule of what is usable.
         rendering: of the rule of what captions look like.
+        members: that hold image and caption, in tars.
 
     Args:
         text: `config.data.text`: `templates`, `max_list`, `lower` and `clean`.
@@ -56,13 +67,14 @@ class Captions:
         always_json: read the json member where there is one that can be read, although no caption needs it.
         labels: reads the classes of a sample; samples without one are left out. None where none are asked for.
         images: samples have an image, too; others are left out.
+        members: of tars.
 
     Raises:
         DataError: the condition is malformed, a template is not a `(weight, pattern)` pair or its pattern is malformed.
     """
 
     def __init__(self, text: Any, group_key: str = "", *, keep: str = "", always_json: bool = False,
-                 labels: Labels | None = None, images: bool = True):  # fmt: skip
+                 labels: Labels | None = None, images: bool = True, members: Members = _USUAL):  # fmt: skip
         self._templates = tuple(t for t in map(_template, text.templates) if t.weight > 0)
         if text.templates and not self._templates:
             raise DataError("every template of data.text.templates has weight 0")
@@ -75,7 +87,7 @@ class Captions:
         self._max_list, self._lower, self._basic = text.max_list, text.lower, text.clean == "basic"
         self._group_key, self._always_json = group_key, always_json
         self._keep = expressions.parse(keep) if keep else None
-        self.labels, self.images = labels, images
+        self.labels, self.images, self.members = labels, images, members
         self.from_text, self.every_field = not self._templates, always_json
         kept_by = self._keep.fields if self._keep else ()
         own = {group_key, labels.field if labels else ""} - {""}
@@ -88,6 +100,7 @@ class Captions:
         rules = [str(self._keep)] * bool(keep) + [dict(clean="basic")] * cleaned
         rules += [labels.signature] if labels else []
         rules += [] if images else [dict(images=False)]
+        rules += [members._asdict()] if members != _USUAL else []
         patterns = [t.pattern for t in self._templates]
         self.signature = json.dumps([patterns, group_key, *rules])
         self.rendering = json.dumps([patterns, self._max_list, self._lower, self._basic])
@@ -114,7 +127,7 @@ class Captions:
             with contextlib.suppress(BadSample):
                 fields = _parse_json(get("json") or b"{}")
         if not self._templates:
-            content = get("txt")
+            content = get(self.members.caption)
             if content is None:
                 raise BadSample("no caption")
             text = self._clean(_decode(content, "bad text"))

@@ -1,5 +1,6 @@
 """Builds: the same bytes for any number of workers and interruptions, and an account of every row of the input."""
 
+import argparse
 import json
 import os
 import queue
@@ -22,6 +23,7 @@ from data_pipelines.sources import open_source
 from data_pipelines.text.captions import Captions
 from data_pipelines.workers import interrupts_to
 from xmodal.__main__ import main
+from xmodal.commands.data_inputs import add_engine_arguments, beam_arguments
 
 LIMITS = Limits(bytes=40_000, samples=20)
 
@@ -208,6 +210,23 @@ def test_beam_that_is_missing_is_named_before_anything_is_written(tmp_path, caps
         main(["data", "build", "9", "--type", "synthetic", "--engine", "beam", "--out", str(tmp_path / "out")])
     assert "pip install -e '.[beam]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [["--project=a", "'--region=b c'"], ["--project=a '--region=b c'"]])
+def test_options_of_beam_come_last_quoted_together_or_not(given):
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser)
+    args = parser.parse_args(["--engine", "beam", "--runner", "FlinkRunner", "--beam-options", *given])
+    assert beam_arguments(args) == ["--runner=FlinkRunner", "--project=a", "--region=b c"]
+
+
+@pytest.mark.parametrize("out", ["file", "file/inner"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, capsys, out):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "build", "9", "--type", "synthetic", "--out", str(tmp_path / out)])
+    assert stopped.value.code == 1
+    assert f"{out} cannot be built (" in capsys.readouterr().err and (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,13 @@ def test_recipes_and_plain_names_are_the_same(faulty, tmp_path, capsys):
     assert found[0]["sources"]["data"]["skipped"] == {"filtered": 7}
 
 
+def test_options_may_hold_spaces(shards, tmp_path):
+    """A condition, a template: argparse takes what starts with -- and holds a space for the name of a file."""
+    options = ["--config.data.text.templates=((1.0, 'a picture of {label}'),)", "--config.seed=3"]
+    assert main(["data", "stats", *options, str(shards / "s-00.tar"), "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "stats.json").read_text())["together"]["characters"]["min"] > len("a picture of ")
+
+
 def test_index_says_what_there_is_and_scans_only_what_is_new(faulty, tmp_path, capsys):
     run("index", faulty)
     out = capsys.readouterr().out
@@ -342,3 +349,21 @@ def test_ctrl_c_ends_all_processes(tmp_path):
     assert said == "interrupted\n"
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(shards):
+    """As with `| head`."""
+    command = [sys.executable, "-m", "xmodal", "data", "index", str(shards / "s-00.tar")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(60) == 1 and process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("action", ["stats", "preview"])
+def test_a_page_that_cannot_be_written_is_named(shards, tmp_path, capsys, action):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", action, str(shards / "s-00.tar"), "--out", str(tmp_path / "file" / "x.html")])
+    assert stopped.value.code == 1
+    assert re.search(r"error: (File exists|Not a directory): .*file", capsys.readouterr().err)

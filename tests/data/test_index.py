@@ -137,6 +137,19 @@ def test_much_new_or_stale_data_need_a_decision(tmp_path):
     assert load(str(path), captions(), at_most=10**6).samples == 1
 
 
+def test_a_folder_may_be_indexed_in_parts_at_the_same_time(tmp_path, monkeypatch):
+    paths = [str(write_tar(tmp_path / f"{name}.tar", {"0": sample(0)})) for name in "ab"]
+
+    def meanwhile(stats, captions, files, *rest):
+        load(paths[1], captions)
+        return index.scan_all(stats, captions, files, *rest)
+
+    with Files() as files:
+        index.load(paths[0], captions(), files, engine=meanwhile)
+    monkeypatch.setattr(index, "scan", lambda *_: pytest.fail("scanned again"))
+    assert load(str(tmp_path / "*.tar"), captions()).samples == 2
+
+
 def test_a_damaged_sidecar_is_made_anew(tmp_path, caplog):
     path = write_tar(tmp_path / "a.tar", {"0": sample(0)})
     load(str(path), captions())
@@ -213,7 +226,7 @@ def test_relative_paths_fall_back_to_the_repository(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("s-{00..04}.tar", r"s-03\.tar and 1 more of .* does not exist; 3 of its shards do"),
+        ("s-{00..04}.tar", r"s-03\.tar and 1 more of .* do not exist; 3 of its shards do"),
         ("none-*.tar", r"no shard matches 'none-\*\.tar'"),
         ("gcs://bucket/a.tar", "'gcs' is not supported.*did you mean 'gs'"),
         ("pipe:cat a.tar", "never through commands"),

@@ -79,6 +79,20 @@ def test_shards_of_the_webdataset_library(tmp_path, whole, extension):
     assert_shown(read(whole, tmp_path / "s-{0000..0003}.tar"), stored)
 
 
+def test_members_by_other_names(tmp_path, whole):
+    with webdataset.TarWriter(str(tmp_path / "s.tar")) as writer:
+        for i in range(SAMPLES):
+            left, right = encode(i, "jpg"), encode(1000 + i, "jpg")
+            writer.write({"__key__": f"{i:04d}", "Left.jpg": left, "right.jpg": right, "alt.txt": f"thing {i}"})
+    for side, first in (("Left.jpg", 0), ("right.jpg", 1000)):
+        stored = {f"thing {i}": encode(first + i, "jpg") for i in range(SAMPLES)}
+        assert_shown(read(whole, tmp_path / "s.tar", image=side, caption="alt.txt"), stored)
+    with pytest.raises(
+        DataError, match=r"no image: 40\)\. The first sample has the members left\.jpg, alt\.txt, right"
+    ):
+        read(whole, tmp_path / "s.tar")
+
+
 def img2dataset_fields(i: int, image: bytes) -> dict:
     width, height = Image.open(io.BytesIO(image)).size
     return dict(

@@ -65,9 +65,33 @@ def test_damaged_rows_do_not_touch_their_neighbours(tmp_path, files):
 
 def test_a_quote_that_is_never_closed_costs_a_row_and_is_no_crash(tmp_path, files):
     path = tmp_path / "list.csv"
-    path.write_text('image,caption\na.jpg,fine\nb.jpg,"never closed\nc.jpg,lost\n')
-    found = list(opened(path, files).scan())
-    assert [row.problem for row in found] == ["", "bad row"]
+    lines = [f"{i}.jpg,thing {i}" for i in range(300)]
+    lines[40], lines[130], lines[299] = '40.jpg,"never closed', '"130.jpg,thing', '299.jpg,"at the end'
+    lines[60:62] = ['60.jpg,"in two', 'lines"']
+    lines[200:202] = ['200.jpg,"two lines', 'and too long",1,2']
+    path.write_text("\n".join(["image,caption", *lines]))
+    found = check_reads(opened(path, files))
+    assert len(found) == 299 and [row.number for row in found if row.problem] == [40, 129, 199, 200, 298]
+    assert [found[i].text for i in (41, 60, 61, 130, 201)] == [
+        "thing 41", "in two\nlines", "thing 62", "thing 131", "thing 202",
+    ]  # fmt: skip
+
+
+def test_a_quote_in_a_tab_separated_file_is_a_character(tmp_path, files):
+    """Read as the start of a quoted value it would join all that follows, up to the next quote, to one caption."""
+    texts = {
+        3: '"never closed', 5: '"A title" by someone', 7: '5" screen', 8: '"', 9: 'closed"', 11: '""',
+        13: '"said ""so"" twice"',
+    }  # fmt: skip
+    lines = [f"{texts.get(i, f'thing {i}')}\t{i}.jpg" for i in range(150)]
+    lines[20] = '"a\ttab"\t20.jpg'
+    lines[30] = '"in two\nlines"\t30.jpg'
+    path = tmp_path / "list.tsv"
+    path.write_text("\n".join(["caption\timage", *lines]))
+    found = check_reads(opened(path, files))
+    expected = texts | {11: "", 13: 'said "so" twice', 20: "a\ttab", 30: "in two\nlines"}
+    assert [row.text for row in found] == [expected.get(i, f"thing {i}") for i in range(150)]
+    assert [row.image for row in found] == [f"{i}.jpg" for i in range(150)]
 
 
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
@@ -150,6 +174,7 @@ def test_parquet_with_paths_where_there_are_no_bytes(tmp_path, files):
     ("name", "content", "message"),
     [
         ("list.csv", "imag,caption\n", "say with `image` which of its columns holds the images: imag, caption"),
+        ("list.tsv", "a thing\thttp://host/a.jpg\n", "if its first line is not a header, .* with `columns`"),
         ("list.csv", "", "empty"),
         ("list.csv", "a.jpg,a.jpg\n", "repeats 'a.jpg'.*`columns`"),
         ("list.xlsx", "x", "neither a folder nor a list"),

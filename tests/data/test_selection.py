@@ -91,6 +91,12 @@ def test_unique_works_for_every_kind_of_source(config, tmp_path):
         assert [s.record.text for s in source.read(table, 0)] == ["caption a.png", "caption c.png"]
 
 
+def test_rows_have_no_keys(config):
+    config.sources.main = dict(type="synthetic", samples=50, unique="key")
+    with pytest.raises(DataError, match=r"main: unique is 'key', and synthetic samples have none; expected 'caption'"):
+        open_stream(config, batch_size=8, seed=0)
+
+
 def test_unknown_likeness(config):
     config.sources.main.unique = "captions"
     with pytest.raises(DataError, match=r"data\.sources.main: unique is 'captions'.*did you mean 'caption'"):
@@ -131,6 +137,7 @@ def test_batches_of_one_length_cut_nothing(mixed_lengths):
         summary, epoch = stream.summary(), stream.epoch_size // 8
         batches = [next(stream) for _ in range(epoch)]
         counters = stream.counters()
+        shares = {part["name"]: part["share"] for part in stream.sources(0)}
     lengths = Counter(batch["text"].shape[1] for batch in batches)
     assert set(lengths) == {6, 16, 32}
     assert summary["samples"] == 240 and summary["epoch_size"] > 240 - 3 * 4
@@ -138,7 +145,7 @@ def test_batches_of_one_length_cut_nothing(mixed_lengths):
     assert set(found) <= set(plain)  # as long as without buckets
     assert (found - plain).total() <= 2 * 8  # a bucket whose epoch has ended starts its next one
     for length, number in lengths.items():
-        share = summary["shares"][f"main/{length}"]
+        share = shares[f"main/{length}"]
         assert abs(number - share * epoch) < 1
         assert abs(counters[f"data/epochs/main/{length}"] - 1) < 0.2
     for batch in batches:

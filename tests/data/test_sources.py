@@ -1,8 +1,10 @@
 """Sources: the blocks of each hold every usable sample once, and what is not usable is counted."""
 
 import pickle
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -210,6 +212,28 @@ def test_tfds_fields_splits_and_filters(files, prepared):
 def test_tfds_errors_say_what_to_do(files, prepared, tmp_path, entry, message):
     with pytest.raises(DataError, match=message):
         read_whole(open_it(files, **dict(type="tfds", dataset=prepared, data_dir=str(tmp_path)) | entry), 1_000)
+
+
+def test_tfds_is_found_by_its_name(files, prepared, tmp_path):
+    """Also by one that the library has code for, which it would ask for config and version, with TensorFlow."""
+    for place in ("coco_captions/2014/1.1.0", "coco_captions/2014/1.10.0", "plain/1.0.0"):
+        name, folder = place.partition("/")[0], tmp_path / place
+        folder.mkdir(parents=True)
+        for path in Path(prepared).iterdir():
+            (folder / path.name.replace("tiny-", f"{name}-")).write_bytes(path.read_bytes())
+        info = folder / "dataset_info.json"
+        info.write_text(info.read_text().replace('"name": "tiny"', f'"name": "{name}"'))
+    opened = lambda name: open_it(files, type="tfds", dataset=name, data_dir=str(tmp_path))
+    for name in ("plain", "plain:1.0.0", "coco_captions", "coco_captions/2014", "coco_captions/2014:1.1.0"):
+        assert opened(name).samples == 40
+    assert "2014/1.10.0" in opened("coco_captions").read(opened("coco_captions").blocks(1), 0)[0].shard
+    with pytest.raises(DataError, match=r"2014:2\.0\.0 was not prepared in .*; versions there: 1\.1\.0, 1\.10\.0"):
+        opened("coco_captions/2014:2.0.0")
+    (tmp_path / "coco_captions" / "2014").rename(tmp_path / "2014")
+    for config in ("a", "b"):
+        shutil.copytree(tmp_path / "2014", tmp_path / "coco_captions" / config)
+    with pytest.raises(DataError, match=r"several configs; name one, as in coco_captions/a \(a, b\)"):
+        opened("coco_captions")
 
 
 def test_tfds_is_read_without_tensorflow(prepared, tmp_path):

@@ -113,8 +113,11 @@ def test_mixture_shares(config, shards):
     config.sources.unused = dict(urls="missing.tar", weight=0.0)
     with open_stream(config, batch_size=32, seed=0) as stream:
         captions = texts(config, [next(stream) for _ in range(4)])
-        assert stream.summary()["shares"] == dict(main=0.25, other=0.75)
         assert stream.epoch_size == 88 + 56
+        assert stream.sources(256) == [
+            dict(name="main", samples=90, left_out={}, share=0.25, epochs=64 / 88),
+            dict(name="other", samples=60, left_out={}, share=0.75, epochs=192 / 56),
+        ]
     assert sum(int(text.split()[1]) < 90 for text in captions) == 32
 
 
@@ -185,6 +188,21 @@ def test_bad_images_are_replaced_and_counted(config, tmp_path, straight):
     assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 3
     parts = [tmp_path / "run" / f"skipped-{i}.jsonl" for i in range(2)]
     assert sum(len(part.read_text().splitlines()) for part in parts if part.exists()) == 3
+
+
+def test_bad_images_are_counted_by_source_and_an_account_that_broke_off_goes_on(config, tmp_path, shards):
+    damaged(tmp_path, config, dict.fromkeys((5, 40), b"<html>"))
+    config.sources.other = dict(urls=str(shards / "s-00.tar"))
+    account = tmp_path / "run" / "skipped.jsonl"
+    account.parent.mkdir()
+    account.write_text('{"shard": "d.tar", "ke')
+    with open_stream(config, batch_size=8, seed=3, workdir=account.parent) as stream:
+        for _ in range(30):  # an epoch of d.tar, and more of the other
+            next(stream)
+        counters = stream.counters()
+    assert counters["data/replaced"] == counters["data/replaced/main"] == 2 and counters["data/replaced/other"] == 0
+    broken, *lines = account.read_text().splitlines()
+    assert broken.endswith("ke") and {json.loads(line)["key"] for line in lines} == {"00005", "00040"}
 
 
 def test_too_many_bad_images_end_the_run(config, tmp_path):

@@ -2,12 +2,15 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.errors import DataError
 from xmodal.config import ConfigError
 from xmodal.distributed.mesh import (
+    assert_same_data,
     assert_same_rows,
     batch_fingerprint,
     batch_sharding,
     check_batch,
+    check_data,
     check_fingerprints,
     group_rows,
     make_mesh,
@@ -94,3 +97,10 @@ def test_fingerprints():
     with pytest.raises(RuntimeError, match=r"processes \[0, 2\] hold the same rows .*part 0"):
         check_fingerprints(np.array([[0, 7], [1, 8], [0, 9]]))
     assert_same_rows(batch, make_mesh(config()), 8)  # one process always agrees with itself
+
+
+def test_data_of_processes():
+    check_data("data.sources", np.array([[7, 1], [7, 1]]))
+    with pytest.raises(DataError, match=r"data\.sources: processes 1, 3 found other data than process 0"):
+        check_data("data.sources", np.array([[7, 1], [7, 2], [7, 1], [0, 1]]))
+    assert_same_data("data.sources", "0123456789abcdef")  # one process always agrees with itself

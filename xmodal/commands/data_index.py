@@ -2,7 +2,7 @@
 
 python -m xmodal data index 'shards/*.tar'
 python -m xmodal data index --config configs/clip.py --workers 16
-python -m xmodal data index 'gs://bucket/web/*.tar' --engine beam --runner DataflowRunner --beam-options '--project=...'
+python -m xmodal data index 'gs://bucket/web/*.tar' --engine beam --runner DataflowRunner --beam-options --project=...
 
 The index lies in `.index/` beside the shards, or in ~/.cache/xmodal where that folder cannot be written. It holds for
 one rule of what is usable: with other templates, another filter or `unique`, index again. Only shards that are new or

@@ -21,9 +21,9 @@ def add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     source = parser.add_argument_group("input")
     text = dict(metavar="NAME")
     source.add_argument("--type", help=f"tar, files, tfds, or synthetic with a number; {kind}")
-    source.add_argument("--image", help="column or feature of the image", **text)
+    source.add_argument("--image", help="column, feature or member of the image", **text)
     source.add_argument("--texts", action="store_true", help="texts alone: images are neither asked for nor read")
-    source.add_argument("--caption", help="column, feature or json field of the caption", **text)
+    source.add_argument("--caption", help="column, feature, json field or txt member of the caption", **text)
     source.add_argument("--template", metavar="TEXT", help="caption made of fields, such as 'a photo of a {label}'")
     source.add_argument("--columns", metavar="A,B,...", help="columns of CSV and TSV files without a header")
     source.add_argument("--root", metavar="DIR", help="folder that relative image paths start from")
@@ -51,7 +51,8 @@ def source_entry(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     entry = {name: getattr(args, name) for name in _OF_SOURCE if getattr(args, name) is not None}
     if args.columns:
         entry["columns"] = tuple(args.columns.split(","))
-    if kind in ("tar", "synthetic") and args.caption:
+    member = kind == "tar" and str(args.caption).endswith("txt")
+    if kind in ("tar", "synthetic") and args.caption and not member:
         entry["templates"] = ((1.0, f"{{{entry.pop('caption')}}}"),)
     if args.template:
         entry["templates"] = ((1.0, args.template),)
@@ -82,7 +83,10 @@ def add_engine_arguments(group: argparse._ArgumentGroup) -> None:
     """Declares what chooses between this machine and Apache Beam."""
     group.add_argument("--engine", choices=("local", "beam"), default="local", help="beam: Apache Beam")
     group.add_argument("--runner", default="", metavar="NAME", help="of Beam: DirectRunner, DataflowRunner, ...")
-    group.add_argument("--beam-options", default="", metavar="TEXT", help="of Beam: '--project=... --region=...'")
+    group.add_argument(
+        "--beam-options", default=(), nargs=argparse.REMAINDER, metavar="OPTION",
+        help="of Beam, such as --project=... --region=...; all that follows is taken for one",
+    )  # fmt: skip
 
 
 def check_engine(args: argparse.Namespace) -> None:
@@ -91,12 +95,17 @@ def check_engine(args: argparse.Namespace) -> None:
         raise ConfigError("--runner and --beam-options are for --engine beam")
 
 
+def beam_arguments(args: argparse.Namespace) -> list[str]:
+    """Returns what is meant for Beam."""
+    runner = [f"--runner={args.runner}"] if args.runner else []
+    return [*runner, *shlex.split(" ".join(args.beam_options))]  # quoted together or not
+
+
 def beam_options_of(args: argparse.Namespace) -> Any:
     """Returns the options of Beam. Raises DataError where it is not installed."""
     from data_pipelines.prepare.beam import beam_options
 
-    arguments = [f"--runner={args.runner}"] if args.runner else []
-    return beam_options([*arguments, *shlex.split(args.beam_options)])
+    return beam_options(beam_arguments(args))
 
 
 def load_data(args: argparse.Namespace) -> ConfigDict:

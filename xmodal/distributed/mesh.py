@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from data_pipelines.errors import DataError
 from xmodal.config import ConfigError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -148,6 +149,34 @@ def assert_same_rows(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: in
     index, _ = process_shard(mesh, batch_size)
     mine = np.array([index, batch_fingerprint(batch)], np.uint32)
     check_fingerprints(np.asarray(multihost_utils.process_allgather(mine)))
+
+
+def assert_same_data(what: str, fingerprint: str) -> None:
+    """Checks that all processes opened the same data: each reads only its own rows, so nothing else would show.
+
+    All processes must call it.
+
+    Args:
+      what: was opened, such as "data.sources".
+      fingerprint: of the data and their order, 16 hexadecimal digits.
+
+    Raises:
+      DataError: naming the processes whose data are others than those of the first.
+    """
+    if jax.process_count() > 1:
+        mine = np.frombuffer(bytes.fromhex(fingerprint), np.uint32)
+        check_data(what, np.asarray(multihost_utils.process_allgather(mine)))
+
+
+def check_data(what: str, table: np.ndarray) -> None:
+    """Compares fingerprints of data; `table` is [processes, words]."""
+    others = np.flatnonzero((table != table[0]).any(axis=1)).tolist()
+    if others:
+        raise DataError(
+            f"{what}: process{'es' * (len(others) > 1)} {', '.join(map(str, others))} found other data than process 0, "
+            "so that samples would be repeated and left out without any other sign. All processes must see the same "
+            "files: look for copies that are old or not complete, and for images that are missing on some machines"
+        )
 
 
 def batch_fingerprint(batch: Mapping[str, np.ndarray]) -> int:

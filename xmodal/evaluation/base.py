@@ -10,6 +10,7 @@ import jax
 
 from data_pipelines.evalset import EvalSet
 from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.distributed.mesh import assert_same_data
 from xmodal.models.model import Functional
 from xmodal.objectives.contrastive import normalize
 
@@ -51,7 +52,9 @@ class EvalContext:
             config.text.templates = tuple((1.0, template) for template in templates)
             config.label.field = config.label.field if labels else ""
             config.modalities = config.modalities if images else ("text",)
-        return EvalSet(data, config, limit, where)
+        opened = EvalSet(data, config, limit, where)
+        assert_same_data(where, opened.fingerprint)
+        return opened
 
     def once(self, what: Any, make: Callable[[], Callable]) -> Callable:
         """Returns what `make` made for the first evaluator that asked for `what`: so it is compiled once for all."""

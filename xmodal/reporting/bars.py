@@ -21,6 +21,7 @@ def histogram(
     log: bool = False,
     whole: bool = True,
     text: Callable[[float], str] = number,
+    base: int = 10,
     reference: tuple[str, float] | None = None,
 ) -> Markup | None:
     """Draws how often which numbers occur; None of no numbers.
@@ -31,6 +32,7 @@ def histogram(
       log: logarithmic axis.
       whole: the numbers are integers.
       text: writes one of them.
+      base: 1024 where `text` writes KiB and MiB, so that the axis has round ones.
       reference: (label, value) of a dashed line.
     """
     if not values.count:
@@ -42,8 +44,8 @@ def histogram(
         f"M{_x(across, edges[i])} {SIDE}V{SIDE * (1 - up(counts[i])):.1f}H{_x(across, edges[i + 1])}V{SIDE}Z"
     )
     drawing = [el("path", d="".join(step(i) for i in np.flatnonzero(counts)), class_="fill c0")]
-    marks = log_ticks(edges[0], edges[-1]) if log else [t for t in ticks(edges[0], edges[-1]) if t <= edges[-1]]
-    labels = [el("span", text(t), class_="x", style=f"left:{100 * across(t):.2f}%") for t in marks if t >= edges[0]]
+    marks = _marks(edges[0], edges[-1], log, whole, base)
+    labels = [el("span", text(t), class_="x", style=f"left:{100 * across(t):.2f}%") for t in marks]
     if reference and edges[0] <= reference[1] <= edges[-1]:
         name, value = reference
         drawing.append(el("path", d=f"M{_x(across, value)} 0V{SIDE}", class_="reference"))
@@ -83,6 +85,14 @@ def _edges(values: Distribution, log: bool, whole: bool) -> np.ndarray:
     low, high = math.floor(low), math.ceil(high) + 1
     width = max(1, -(-(high - low) // _BARS))
     return np.arange(low, high + width, width, dtype=np.float64)
+
+
+def _marks(low: float, high: float, log: bool, whole: bool, base: int) -> list[float]:
+    """The round numbers along the axis."""
+    unit = 1024.0 ** max(0, math.floor(math.log(high, 1024))) if base == 1024 else 1.0
+    round_ones = lambda marks: [unit * t for t in marks if low <= unit * t <= high and (t == int(t) or not whole)]
+    found = round_ones(log_ticks(low / unit, high / unit)) if log else []
+    return found if len(found) > 2 else round_ones(ticks(low / unit, high / unit))
 
 
 def _x(across: Scale, value: float) -> str:

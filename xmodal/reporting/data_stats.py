@@ -1,5 +1,6 @@
 """Tables and the page of `data stats`: lengths, sizes, shapes, repetitions and fields of a data set."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -161,10 +162,19 @@ def _image_plots(stats: Stats) -> list[Markup | None]:
     return [
         histogram("shorter side in pixels", whole.shorter, log=True, reference=side),
         histogram(
-            "aspect ratio, width / height", whole.aspect, log=True, text=lambda v: f"{v:.2g}", reference=("square", 1.0)
+            "aspect ratio, width / height",
+            whole.aspect,
+            log=True,
+            whole=False,
+            text=lambda v: f"{v:.2g}",
+            reference=("square", 1.0),
         ),
-        histogram("size of the file", whole.bytes, log=True, text=size),
+        histogram("size of the file", whole.bytes, log=True, whole=False, text=_round_size, base=1024),
     ]
+
+
+def _round_size(value: float) -> str:
+    return size(value).replace(".0 ", " ")
 
 
 def _formats(whole: Survey) -> Markup:
@@ -200,11 +210,15 @@ def _figure(value: float) -> str:
 def _duplicates(stats: Stats) -> Table:
     groups = {**stats.surveys, **({"together": stats.whole} if len(stats.surveys) > 1 else {})}
     rows = [
-        [name, *(percent(found.repeats[kind].share) for kind in LIKENESS), _basis(found)]
+        [name, *(_copies(found.repeats[kind].share) for kind in LIKENESS), _basis(found)]
         for name, found in groups.items()
     ]
     columns = ["copies of an earlier sample", *(f"same {kind}" for kind in LIKENESS), "among"]
     return "duplicates", columns, rows
+
+
+def _copies(share: float) -> str:
+    return "" if math.isnan(share) else percent(share)  # of samples without keys
 
 
 def _basis(found: Survey) -> str:

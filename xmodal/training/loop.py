@@ -10,11 +10,19 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import DataError
 from data_pipelines.io.storage import stalled_reads
 from data_pipelines.stream import Stream, open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError, diff, from_json, load_saved, save_config, to_json, with_new_options
-from xmodal.distributed.mesh import assert_same_rows, check_batch, make_mesh, process_shard, to_global
+from xmodal.distributed.mesh import (
+    assert_same_data,
+    assert_same_rows,
+    check_batch,
+    make_mesh,
+    process_shard,
+    to_global,
+)
 from xmodal.distributed.runtime import Runtime
 from xmodal.errors import TrainingError
 from xmodal.reporting.environment import write_environment
@@ -71,11 +79,17 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
 
 
 def _open(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, position: int = 0) -> Stream:
-    return open_stream(
+    stream = open_stream(
         config.data, batch_size=config.batch_size, seed=config.seed, position=position,
         shard=process_shard(mesh, config.batch_size), workdir=workdir,
         samples=lambda start, epoch_size: samples_of(start, config, epoch_size),
     )  # fmt: skip
+    try:
+        assert_same_data("data.sources", stream.fingerprint)
+    except DataError:
+        stream.close()
+        raise
+    return stream
 
 
 def _make_folder(workdir: Path) -> None:
@@ -154,7 +168,7 @@ class Loop:
 
     def steps(self, state: dict, step_fn, start: int, runtime: Runtime) -> dict:
         """Runs from `start` to the last step or an interruption; returns the last state."""
-        total, pending = self.task.total_steps, None
+        total, pending, compiled = self.task.total_steps, None, set()
         batches = iter(self.stream)
         step = self._start = start
         if step == 0 and self.task.config.init_from:  # what the weights could do before
@@ -166,7 +180,8 @@ class Loop:
                 assert_same_rows(rows, self.task.mesh, self.task.config.batch_size)
             batch = to_global(rows, self.task.mesh)
             self.recorder.waited(time.perf_counter() - waiting)
-            if step == start:
+            if (shape := rows["text"].shape) not in compiled:  # the first step, and the first of each length
+                compiled.add(shape)
                 with self.watchdog.slow("compiling the step"):
                     state, metrics = step_fn(state, batch)
                     jax.block_until_ready(metrics)

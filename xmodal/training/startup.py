@@ -78,16 +78,27 @@ def checkpoint_options(task: Task) -> dict[str, Any]:
 
 
 def _data(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows that say what is read, what of it is left out, and how sources are mixed."""
+    """The rows that say what is read and what of it is left out."""
     skipped = {reason: count for reason, count in summary["skipped"].items() if count}
-    shares = {name: percent(share) for name, share in summary["shares"].items()}
     return {
         "data": f"{summary['samples']:,} samples ({summary['epoch_size']:,} per epoch) in {summary['shards']:,} shards "
         f"of {size(summary['bytes'])}, {summary['lanes']} lanes",
         "left out": skipped,
-        "mixture": shares if len(shares) > 1 else {},
         "readers": f"{summary['threads']} threads, up to {size(summary['memory_bytes'])} of memory",
     }
+
+
+def _print_sources(sources: Sequence[Mapping[str, Any]]) -> None:
+    """Prints how several sources are mixed, and how often the run sees the samples of each."""
+    rows = [
+        [
+            s["name"], f"{s['samples']:,}", f"{sum(s['left_out'].values()):,}", percent(s["share"]),
+            number(s["epochs"]),
+        ]
+        for s in sources
+    ]  # fmt: skip
+    if len(sources) > 1:
+        print_table("sources", ["source", "samples", "left out", "share at first", "times seen in this run"], rows)
 
 
 def print_startup(
@@ -126,6 +137,7 @@ def print_startup(
             "changed": tuple(changes),
         },
     )
+    _print_sources(stream.sources(task.total_steps * task.batch_size))
     print_table(
         "what is trained how",
         ["part", "rule", "arrays", "parameters", "method", "lr x", "weight decay"],
