@@ -21,7 +21,7 @@ from xmodal.training.task import Task
 
 # Settings that change neither what a weight means nor its shape, or whose shapes are compared by themselves.
 _FREE = re.compile(
-    r".*/(dropout|drop_path|patch_dropout|scan|remat|init|gate_init|image_size|position_size|position_filter|vocab_size|length"
+    r".*/(dropout|attn_dropout|drop_path|patch_dropout|scan|remat|init|gate_init|image_size|position_size|position_filter|vocab_size|length"
     r"|head|depth|pattern/.*/lora(/.*)?)"
 )
 _TOKENS = "text/embed/embedding"
