@@ -205,7 +205,8 @@ def _open_hf(path: Path) -> Stored:
     data = preprocessing.read_processor(path) if family.image_processor else None
     if family.any_size:
         embed = model.towers.image.embed
-        embed.image_size = preprocessing.shown_size(data, embed.image_size)
+        with embed.ignore_type():  # a pair of sides may become one
+            embed.image_size = preprocessing.shown_size(data, embed.image_size)
     image = lambda size: preprocessing.from_processor(data, size, str(path))
     stored = _converted(path, path, WEIGHTS, family, model, image if data else None)
     if family.labels and (names := family.labels(config)):
