@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
+from data_pipelines.errors import BadSample
+from data_pipelines.images.decode import image_header
 from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.tokenizers import Tokenizer
 
@@ -95,18 +97,24 @@ def likeness(kind: str, captions: Captions) -> Measure:
 
 def difference_hash(image: bytes | memoryview) -> int:
     """Returns 64 bits of which small changes of an image turn few; of bytes that are no image, their hash."""
-    grey = None
-    for reduction in (cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_GRAYSCALE):  # JPEG decoders give away the first
-        try:
-            grey = cv2.imdecode(np.frombuffer(image, np.uint8), reduction)
-        except cv2.error:
-            break
-        if grey is None or min(grey.shape) >= 4 * _SIDE:
-            break
+    grey = _grey(image)
     if grey is None:
         return _hash64(bytes(image))
     grid = cv2.resize(grey.astype(np.float32), (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)
     return int.from_bytes(np.packbits(np.diff(grid) > _STEP).tobytes(), "big")
+
+
+def _grey(image: bytes | memoryview) -> np.ndarray | None:
+    """Returns an image in shades of grey, as small as still does; None where it cannot or must not be decoded."""
+    try:
+        image_header(image)  # a small file can claim any size
+        for reduction in (cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_GRAYSCALE):  # JPEG decoders give away the first
+            grey = cv2.imdecode(np.frombuffer(image, np.uint8), reduction)
+            if grey is None or min(grey.shape) >= 4 * _SIDE:
+                break
+        return grey
+    except (BadSample, cv2.error):
+        return None
 
 
 def first_of_each(numbers: np.ndarray) -> np.ndarray:

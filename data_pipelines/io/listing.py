@@ -112,7 +112,7 @@ class Listing(abc.ABC):
 
     def _column(self, option: str, name: str, defaults: Iterable[str]) -> str:
         if not name:
-            return next((default for default in defaults if default in self.columns), "")
+            return next((column for default in defaults for column in self.columns if column.lower() == default), "")
         if name not in self.columns:
             raise DataError(
                 f"{printable(self.path)} has no column {name!r}, which `{option}` names"

@@ -93,9 +93,11 @@ def image_faults() -> Iterator[SampleFault]:
         yield SampleFault("empty member", {extension: b""}, "empty image", indexed=True)
     for content in _bombs():
         yield SampleFault("decompression bomb", {"png": content}, "image too large")
-    yield SampleFault("decompression bomb", {"png": _png(60_000, 1000, b"")}, "corrupt png")
+    yield SampleFault("decompression bomb", {"png": one_bit_png(60_000, 1000, b"")}, "corrupt png")
     for text in (zlib.compress(bytes(2**26), 9), b"\0" * 9):
-        yield SampleFault("decompression bomb", {"png": _png(3, 3, b"", (b"zTXt", b"k\0\0" + text))}, "corrupt png")
+        yield SampleFault(
+            "decompression bomb", {"png": one_bit_png(3, 3, b"", (b"zTXt", b"k\0\0" + text))}, "corrupt png"
+        )
 
 
 _NO_IMAGES = (
@@ -112,7 +114,7 @@ _NO_IMAGES = (
 )
 
 
-def _png(width: int, height: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+def one_bit_png(width: int, height: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG of 1 bit per pixel that says what it is told to say, with right checksums."""
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b"")]
@@ -125,9 +127,9 @@ def _png(width: int, height: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -
 
 def _bombs() -> Iterator[bytes]:
     """Images that claim billions of pixels."""
-    yield _png(50_000, 50_000, bytes(10**6))
-    yield _png(2**31 - 1, 2**31 - 1, b"")
-    yield _png(10**9, 1, b"")
+    yield one_bit_png(50_000, 50_000, bytes(10**6))
+    yield one_bit_png(2**31 - 1, 2**31 - 1, b"")
+    yield one_bit_png(10**9, 1, b"")
     jpeg = images()["jpeg"]
     frame = jpeg.index(b"\xff\xc0")
     for height, width in ((65_500, 65_500), (65_500, 1100)):

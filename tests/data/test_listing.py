@@ -97,7 +97,7 @@ def test_a_quote_in_a_tab_separated_file_is_a_character(tmp_path, files):
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
 def test_the_separator_is_found_in_the_header(tmp_path, files, separator):
     path = tmp_path / "list.csv"
-    path.write_text(f"filepath{separator}title\na.jpg{separator}one\n")
+    path.write_text(f"FilePath{separator}Title\na.jpg{separator}one\n")
     (row,) = opened(path, files).scan()
     assert (row.image, row.text) == ("a.jpg", "one")
 

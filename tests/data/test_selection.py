@@ -1,11 +1,14 @@
 """Samples chosen at index time: duplicates left out, batches of captions of equal length."""
 
+import hashlib
 import io
 import json
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
+from faults import one_bit_png
 from PIL import Image
 from tiny_shards import encode, sample, write_tar
 
@@ -111,6 +114,14 @@ def test_difference_hash_knows_a_picture_again():
     whole = difference_hash(encode(7, size=(320, 240)))
     assert (whole ^ same).bit_count() <= 2 and (whole ^ other).bit_count() > 12
     assert difference_hash(b"no image") != difference_hash(b"no picture")
+
+
+def test_a_bomb_is_not_decoded_for_its_hash():
+    bomb, began = one_bit_png(16_000, 16_000, bytes(16_000 * 2001)), time.process_time()
+    assert len(bomb) < 2**16
+    as_no_image = int.from_bytes(hashlib.blake2b(bomb, digest_size=8).digest(), "little")
+    assert difference_hash(bomb) == as_no_image
+    assert time.process_time() - began < 1, "4 s and 256 MB to decode"
 
 
 WORDS = ("thing", "thing 1", "thing 1 2 3 4 5 6 7 8", "thing " + " ".join(map(str, range(40))))

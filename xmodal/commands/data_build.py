@@ -13,7 +13,6 @@ them, for runs that use the captions of the .txt members.
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -42,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--max-side", type=int, default=0, metavar="PIXELS", help="make larger images smaller")
     output.add_argument("--quality", type=int, default=0, metavar="1-100", help="of JPEGs that are made; alone: of all")
     work = parser.add_argument_group("work")
-    work.add_argument(
-        "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; all cores by default"
-    )
+    work.add_argument("--workers", type=int, metavar="N", help="processes; all cores by default")
     work.add_argument("--attempts", type=int, default=3, metavar="N", help="to fetch an image")
     work.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="of one attempt")
     add_engine_arguments(work)
@@ -53,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Builds the shards and says what was left out."""
     from configs.base import get_config
+    from data_pipelines.host import cores
     from data_pipelines.io.storage import Files
     from data_pipelines.prepare.building import Limits, build, plan
     from data_pipelines.prepare.writer import ImageRule
@@ -60,7 +58,8 @@ def run(args: argparse.Namespace) -> None:
     from data_pipelines.sources import open_source
     from data_pipelines.text.captions import Captions
 
-    if args.workers < 1 or args.attempts < 1 or args.timeout <= 0:
+    workers = cores() if args.workers is None else args.workers
+    if workers < 1 or args.attempts < 1 or args.timeout <= 0:
         raise ConfigError("--workers, --attempts and --timeout must be above 0")
     check_engine(args)
     config = get_config().data
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{source.samples:,} usable samples in {', '.join(args.inputs)}", flush=True)
         job = plan(source, args.out, limits, images, Captions(config.text, images=has_images(config.modalities)), files)
         try:
-            manifest = build(job, options, args.workers, engine)
+            manifest = build(job, options, workers, engine)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             sys.exit(130)
