@@ -4,10 +4,14 @@ from xmodal.objectives.base import Objective, View
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.classification import Classification
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
+from xmodal.objectives.fine_grained import Filip, Flair, Sparc
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "softmax": SoftmaxContrastive,
     "sigmoid": SigmoidContrastive,
+    "filip": Filip,
+    "sparc": Sparc,
+    "flair": Flair,
     "captioning": Captioning,
     "classification": Classification,
 }
