@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from xmodal.commands import bench, data, evaluate, export_model, import_model, report
+from xmodal.commands import bench, data, evaluate, export_model, import_model, report, word_map
 from xmodal.errors import user_errors
 
 COMMANDS = {
@@ -13,6 +13,7 @@ COMMANDS = {
     "data": data,
     "import": import_model,
     "export": export_model,
+    "map": word_map,
 }
 
 
