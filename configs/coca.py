@@ -19,7 +19,9 @@ from xmodal.models import presets
 def get_config(variant: str = "coca"):
     captions = {"coca": True, "contrastive": False}[variant]
     c = demo.get_config()
+    c.model = presets.dual_tower(**demo.towers(hidden=1024))
     c.optimizer.lr = 1e-3
+    c.schedule.total = "12epochs"
     towers = c.model.towers
     towers.text.embed.causal = True  # the decoder reads these tokens and must not see what comes next
     c.data.text.templates = ((1.0, "{label}"),)  # the caption to write is the label; tags would be guesses

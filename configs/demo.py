@@ -40,20 +40,22 @@ def emoji(c):
     return c
 
 
+def towers(hidden: int) -> dict:
+    """An image tower with a convolutional stem and a text tower of one layer; `hidden` is the width of their MLPs."""
+    common = dict(act="gelu_tanh", embed_dim=256, pool="mean", scan=False, hidden=hidden)
+    stem = dict(stem=((48, 4, 4), (128, 3, 2)), pre_norm=False, bias=True)
+    return dict(
+        image=presets.image_tower(256, 3, 4, patch_size=16, embed=stem, **common),
+        text=presets.text_tower(256, 1, 4, embed=dict(causal=False), **common),
+    )
+
+
 def get_config():
     c = emoji(base.get_config())
     c.batch_size = 128
-    c.model = presets.dual_tower(
-        image=presets.image_tower(
-            256, 3, 4, patch_size=16, act="gelu_tanh", embed_dim=256, pool="mean", scan=False,
-            embed=dict(stem=((48, 4, 4), (128, 3, 2)), pre_norm=False, bias=True),
-        ),
-        text=presets.text_tower(
-            256, 1, 4, act="gelu_tanh", embed_dim=256, pool="mean", scan=False, embed=dict(causal=False)
-        ),
-    )  # fmt: skip
+    c.model = presets.dual_tower(**towers(hidden=512))
     c.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
     c.optimizer.update(name="adamw", lr=7e-4, weight_decay=0.1, b2=0.98)
-    c.schedule.update(total="12epochs", warmup="5%", decay="cosine")
+    c.schedule.update(total="11epochs", warmup="5%", decay="cosine")
     c.checkpoint.update(every="25%", keep_last=2, best="retrieval/unseen_vendor/image_to_text/R@10")
     return c

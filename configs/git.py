@@ -17,6 +17,8 @@ def get_config():
     c = demo.get_config()
     c.batch_size = 64  # nothing here needs negatives, and more steps teach more than larger ones
     c.optimizer.lr = 1e-3
+    c.schedule.total = "12epochs"
+    c.model = presets.dual_tower(**demo.towers(hidden=1024))
     image, text = c.model.towers.image, c.model.towers.text
     image.update(pool="none", embed_dim=0)
     caption = presets.text_tower(
