@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from xmodal.commands import bench, data, evaluate, export_model, import_model, report
+from xmodal.commands import bench, data, evaluate, export_model, import_model, report, word_map
 from xmodal.errors import user_errors
 
 COMMANDS = {
@@ -14,6 +14,7 @@ COMMANDS = {
     "data": data,
     "import": import_model,
     "export": export_model,
+    "map": word_map,
 }
 
 

@@ -22,6 +22,7 @@ from data_pipelines.images.device import preprocess_images
 from xmodal.config import ConfigError
 from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
 from xmodal.distributed.sharding import shardings
+from xmodal.evaluation.word_maps import WordMap, grid_of, score_words, word_tokens
 from xmodal.interop.folder import Stored, open_stored
 from xmodal.models.model import Functional
 from xmodal.objectives.contrastive import normalize
@@ -81,9 +82,9 @@ class Model:
         params = model.own(stored.params)
         placed = shardings(jax.eval_shape(lambda p: p, params), self._mesh, config.mesh.rules)
         self._params = jax.tree.map(lambda a, s: jax.device_put(np.asarray(a), s), params, placed)
-        self._towers = {
-            kind: jax.jit(functools.partial(self._embed, model, name)) for name, kind in own_inputs(model).items()
-        }
+        self._names = {kind: name for name, kind in own_inputs(model).items()}
+        jitted = lambda call: {kind: jax.jit(functools.partial(call, model, n)) for kind, n in self._names.items()}
+        self._towers, self._locals = jitted(self._embed), jitted(self._embed_local)
         shards = num_batch_shards(self._mesh)
         up = lambda size: -(-size // shards) * shards
         self.inputs = tuple(self._towers)  # "image", "text": what can be embedded
@@ -164,21 +165,59 @@ class Model:
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
+    def word_map(self, picture: Picture, text: str) -> WordMap:
+        """Says which patches of a picture each word of a text points to.
+
+        Args:
+          picture: one picture, as for `embed_image`.
+          text: one text; words beyond the model's length have no map.
+
+        Returns:
+          Cosines of each word with each patch, and the picture as the model saw it: see `WordMap`.
+        """
+        text = text.lower() if self._data.text.lower else text
+        words = word_tokens(self.tokenizer, text, self._data.text.length)
+        if not words:
+            raise DataError(f"word_map needs a text with words, got {text!r}")
+        images, texts = self.prepare_images([picture]), self.prepare_texts([text])
+        patches, tokens = (self._local(kind, batch) for kind, batch in (("image", images), ("text", texts)))
+        scores = score_words([places for _, places in words], tokens, patches)
+        rows, columns = grid_of(self.stored.spec.towers[self._names["image"]], patches.shape[0])
+        return WordMap(tuple(word for word, _ in words), scores.reshape(-1, rows, columns), images["image"][0])
+
+    def _local(self, kind: str, batch: Mapping) -> np.ndarray:
+        """Unit patches or words of the first row, [seq, dim]."""
+        self._check(kind)
+        batch = {name: np.repeat(a, self._sizes[0], axis=0) for name, a in batch.items()}
+        batch = jax.device_put(batch, batch_sharding(self._mesh))
+        with jax.set_mesh(self._mesh):
+            return np.asarray(self._locals[kind](self._params, batch)[0])
+
     def _objective(self) -> dict[str, float]:
         for name, own in self.stored.params.get("objectives", {}).items():
-            if "logit_scale" in own and {"image", "text"} == set(self.stored.config.objectives[name]["between"]):
+            entry = self.stored.config.objectives[name]
+            if entry["type"] in ("softmax", "sigmoid") and {"image", "text"} == set(entry["between"]):
                 return {key: float(value) for key, value in own.items()}
         raise ConfigError(f"{self.stored.origin} has no contrastive objective between images and texts: no zero_shot")
 
+    def _check(self, kind: str) -> None:
+        if kind not in self._towers:
+            raise ConfigError(f"{self.stored.origin} has no tower that embeds {kind}s alone")
+
     def _embed(self, model: Functional, name: str, params: Mapping, batch: Mapping) -> jax.Array:
+        return normalize(self._output(model, f"{name}.pooled", params, batch))
+
+    def _embed_local(self, model: Functional, name: str, params: Mapping, batch: Mapping) -> jax.Array:
+        return normalize(self._output(model, f"{name}.local", params, batch)["x"])
+
+    def _output(self, model: Functional, output: str, params: Mapping, batch: Mapping) -> Any:
         if "image" in batch:
             batch = {**batch, "image": preprocess_images(batch["image"], None, self._data.image)}
-        return normalize(model(params, batch, frozenset({f"{name}.pooled"}))[f"{name}.pooled"])
+        return model(params, batch, frozenset({output}))[output]
 
     def _run(self, kind: str, rows: Any, count: int) -> np.ndarray:
         """Embeds `count` rows, which `rows(start, stop)` prepares: while the devices work, the next ones are made."""
-        if kind not in self._towers:
-            raise ConfigError(f"{self.stored.origin} has no tower that embeds {kind}s alone")
+        self._check(kind)
         if not count:
             return np.zeros((0, self.dim), np.float32)
         step, pending, parts = self._sizes[-1], None, []

@@ -17,6 +17,11 @@ def sample_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), batch_size)
 
 
+def named(key: jax.Array, name: str) -> jax.Array:
+    """Derives the key of a named use from a single one, such as that of the initialisation."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
 def fold(keys: jax.Array | None, data: int | str | jax.Array) -> jax.Array | None:
     """Derives new per-sample keys for a named or numbered use; `None` (deterministic) stays `None`."""
     if keys is None:

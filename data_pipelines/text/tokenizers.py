@@ -106,6 +106,20 @@ class Tokenizer:
         """Returns the ids of texts at their full length, without begin and end."""
         return [encoding.ids for encoding in self._hf.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def spans(self, text: str, length: int) -> list[tuple[int, tuple[int, int]]]:
+        """Returns which characters of a text each token of its encoding stands for, without the marks.
+
+        Args:
+            text: as given to `encode`.
+            length: as given to `encode`.
+
+        Returns:
+            (place in the encoding, (first character, one past the last)) of each token that is not cut off.
+        """
+        first = 0 if self.bos_id is None else 1
+        offsets = self._hf.encode(text, add_special_tokens=False).offsets[: length - self.marks]
+        return list(enumerate(offsets, start=first))
+
     @property
     def marks(self) -> int:
         """Number of begin and end tokens that every caption gets."""

@@ -4,12 +4,14 @@ from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.captioning import Captioning
 from xmodal.evaluation.classification import Classification
 from xmodal.evaluation.masked_text import MaskedText
+from xmodal.evaluation.pointing import Pointing
 from xmodal.evaluation.retrieval import Retrieval
 from xmodal.evaluation.zero_shot import ZeroShot
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "retrieval": Retrieval,
     "zero_shot": ZeroShot,
+    "pointing": Pointing,
     "captioning": Captioning,
     "classification": Classification,
     "masked_text": MaskedText,

@@ -71,6 +71,15 @@ class EvalContext:
         """Jitted (params, batch) -> unit embeddings [batch, dim] by tower; compiled once for all evaluators."""
         return {tower: jax.jit(functools.partial(self._embed, f"{tower}.pooled")) for tower in ("image", "text")}
 
+    @functools.cached_property
+    def embed_local(self) -> dict[str, Callable]:
+        """Jitted (params, batch) -> unit patches or words, {"x": [batch, seq, dim], "valid": [batch, seq]}, by tower."""
+        return {tower: jax.jit(functools.partial(self._embed_local, f"{tower}.local")) for tower in ("image", "text")}
+
+    def _embed_local(self, output: str, params: Mapping, batch: Mapping) -> dict[str, jax.Array]:
+        found = self.model(params, self.preprocess(batch, None), frozenset({output}))[output]
+        return {"x": normalize(found["x"]), "valid": found["valid"]}
+
     def _embed(self, output: str, params: Mapping, batch: Mapping) -> jax.Array:
         return normalize(self.model(params, self.preprocess(batch, None), frozenset({output}))[output])
 

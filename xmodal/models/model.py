@@ -17,7 +17,7 @@ from xmodal.paths import flatten_paths
 
 # Parts of the parameter tree beside the towers: parameters of the objectives, running statistics of BatchNorms.
 RESERVED = ("objectives", STATISTICS)
-OUTPUTS = ("tokens", "pooled", "logits", "masked_logits")
+OUTPUTS = ("tokens", "pooled", "local", "logits", "masked_logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class CrossModalModel(nnx.Module):
     `model(batch, want)` returns the wanted outputs by name:
       `<tower>.tokens`: Tokens [batch, seq, width];
       `<tower>.pooled`: float32 [batch, embed_dim];
+      `<tower>.local`: {"x": float32 [batch, seq, embed_dim], "valid": float32 [batch, seq]}, patches or words there;
       `<tower>.logits`: float32 [batch, text length, vocab];
       `<tower>.masked_logits`: the same at the positions `<input>_places` of the batch alone, [batch, count, vocab];
       `statistics`: {tower: moments that its BatchNorms saw, by path}, of the towers that ran, with random keys only.
@@ -101,6 +102,8 @@ class CrossModalModel(nnx.Module):
             with jax.named_scope(name):
                 if what == "masked_logits":
                     outputs[wanted] = tower.logits(out, batch[f"{tower.spec.embed.input}_places"])
+                elif what == "local":
+                    outputs[wanted] = tower.local(out, batch)
                 else:
                     outputs[wanted] = out if what == "tokens" else getattr(tower, what)(out)
         if STATISTICS in want:

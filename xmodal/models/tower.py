@@ -162,6 +162,26 @@ class Tower(nnx.Module):
         x = x if self.pooler is None else jnp.tanh(self.pooler(x))
         return x.astype(jnp.float32) if self.projection is None else self.projection(x, jnp.float32)
 
+    def local(self, tokens: Tokens, batch: dict) -> dict[str, jax.Array]:
+        """Projects the tower's own patches or words, one by one, to where `pooled` lives.
+
+        Args:
+          tokens: of the trunk [batch, seq, width].
+          batch: raw arrays by name: they know the padding even where a tower attends to it (SigLIP).
+
+        Returns:
+          `x`, float32 [batch, own seq, embed_dim], not normalised and without class token and registers, and `valid`,
+          float32 [batch, own seq], 1 or 0.
+        """
+        own = tokens.last_segment() if self.spec.reads else tokens
+        before, embed = getattr(self.spec.embed, "prefix", 0), self.spec.embed
+        x, valid = own.x[:, before:], own.valid
+        if valid is None and embed is not None:
+            valid = batch.get(f"{embed.input}_valid")
+        valid = jnp.ones(own.x.shape[:2]) if valid is None else valid.astype(jnp.float32)
+        x = x.astype(jnp.float32) if self.projection is None else self.projection(x, jnp.float32)
+        return {"x": x, "valid": valid[:, before:]}
+
     def logits(self, tokens: Tokens, places: jax.Array | None = None) -> jax.Array:
         """Returns logits for the last segment: the tower's own text, without any prefix.
 

@@ -4,11 +4,15 @@ from xmodal.objectives.base import Objective, View
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.classification import Classification
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
+from xmodal.objectives.fine_grained import Filip, Flair, Sparc
 from xmodal.objectives.masked_text import MaskedText
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "softmax": SoftmaxContrastive,
     "sigmoid": SigmoidContrastive,
+    "filip": Filip,
+    "sparc": Sparc,
+    "flair": Flair,
     "captioning": Captioning,
     "classification": Classification,
     "masked_text": MaskedText,

@@ -66,8 +66,14 @@ class Objective(abc.ABC):
     def check(self, model_spec) -> None:  # noqa: B027 (most objectives fit any model)
         """Raises ValueError when the objective makes no sense on this model (`ModelSpec`)."""
 
-    def init(self) -> dict[str, jax.Array]:
-        """Returns the objective's own parameters; they live at `objectives/<name>` in the parameter tree."""
+    def init(self, key: jax.Array | None = None, model_spec=None) -> dict:
+        """Returns the objective's own parameters; they live at `objectives/<name>` in the parameter tree.
+
+        Args:
+          key: for those that start at random values.
+          model_spec: `ModelSpec`, for those whose shapes depend on the model.
+        """
+        del key, model_spec
         return {}
 
     def bound(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from data_pipelines.images.mix import swap_neighbours
 from xmodal.models.init import LOGIT_BIAS_SIGLIP, LOGIT_SCALE_CLIP, LOGIT_SCALE_SIGLIP
 from xmodal.objectives.base import Objective
-from xmodal.objectives.pairs import BATCH_AXES, identities, ring, targets
+from xmodal.objectives.pairs import BATCH_AXES, identities, ring, targets, zero_rows
 
 _SEVERAL = 1.5  # a row whose targets sum to more has several positives; the two of a mixed image sum to 1
 
@@ -28,6 +28,19 @@ def normalize(x: jax.Array) -> jax.Array:
 def similarity(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns x @ y.T in full float32: [rows, dim], [columns, dim] -> [rows, columns]."""
     return jnp.einsum("id,jd->ij", x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def cosine(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Scores of unit embeddings: the same for a row that looks for its column as the other way round."""
+    scores = similarity(x, y)
+    return scores, scores
+
+
+def check_widths(model_spec, towers: tuple[str, ...]) -> None:
+    """Raises ValueError when towers do not share a space."""
+    widths = {tower: model_spec.towers[tower].pooled_width for tower in towers}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"the towers must pool to the same width, not {widths}: set their `embed_dim`")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +68,7 @@ class Contrastive(Objective):
 
     def check(self, model_spec) -> None:
         """Both towers must pool to the same width."""
-        widths = {tower: model_spec.towers[tower].pooled_width for tower in self.between}
-        if len(set(widths.values())) > 1:
-            raise ValueError(f"the towers must pool to the same width, not {widths}: set their `embed_dim`")
+        check_widths(model_spec, self.between)
 
     def _inputs(self, outputs, batch):
         x, y = (outputs[f"{tower}.pooled"] for tower in self.between)
@@ -112,7 +123,7 @@ class SoftmaxContrastive(Contrastive):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing}: expected a share from 0, below 1")
 
-    def init(self) -> dict[str, jax.Array]:
+    def init(self, key=None, model_spec=None) -> dict[str, jax.Array]:
         """The learned log inverse temperature."""
         return {"logit_scale": jnp.asarray(self.logit_scale, jnp.float32)}
 
@@ -138,10 +149,13 @@ class SoftmaxContrastive(Contrastive):
         return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
 
 
-def softmax_plain(mesh, x, y, rows, columns, scale, smoothing=0.0):
-    """Returns (loss sum, row hits, column hits, rows with several positives) from the whole matrix at once."""
+def softmax_plain(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine):
+    """Returns (loss sum, row hits, column hits, rows with several positives) from the whole matrix at once.
+
+    `scores` gives two [rows, columns] matrices: how a row scores the columns, and how a column scores the rows.
+    """
     del mesh
-    logits = scale * similarity(x, y)
+    of_rows, of_columns = scores(x, y)
     target = targets(rows, columns)
 
     def one_way(logits, target):
@@ -153,16 +167,16 @@ def softmax_plain(mesh, x, y, rows, columns, scale, smoothing=0.0):
         best = jnp.max(jnp.where(target > 0, logits, -jnp.inf), axis=1)
         return jnp.sum(loss), jnp.sum(best >= jnp.max(logits, axis=1))
 
-    (loss_x, hits_x), (loss_y, hits_y) = one_way(logits, target), one_way(logits.T, target.T)
+    (loss_x, hits_x), (loss_y, hits_y) = one_way(scale * of_rows, target), one_way(scale * of_columns.T, target.T)
     return (loss_x + loss_y) / 2, hits_x, hits_y, jnp.sum(jnp.sum(target, axis=1) > _SEVERAL)
 
 
-def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0):
+def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine, chunk=0):
     """The same as `softmax_plain`, block by block: log-sum-exp of rows stays, that of columns travels with them."""
-    candidates = x.shape[0]
+    candidates = jax.tree.leaves(x)[0].shape[0]
 
     def start(e):
-        zero = jax.lax.stop_gradient(e[:, 0]) * 0.0  # varies over the ring as e does
+        zero = zero_rows(e)
         spread = dict(all=zero) if smoothing else {}
         return dict(top=zero - jnp.inf, total=zero, chosen=zero, count=zero, best=zero - jnp.inf) | spread
 
@@ -179,9 +193,9 @@ def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0):
         )
 
     def block(rows, columns, row_state, column_state, params):
-        logits = params[0] * similarity(rows[0], columns[0])
+        of_rows, of_columns = scores(rows[0], columns[0])
         target = targets(rows[1:], columns[1])
-        return fold(row_state, logits, target), fold(column_state, logits.T, target.T)
+        return fold(row_state, params[0] * of_rows, target), fold(column_state, params[0] * of_columns.T, target.T)
 
     def one_way(s):
         log_total, most = jnp.log(s["total"]) + s["top"], jnp.maximum(s["count"], 1.0)
@@ -195,7 +209,7 @@ def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0):
         total = (one_way(row_state) + one_way(column_state)) / 2
         return total, hits(row_state), hits(column_state), jnp.sum(row_state["count"] > _SEVERAL)
 
-    return ring(mesh, block, finish, start, (x, *rows), (y, columns), (scale,))
+    return ring(mesh, block, finish, start, (x, *rows), (y, columns), (scale,), chunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +224,7 @@ class SigmoidContrastive(Contrastive):
     logit_scale: float = LOGIT_SCALE_SIGLIP
     logit_bias: float = LOGIT_BIAS_SIGLIP
 
-    def init(self) -> dict[str, jax.Array]:
+    def init(self, key=None, model_spec=None) -> dict[str, jax.Array]:
         """The learned log inverse temperature and bias."""
         return {
             "logit_scale": jnp.asarray(self.logit_scale, jnp.float32),
@@ -232,31 +246,34 @@ class SigmoidContrastive(Contrastive):
         return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
 
 
-def sigmoid_plain(mesh, x, y, rows, columns, scale, bias):
-    """Returns (loss sum, rows with several positives) from the whole matrix at once."""
+def sigmoid_plain(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity):
+    """Returns (loss sum, rows with several positives) from the whole matrix at once.
+
+    `scores(x, y, *weights)` gives the matrix [rows, columns].
+    """
     del mesh
     target = targets(rows, columns)
-    loss = _cross_entropy(scale * similarity(x, y) + bias, target)
+    loss = _cross_entropy(scale * scores(x, y, *weights) + bias, target)
     return jnp.sum(loss), jnp.sum(jnp.sum(target, axis=1) > _SEVERAL)
 
 
-def sigmoid_ring(mesh, x, y, rows, columns, scale, bias):
+def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, chunk=0):
     """The same as `sigmoid_plain`, block by block."""
 
     def start(e):
-        zero = jax.lax.stop_gradient(e[:, 0]) * 0.0  # varies over the ring as e does
+        zero = zero_rows(e)
         return dict(loss=zero, pairs=zero)
 
     def block(rows, columns, row_state, column_state, params):
         target = targets(rows[1:], columns[1])
-        logits = params[0] * similarity(rows[0], columns[0]) + params[1]
+        logits = params[0] * scores(rows[0], columns[0], *params[2:]) + params[1]
         loss = jnp.sum(_cross_entropy(logits, target), axis=1)
         return dict(loss=row_state["loss"] + loss, pairs=row_state["pairs"] + jnp.sum(target, axis=1)), column_state
 
     def finish(row_state, column_state):
         return jnp.sum(row_state["loss"]), jnp.sum(row_state["pairs"] > _SEVERAL)
 
-    return ring(mesh, block, finish, start, (x, *rows), (y, columns), (scale, bias))
+    return ring(mesh, block, finish, start, (x, *rows), (y, columns), (scale, bias, *weights), chunk)
 
 
 def _cross_entropy(logits, target):

@@ -54,9 +54,15 @@ def identities(batch: dict, multi_positive: bool) -> jax.Array:
     return jnp.stack([number, jnp.zeros_like(number)], axis=-1)[:, None]
 
 
-def chunk_size(columns: int) -> int:
-    """Returns the largest divisor of `columns` that is at most CHUNK."""
-    return next(c for c in range(min(columns, CHUNK), 0, -1) if columns % c == 0)
+def zero_rows(features) -> jax.Array:
+    """Returns one float32 zero for each row of features [n, ...], varying over the ring's devices as they do."""
+    leaf = jax.lax.stop_gradient(jax.tree.leaves(features)[0])
+    return leaf.reshape(leaf.shape[0], -1)[:, 0] * 0.0
+
+
+def chunk_size(columns: int, most: int = 0) -> int:
+    """Returns the largest divisor of `columns` that is at most `most`, or CHUNK."""
+    return next(c for c in range(min(columns, most or CHUNK), 0, -1) if columns % c == 0)
 
 
 def ring(
@@ -67,6 +73,7 @@ def ring(
     rows: tuple[jax.Array, ...],
     columns: tuple[jax.Array, ...],
     params: tuple[jax.Array, ...],
+    chunk: int = 0,
 ) -> tuple[jax.Array, ...]:
     """Reduces all (row, column) blocks of a global batch.
 
@@ -74,10 +81,11 @@ def ring(
       mesh: rows and columns are split over its batch axes; other axes stay automatic.
       block: (rows, columns, row_state, column_state, params) -> (row_state, column_state).
       finish: (row_state, column_state) of a device's own rows and columns -> tuple of sums over them.
-      start: (row or column embeddings [n, d]) -> their initial state.
-      rows: arrays [batch, ...], the embeddings first.
-      columns: arrays [batch, ...], the embeddings first.
-      params: scalars.
+      start: (what stands first among the rows, or columns) -> their initial state.
+      rows: arrays [batch, ...] or trees of them, the embeddings first.
+      columns: the same of the columns.
+      params: the same on all devices: scalars, weights.
+      chunk: columns of a block held at once; 0: CHUNK.
 
     Returns:
       The sums of `finish` over the whole batch.
@@ -86,19 +94,19 @@ def ring(
     def local(rows, columns, params):
         devices = jax.lax.axis_size(BATCH_AXES)
         shift = [(i, (i + 1) % devices) for i in range(devices)]
-        size = chunk_size(columns[0].shape[0])
+        size = chunk_size(jax.tree.leaves(columns)[0].shape[0], chunk)
         cut = lambda a: a.reshape(-1, size, *a.shape[1:])
         join = lambda a: a.reshape(-1, *a.shape[2:])
 
         @jax.checkpoint
-        def chunk(row_state, travelling):
+        def fold(row_state, travelling):
             part, state = travelling
             return block(rows, part, row_state, state, params)
 
         @jax.checkpoint
         def hop(carry, _):
             row_state, columns, column_state = carry
-            row_state, column_state = jax.lax.scan(chunk, row_state, jax.tree.map(cut, (columns, column_state)))
+            row_state, column_state = jax.lax.scan(fold, row_state, jax.tree.map(cut, (columns, column_state)))
             column_state = jax.tree.map(join, column_state)
             columns, column_state = jax.tree.map(
                 lambda a: jax.lax.ppermute(a, BATCH_AXES, shift), (columns, column_state)

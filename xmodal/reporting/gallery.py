@@ -6,7 +6,10 @@
        "text_to_image": [{"text": "grinning face", "rank": 3,
                           "candidates": [{"image": uri, "title": "smile", "score": 0.7, "correct": false}, ...]}]},
      "captioning/unseen_vendor": {
-       "captions": [{"image": uri, "truth": "red heart", "generated": "red heart", "correct": true}]}}
+       "captions": [{"image": uri, "truth": "red heart", "generated": "red heart", "correct": true}]},
+     "pointing/pairs": {
+       "pointing": [{"image": uri, "text": "dog and flag", "correct": false,
+                     "maps": [{"text": "dog", "image": uri, "correct": true}, ...]}]}}
 
 An image is a `data:` URI of a small PNG, WebP, JPEG or GIF; `rank` is the place of the first correct candidate, 1 for
 a hit.
@@ -26,6 +29,7 @@ from xmodal.reporting.markup import Markup, el
 FILE = "gallery.json"
 BUDGET = 4_000_000  # bytes of examples in the report, over all sets; pictures are most of it
 OPEN = 9  # examples of a list shown before "more" is opened...
+_WAYS = ("image_to_text", "text_to_image")  # kinds of which a set has both
 FEW = 12  # ... unless the list is hardly longer
 DATA_URI = re.compile(r"data:image/(png|webp|jpeg|gif);base64,[A-Za-z0-9+/]+={0,2}")
 
@@ -40,7 +44,7 @@ def render_gallery(gallery: Mapping[str, Any], kind: str, budget: int = BUDGET) 
 
     Args:
       gallery: the content of `gallery.json`.
-      kind: `image_to_text`, `text_to_image` or `captions`.
+      kind: a key of `KINDS`.
       budget: bytes that all sets and kinds together may take; above it every list is cut by the same share, and
         a note tells how many examples were left out.
 
@@ -67,7 +71,7 @@ def _list(name: str, kind: str, items: Sequence[Mapping[str, Any]], share: float
     group = f"{name}/{kind}"
     heading = el(
         "div",
-        el("h3", " · ".join(map(words, label.split("/"))), " · " + words(kind) if kind != "captions" else None),
+        el("h3", " · ".join(map(words, label.split("/"))), " · " + words(kind) if kind in _WAYS else None),
         el(
             "span", f"{right} of {len(kept)} right", f"; {left_out} more in {FILE}" if left_out else None, class_="soft"
         ),
@@ -146,12 +150,27 @@ def _caption(item: Mapping[str, Any], verdict: str) -> Markup:
     return el("div", _image(item["image"], item["truth"]), el("div", truth, generated), class_=f"item {verdict}")
 
 
+def _pointing(item: Mapping[str, Any], verdict: str) -> Markup:
+    shown = [(item["image"], item["text"], None), *((m["image"], m["text"], m["correct"]) for m in item["maps"])]
+    figures = [
+        el("figure", _image(image, text), el("figcaption", text, dir="auto"), class_="hit" if correct else None)
+        for image, text, correct in shown
+    ]
+    text = el("div", el("span", item["text"], class_="truth", dir="auto"))
+    return el("div", text, el("div", figures, class_="found"), class_=f"query {verdict}")
+
+
 def _hit(item: Mapping[str, Any]) -> bool:
     return item.get("rank") == 1
+
+
+def _correct(item: Mapping[str, Any]) -> bool:
+    return bool(item.get("correct"))
 
 
 KINDS: dict[str, tuple[Callable, str, Callable]] = {
     "image_to_text": (_image_to_text, "items", _hit),
     "text_to_image": (_text_to_image, "rows", _hit),
-    "captions": (_caption, "items", lambda item: bool(item.get("correct"))),
+    "captions": (_caption, "items", _correct),
+    "pointing": (_pointing, "rows", _correct),
 }

@@ -102,6 +102,7 @@ def _sections(run: Run) -> Iterator[tuple[str, Markup | None]]:
         _both(render_gallery(run.gallery, "image_to_text"), render_gallery(run.gallery, "text_to_image")),
     )
     yield "Captions", render_gallery(run.gallery, "captions")
+    yield "Words point to patches", render_gallery(run.gallery, "pointing")
     yield "Training", _both(curves.loss_charts(run.rows, chance), charts.pop("Training", None))
     yield from charts.items()
     yield "Skipped samples", _skipped(run.folder)

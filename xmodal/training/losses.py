@@ -41,9 +41,10 @@ class Losses:
             views[objective.view] = (*views.get(objective.view, ()), name)
         return views
 
-    def init_params(self) -> dict:
-        """Returns the objectives' own parameters, by objective."""
-        params = {name: objective.init() for name, objective in self.objectives.items()}
+    def init_params(self, key: jax.Array | None = None) -> dict:
+        """Returns the objectives' own parameters, by objective; `key` draws those that start at random values."""
+        draw = lambda name: None if key is None else key_tools.named(key, name)
+        params = {name: o.init(draw(name), self.model.spec) for name, o in self.objectives.items()}
         return {name: own for name, own in params.items() if own}
 
     def bound(self, params: Params) -> dict:

@@ -30,7 +30,7 @@ def init_state(losses: Losses, plan: OptimizerPlan, key: jax.Array, *, ema: bool
 
 def init_params(losses: Losses, key: jax.Array) -> dict:
     """Returns fresh parameters: the towers' and the objectives'."""
-    return losses.model.init(key) | {"objectives": losses.init_params()}
+    return losses.model.init(key) | {"objectives": losses.init_params(key)}
 
 
 def make_step(

@@ -1,0 +1,231 @@
+"""Pointing: does a word point to the part of a picture that shows what it names?"""
+
+import base64
+import dataclasses
+import io
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.errors import DataError
+from data_pipelines.evalset import EvalSet
+from xmodal.distributed.mesh import process_shard, to_global
+from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
+from xmodal.evaluation.embedding import batch_size_for, gather, image_batches
+from xmodal.evaluation.word_maps import grid_of, overlay, score_words, token_places
+
+SHOWN = 8  # examples in the report
+_PIXELS = 96  # of a picture there
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A picture, a text, and where what a part of the text names is to be found.
+
+    Attributes:
+      image: uint8 [size, size, 3].
+      text: as it is encoded.
+      names: (first character, one past the last, box) of each part of the text that is asked about; a box is (left,
+        top, right, bottom) in shares of the picture.
+    """
+
+    image: np.ndarray
+    text: str
+    names: tuple[tuple[int, int, tuple[float, float, float, float]], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointing(Evaluator):
+    """The pointing game (Zhang et al. 2016): a hit if a name's best patch lies in its box, by more than any outside.
+
+    Without `boxes`, two pictures of the set are put side by side, at half their size, under a text that names both:
+    each name must point to its half.
+
+    Attributes:
+      boxes: json field with [{"text": ..., "box": [left, top, right, bottom]}, ...] in shares of the picture as the
+        model sees it; each `text` is a text of its own. "" makes pairs.
+      label_field: json field with the name of what a picture shows, for pairs.
+      template: the text of a pair, with {left} and {right}.
+      pairs: how many are made, the same ones at each evaluation.
+    """
+
+    boxes: str = ""
+    label_field: str = "label"
+    template: str = "{left} and {right}"
+    pairs: int = 512
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Patches and words in the shared space."""
+        return frozenset({"image.local", "text.local"})
+
+    def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
+        """See `Evaluator`."""
+        dataset = self.open(name, context)
+        make = self._boxed if self.boxes else self._pairs
+        prefix, size = f"pointing/{name}", batch_size_for(context, self.batch_size)
+        cases = make(dataset, context)
+
+        def run(params: Mapping) -> EvalResult:
+            hits, chances, shown = [], [], []
+            for case, maps in self._maps(params, cases, context, size):
+                found = [_hit(scores, box) for scores, box in maps]
+                hits += [hit for hit, _ in found]
+                chances += [chance for _, chance in found]
+                if len(shown) < SHOWN:
+                    shown.append(_example(case, maps, [hit for hit, _ in found]))
+            if not hits:
+                raise DataError(f"evals.{name}: no name of the texts is left within data.text.length")
+            metrics = {
+                f"{prefix}/accuracy": float(np.mean(hits)), f"{prefix}/chance/accuracy": float(np.mean(chances)),
+                f"{prefix}/names": float(len(hits)),
+            }  # fmt: skip
+            return EvalResult(metrics, {prefix: {"pointing": shown}})
+
+        return run
+
+    def _maps(self, params: Mapping, cases: list[Case], context: EvalContext, size: int):
+        """Yields each case with the scores [rows, columns] and the box of each of its names."""
+        text, shard = context.data.text, process_shard(context.mesh, size)
+        rows = size // shard[1]
+        for start in range(0, len(cases), size):
+            first = start + shard[0] * rows
+            own = [cases[min(i, len(cases) - 1)] for i in range(first, first + rows)]
+            ids, valid = context.tokenizer.encode([case.text for case in own], text.length)
+            batch = dict(image=np.stack([case.image for case in own]), text=ids, text_valid=valid)
+            batch = to_global(batch, context.mesh)
+            patches = gather(context.embed_local["image"](params, {"image": batch["image"]})["x"])
+            words = gather(context.embed_local["text"](params, batch)["x"])
+            grid = grid_of(context.model.spec.towers["image"], patches.shape[1])
+            for i, case in enumerate(cases[start : start + size]):
+                maps = []
+                for a, b, box in case.names:
+                    if places := token_places(context.tokenizer, case.text, text.length, a, b):
+                        maps.append((score_words([places], words[i], patches[i])[0].reshape(grid), box))
+                yield case, maps
+
+    def _pairs(self, dataset: EvalSet, context: EvalContext) -> list[Case]:
+        labels = [str(record.get(self.label_field) or "") for record in dataset.records]
+        if not any(labels):
+            raise DataError(
+                f"label_field: no sample of {dataset.where} has the field {self.label_field!r}; "
+                f"fields there: {', '.join(sorted(dataset.records[0]))}"
+            )
+        if not all(place in self.template for place in ("{left}", "{right}")):
+            raise DataError(f"template: {self.template!r} needs both {{left}} and {{right}}")
+        lower = str.lower if context.data.text.lower else str
+        chosen = _choose([lower(" ".join(label.split())) for label in labels], self.pairs)
+        halves = _halves(dataset, context, {i for pair in chosen for i, _ in pair})
+        return [_side_by_side(pair, halves, lower(self.template)) for pair in chosen]
+
+    def _boxed(self, dataset: EvalSet, context: EvalContext) -> list[Case]:
+        lower = str.lower if context.data.text.lower else str
+        images = _images(dataset, context, range(len(dataset)))
+        cases = []
+        for i, record in enumerate(dataset.records):
+            for entry in record.get(self.boxes) or ():
+                text, box = _entry(entry, record, self.boxes)
+                text = lower(text)
+                cases.append(Case(images[i], text, ((0, len(text), box),)))
+        if not cases:
+            raise DataError(f"boxes: no sample of {dataset.where} has boxes in its field {self.boxes!r}")
+        return cases
+
+
+def _entry(entry: Any, record: Mapping, field: str) -> tuple[str, tuple[float, float, float, float]]:
+    try:
+        text, box = str(entry["text"]), tuple(float(x) for x in entry["box"])
+        left, top, right, bottom = box
+        if text.strip() and 0 <= left < right <= 1 and 0 <= top < bottom <= 1:
+            return text, box
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise DataError(
+        f"boxes: sample {record['key']} of {record['shard']} has {entry!r} in its field {field!r}; expected "
+        '{"text": ..., "box": [left, top, right, bottom]} with shares from 0 to 1'
+    )
+
+
+def _choose(labels: list[str], count: int) -> list[tuple[tuple[int, str], tuple[int, str]]]:
+    """Draws pairs of samples whose names differ and share no word, always the same ones."""
+    known = [i for i, label in enumerate(labels) if label]
+    draw, pairs = np.random.default_rng(0), []
+    for _ in range(20 * count):
+        i, j = (known[k] for k in draw.integers(len(known), size=2))
+        if not set(labels[i].split()) & set(labels[j].split()):
+            pairs.append(((i, labels[i]), (j, labels[j])))
+            if len(pairs) == count:
+                return pairs
+    if not pairs:
+        raise DataError("label_field: no two samples have names without a word in common, so there are no pairs")
+    return pairs
+
+
+def _images(dataset: EvalSet, context: EvalContext, wanted) -> dict[int, np.ndarray]:
+    """Pictures of samples, complete on every process: the set is small enough for the host's memory."""
+    wanted, found = set(wanted), {}
+    for batch, index in image_batches(dataset, context, batch_size_for(context, 256)):
+        for i, image in zip(index.tolist(), gather(batch["image"])):
+            if i in wanted:
+                found[i] = image
+    return found
+
+
+def _halves(dataset: EvalSet, context: EvalContext, wanted: set[int]) -> dict[int, np.ndarray]:
+    """Pictures at half their size, each pixel the mean of four."""
+    size = context.data.image.size // 2 * 2
+    small = lambda a: a[:size, :size].reshape(size // 2, 2, size // 2, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+    return {i: small(image) for i, image in _images(dataset, context, wanted).items()}
+
+
+def _side_by_side(pair: tuple, halves: Mapping[int, np.ndarray], template: str) -> Case:
+    """Two pictures on white, left and right at half height, and a text that names both."""
+    (i, left), (j, right) = pair
+    half = halves[i].shape[0]
+    image = np.full((2 * half, 2 * half, 3), 255, np.uint8)
+    top = half // 2
+    image[top : top + half, :half], image[top : top + half, half:] = halves[i], halves[j]
+    names, text = [], ""
+    for part in re.split(r"(\{left\}|\{right\})", template):
+        if part in ("{left}", "{right}"):
+            name, box = (left, (0.0, 0.0, 0.5, 1.0)) if part == "{left}" else (right, (0.5, 0.0, 1.0, 1.0))
+            names.append((len(text), len(text) + len(name), box))
+            part = name
+        text += part
+    return Case(image, text, tuple(names))
+
+
+def _hit(scores: np.ndarray, box: tuple[float, float, float, float]) -> tuple[bool, float]:
+    """Whether the best patch lies in the box, and how often a patch drawn at random does; by their centres."""
+    rows, columns = scores.shape
+    y, x = (np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns
+    left, top, right, bottom = box
+    inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))[None]
+    if not inside.any():  # smaller than the distance of two patches: the nearest one
+        nearest = np.abs(y - (top + bottom) / 2).argmin(), np.abs(x - (left + right) / 2).argmin()
+        inside[nearest] = True
+    outside = scores[~inside].max(initial=-np.inf)
+    return bool(scores[inside].max() > outside), float(inside.mean())
+
+
+def _example(case: Case, maps: list, hits: list[bool]) -> dict[str, Any]:
+    """What the report shows of a case."""
+    names = [case.text[a:b] for a, b, _ in case.names]
+    return {
+        "image": _uri(Image.fromarray(case.image).resize((_PIXELS, _PIXELS), Image.Resampling.LANCZOS)),
+        "text": case.text,
+        "correct": all(hits),
+        "maps": [
+            {"text": name, "image": _uri(overlay(case.image, scores, _PIXELS)), "correct": hit}
+            for name, (scores, _), hit in zip(names, maps, hits)
+        ],
+    }
+
+
+def _uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

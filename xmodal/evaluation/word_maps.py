@@ -1,0 +1,121 @@
+"""Which patches of a picture a word points to: cosines of its tokens with every patch in the shared space.
+
+Any dual tower has such maps. They mean something where words and patches were trained together (FILIP, SPARC, FLAIR,
+attention pooling); a tower that was only trained by its class token may point anywhere.
+"""
+
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from data_pipelines.errors import DataError
+from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.models.tower import TowerSpec
+
+# What a map is asked about: runs without spaces, and each ideograph or kana by itself.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+_PUNCTUATION = re.compile(r"[\W_]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class WordMap:
+    """Where the words of a text point to in a picture.
+
+    Attributes:
+      words: of the text, in order.
+      scores: float32 [words, rows, columns], cosines with the patches.
+      picture: uint8 [size, size, 3], as the model saw it.
+    """
+
+    words: tuple[str, ...]
+    scores: np.ndarray
+    picture: np.ndarray
+
+    def __getitem__(self, word: str) -> np.ndarray:
+        """Scores [rows, columns] of the first word that is so spelt."""
+        if word not in self.words:
+            raise DataError(f"the text has no word {word!r}; its words: {', '.join(self.words)}")
+        return self.scores[self.words.index(word)]
+
+    def overlay(self, word: int | str, size: int = 256) -> Image.Image:
+        """Returns the picture, faded where a word (or the word with that number) does not point to."""
+        scores = self[word] if isinstance(word, str) else self.scores[word]
+        return overlay(self.picture, scores, size)
+
+
+def panels(found: WordMap, size: int) -> bytes:
+    """Returns a PNG: the picture as the model saw it, then one panel a word, each under its word."""
+    gap, line = 8, 24
+    font = ImageFont.load_default(size=16)
+    images = [("", Image.fromarray(found.picture).resize((size, size), Image.Resampling.LANCZOS))]
+    images += [(word, found.overlay(i, size)) for i, word in enumerate(found.words)]
+    sheet = Image.new("RGB", (len(images) * (size + gap) + gap, size + line + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (word, image) in enumerate(images):
+        left = gap + i * (size + gap)
+        sheet.paste(image, (left, line))
+        draw.text((left, 2), word, fill="black", font=font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def overlay(picture: np.ndarray, scores: np.ndarray, size: int) -> Image.Image:
+    """Returns a picture of `size` pixels, clear where scores [rows, columns] are highest and grey where lowest."""
+    low, high = float(scores.min()), float(scores.max())
+    share = (scores - low) / max(high - low, 1e-12)
+    heat = Image.fromarray(np.uint8(np.round(255 * share))).resize((size, size), Image.Resampling.BICUBIC)
+    image = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
+    grey = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, (96, 96, 104)), 0.75)
+    return Image.composite(image, grey, heat)
+
+
+def word_tokens(tokenizer: Tokenizer, text: str, length: int) -> list[tuple[str, list[int]]]:
+    """Returns the words of a text and the places of their tokens in its encoding; words that are cut off are left out.
+
+    Args:
+      tokenizer: of the model.
+      text: as it is encoded (lower-cased where the model does).
+      length: tokens of a text, marks included.
+    """
+    found = []
+    for match in _WORD.finditer(text):
+        word, places = _PUNCTUATION.sub("", match[0]), token_places(tokenizer, text, length, *match.span())
+        if word and places:
+            found.append((word, places))
+    return found
+
+
+def token_places(tokenizer: Tokenizer, text: str, length: int, first: int, last: int) -> list[int]:
+    """Places, in the encoding of a text, of the tokens of its characters from `first` to before `last`."""
+    spans = tokenizer.spans(text, length)
+    return [place for place, (a, b) in spans if a < last and b > first and text[a:b].strip()]
+
+
+def score_words(words: Sequence[Sequence[int]], text: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """Mean cosine of the tokens of each word with every patch.
+
+    Args:
+      words: token places of each word.
+      text: unit tokens [seq, dim].
+      patches: unit patches [patches, dim].
+
+    Returns:
+      float32 [words, patches].
+    """
+    return np.stack([(text[list(places)] @ patches.T).mean(axis=0) for places in words])
+
+
+def grid_of(tower: TowerSpec, patches: int) -> tuple[int, int]:
+    """Rows and columns of a tower's patches."""
+    grid = getattr(tower.embed, "grid", None)
+    if grid is None:
+        side = round(patches**0.5)
+        grid = (side, side)
+    if grid[0] * grid[1] != patches:
+        raise ValueError(f"{patches} patches do not fill a grid of {grid[0]} x {grid[1]}")
+    return grid
