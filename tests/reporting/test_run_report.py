@@ -16,7 +16,7 @@ from xmodal.reporting.gallery import render_gallery
 from xmodal.reporting.markup import Markup, el
 from xmodal.reporting.metrics import MetricsWriter
 from xmodal.reporting.report import build_report
-from xmodal.reporting.results import write_results
+from xmodal.reporting.results import results_of, write_results
 from xmodal.reporting.svg import Series, chart
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='alert(3)"
@@ -99,7 +99,7 @@ def folder(tmp_path):
     write_environment(
         run, {"total_steps": 200, "chance_loss": {"contrastive": 5.545}, "parameters": {"image": 3_000_000}}
     )
-    write_results(run, 200, 51200, FLAT)
+    write_results(run, results_of(dict(step=200, samples=51200), FLAT))
     write_json(run / "config.json", {"optimizer": {"name": "adamw", "lr": 1e-3}, "note": EVIL})
     write_json(run / "gallery.json", gallery())
     lines = [{"reason": "corrupt image", "shard": EVIL, "key": str(i)} for i in range(30)]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from xmodal.reporting.formatting import compact, duration, number, percent, size, words
 from xmodal.reporting.progress import Progress
-from xmodal.reporting.results import Figure, evaluation_tables, nest, read_results, write_results
+from xmodal.reporting.results import Figure, evaluation_tables, nest, read_results, results_of, write_results
 from xmodal.reporting.summary import print_evaluation, print_summary, print_table
 
 RESULTS = {
@@ -138,7 +138,8 @@ def test_tables_are_not_cut_in_a_log_and_fit_a_terminal():
 
 
 def test_nested_results_come_back_from_disk(tmp_path):
-    written = write_results(tmp_path, 100, 25600, RESULTS)
+    written = results_of(dict(step=100, samples=25600), RESULTS)
+    write_results(tmp_path, written)
     assert read_results(tmp_path) == written
     assert written["retrieval"]["unseen_vendor"]["image_to_text"]["R@10"] == 0.53
     assert (written["step"], written["samples"]) == (100, 25600)

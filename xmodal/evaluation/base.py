@@ -12,6 +12,7 @@ from data_pipelines.evalset import EvalSet
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.models.model import Functional
 from xmodal.objectives.contrastive import normalize
+from xmodal.reporting.scores import Scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +62,19 @@ class EvalContext:
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """Figures by flat name (shares are 0..1) and pictures for the report's gallery."""
+    """What an evaluation found.
+
+    Attributes:
+      metrics: figures by flat name; shares are 0..1.
+      gallery: pictures for the report.
+      scores: what each query scored, by the group that `metrics` has its figures in: gives them their intervals.
+      details: tables for results and report by flat name, a row a dict.
+    """
 
     metrics: dict[str, float]
     gallery: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scores: dict[str, Scores] = dataclasses.field(default_factory=dict)
+    details: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

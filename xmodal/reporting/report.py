@@ -148,7 +148,10 @@ def _headline(run: Run) -> Iterator[Markup]:
         recalls = [cell for cell in judged if cell.metric.startswith("R@")]
         for cell in [recalls[0], recalls[-1]] if len(recalls) > 1 else judged[:1]:
             label = f"{table.title} {words(cell.metric)}"
-            yield card(label, str(figure(cell.metric, cell.value)), place, f"chance {figure(cell.metric, cell.chance)}")
+            notes = [f"95 % interval {cell.between}"] if cell.interval else []
+            yield card(
+                label, figure(cell.metric, cell.value), place, *notes, f"chance {figure(cell.metric, cell.chance)}"
+            )
 
 
 def _numbers(run: Run) -> Iterator[Markup]:
@@ -216,10 +219,12 @@ def _evaluation(run: Run) -> Markup | None:
 def _cell(cell: Any) -> Any:
     if not isinstance(cell, Figure):
         return cell
-    value = figure(cell.metric, cell.value)
-    if cell.chance is None:
-        return value
-    return join(el("b", value), el("small", f"{CHANCE} {figure(cell.metric, cell.chance)}"))
+    value, notes = figure(cell.metric, cell.value), []
+    if cell.interval is not None:
+        notes.append(el("small", cell.between, title="95 % interval"))
+    if cell.chance is not None:
+        notes.append(el("small", f"{CHANCE} {figure(cell.metric, cell.chance)}"))
+    return join(el("b", value), notes) if notes else value
 
 
 def _skipped(folder: Path) -> Markup | None:

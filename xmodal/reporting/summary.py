@@ -1,5 +1,6 @@
 """Start-up summary and tables for the terminal: coloured where colours work, plain and uncut in a log file."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
@@ -61,10 +62,12 @@ def print_table(
 
 
 def print_evaluation(results: Mapping[str, object], console: Console | None = None) -> None:
-    """Prints one table per evaluator of nested results, the chance level in brackets after each figure."""
+    """Prints one table per evaluator of nested results: figures, behind them chance, below them their intervals."""
     for title, columns, rows in evaluation_tables(results):
-        known = any(isinstance(cell, Figure) and cell.chance is not None for row in rows for cell in row)
-        print_table(f"{title} (in brackets: chance)" if known else title, columns, rows, console)
+        figures = [cell for row in rows for cell in row if isinstance(cell, Figure)]
+        notes = ["in brackets: chance"] * any(cell.chance is not None for cell in figures)
+        notes += ["below: 95 % interval"] * any(cell.interval is not None for cell in figures)
+        print_table(f"{title} ({'; '.join(notes)})" if notes else title, columns, rows, console)
 
 
 def _lines(value: object) -> Text:
@@ -82,6 +85,8 @@ def _cell(value: object) -> Text:
         return Text()
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Text(number(value))
+    if isinstance(value, Figure) and value.interval is not None:
+        return _cell(str(dataclasses.replace(value, interval=None))) + Text(f"\n{value.between}", "dim")
     head, bracket, tail = str(value).partition(" (")
     return Text.assemble(head, (bracket + tail, "dim"))
 
