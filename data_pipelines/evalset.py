@@ -85,6 +85,11 @@ class EvalSet:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def names(self) -> list[str]:
+        """What tells the samples from one another, in their order."""
+        return [f"{record['shard']}/{record['key']}" for record in self.records]
+
     def batches(self, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
         """Yields the whole set once, in batches of one size.
 

@@ -46,7 +46,7 @@ def test_without_classes(world):
 def test_several_classes_have_average_precision():
     scores = np.array([[0.9, 0.1, 0.5], [0.8, 0.2, 0.6], [0.1, 0.3, 0.7], [0.0, 0.4, 0.8]])
     ids = np.array([[0, -1], [2, -1], [0, 2], [1, 2]])
-    got = several(scores, ids)
+    got, _ = several(scores, ids)
     # class 0: right are samples 0 and 2, at places 1 and 3; class 1: sample 3, first; class 2: 1, 2, 3 of 3, 2, 1, 0
     assert got["mAP"] == pytest.approx(np.mean([(1 + 2 / 3) / 2, 1.0, 1.0]))
     assert got["top1"] == pytest.approx(3 / 4)

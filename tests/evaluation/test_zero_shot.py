@@ -52,7 +52,7 @@ def test_accuracy_against_the_definition():
     kept = labels >= 0
     order = np.argsort(-scores, axis=1)
     hits = order[:, 0] == labels
-    got = accuracy(scores, labels)
+    got, _ = accuracy(scores, labels)
     assert got["top1"] == np.mean(hits[kept])
     assert got["top5"] == np.mean([label in row[:5] for label, row in zip(labels[kept], order[kept])])
     assert got["mean_per_class"] == pytest.approx(np.mean([np.mean(hits[labels == c]) for c in range(6)]))
@@ -60,15 +60,18 @@ def test_accuracy_against_the_definition():
 
 
 def test_ties_count_against_the_sample():
-    got = accuracy(np.zeros((10, 7)), np.arange(10) % 7)
+    got, _ = accuracy(np.zeros((10, 7)), np.arange(10) % 7)
     assert got["top1"] == got["top5"] == got["mean_per_class"] == 0
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(label_field="kinds"), "no sample of .* in its field 'kinds'; fields there: .*kind"),
-        (dict(label_field="kind", classes=("mars",)), "one of its classes in its field 'kind'"),
+        (dict(label_field="kinds"), "evals.x: the template '{kinds}' uses the field 'kinds', .*did you mean 'kind'"),
+        (
+            dict(label_field="kind", classes=("mars",)),
+            "has one of the classes 'mars'; theirs are 'star', 'moon', 'sun'",
+        ),
         (dict(label_field="kind", prompts=("a {lable}",)), "'a {lable}' has no place for the class name"),
     ],
 )

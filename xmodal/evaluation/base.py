@@ -39,16 +39,16 @@ class EvalContext:
         templates: tuple[str, ...] = (),
         limit: int = 0,
         where: str = "evaluation",
-        labels: bool = False,
+        label: Mapping[str, Any] | None = None,
     ) -> EvalSet:
         """Opens held-out samples whose captions come from `templates` (() is their text); see `EvalSet`.
 
-        With `labels` only those that have a class of `data.label` are used.
+        With a `label`, as `data.label`, only those that have a class of it are used.
         """
         config = self.data.copy_and_resolve_references()
         with config.unlocked():
             config.text.templates = tuple((1.0, template) for template in templates)
-            config.label.field = config.label.field if labels else ""
+            config.label.update(dict(field="") if label is None else label)
         return EvalSet(data, config, limit, where)
 
     @functools.cached_property
@@ -101,10 +101,32 @@ class Evaluator(abc.ABC):
         if bool(self.urls) == bool(self.source):
             raise ValueError("give either `urls` of tar shards, or `source`, an entry as in data.sources")
 
-    def open(self, name: str, context: EvalContext, labels: bool = False) -> EvalSet:
-        """Opens its held-out samples; `name` is that of the config entry. Raises DataError as `EvalSet`."""
-        where = f"evals.{name}.source" if self.source else f"evals.{name}"
-        return context.open(self.source or self.urls, self.captions, self.limit, where, labels)
+    def open(
+        self,
+        name: str,
+        context: EvalContext,
+        *,
+        instead: str = "",
+        label: Mapping[str, Any] | None = None,
+        source: Mapping[str, Any] | None = None,
+        where: str = "",
+    ) -> EvalSet:
+        """Opens held-out samples.
+
+        Args:
+          name: of the config entry.
+          context: what the run provides.
+          instead: a field that samples need in place of a caption, where the entry does not say what captions are.
+          label: as for `EvalContext.open`.
+          source: other samples than those of the entry, as an entry of `data.sources`.
+          where: key of `source`.
+
+        Raises:
+          DataError: as `EvalSet`.
+        """
+        where = f"evals.{name}.{where}" if source else f"evals.{name}.source" if self.source else f"evals.{name}"
+        captions = self.captions or ((f"{{{instead}}}",) if instead else ())
+        return context.open(source or self.source or self.urls, captions, self.limit, where, label)
 
     @property
     def needs(self) -> frozenset[str]:
