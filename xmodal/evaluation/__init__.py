@@ -3,6 +3,9 @@
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.captioning import Captioning
 from xmodal.evaluation.classification import Classification
+from xmodal.evaluation.health import EmbeddingHealth
+from xmodal.evaluation.pairs import Pairs
+from xmodal.evaluation.probe import FewShot, LinearProbe
 from xmodal.evaluation.retrieval import Retrieval
 from xmodal.evaluation.zero_shot import ZeroShot
 
@@ -11,6 +14,10 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "zero_shot": ZeroShot,
     "captioning": Captioning,
     "classification": Classification,
+    "linear_probe": LinearProbe,
+    "few_shot": FewShot,
+    "pairs": Pairs,
+    "embeddings": EmbeddingHealth,
 }
 
 __all__ = ["EVALUATORS", "EvalContext", "EvalResult", "Evaluator"]

@@ -108,7 +108,7 @@ class Evaluator(abc.ABC):
         *,
         instead: str = "",
         label: Mapping[str, Any] | None = None,
-        source: Mapping[str, Any] | None = None,
+        data: str | tuple[str, ...] | Mapping[str, Any] = (),
         where: str = "",
     ) -> EvalSet:
         """Opens held-out samples.
@@ -118,15 +118,15 @@ class Evaluator(abc.ABC):
           context: what the run provides.
           instead: a field that samples need in place of a caption, where the entry does not say what captions are.
           label: as for `EvalContext.open`.
-          source: other samples than those of the entry, as an entry of `data.sources`.
-          where: key of `source`.
+          data: other samples than those of the entry: tar shards, or an entry as in `data.sources`.
+          where: key of `data` in the entry.
 
         Raises:
           DataError: as `EvalSet`.
         """
-        where = f"evals.{name}.{where}" if source else f"evals.{name}.source" if self.source else f"evals.{name}"
+        where = f"evals.{name}.{where or 'source'}" if data or self.source else f"evals.{name}"
         captions = self.captions or ((f"{{{instead}}}",) if instead else ())
-        return context.open(source or self.source or self.urls, captions, self.limit, where, label)
+        return context.open(data or self.source or self.urls, captions, self.limit, where, label)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -11,7 +11,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.labels import Labels
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import batch_size_for, gather, image_batches, scatter
-from xmodal.evaluation.zero_shot import accuracy
+from xmodal.evaluation.zero_shot import accuracy, confusion
 from xmodal.reporting.scores import Scores, digest_of
 
 
@@ -38,6 +38,7 @@ class Classification(Evaluator):
         dataset = self.open(name, context, label=context.data.label)
         ids = np.stack([labels.ids(record) for record in dataset.records])
         forward = jax.jit(functools.partial(_logits, context, f"{self.tower}.pooled"))
+        classes = list(context.data.label.classes) or [str(i) for i in range(labels.count)]
         size, prefix = batch_size_for(context, self.batch_size), f"classification/{name}"
 
         def run(params: Mapping) -> EvalResult:
@@ -46,7 +47,11 @@ class Classification(Evaluator):
                 scatter(parts, index, gather(forward(params, batch)))
             logits, names = np.stack(parts), dataset.names
             found, scores = accuracy(logits, ids[:, 0], names) if labels.most == 1 else several(logits, ids, names)
-            return EvalResult({f"{prefix}/{key}": value for key, value in found.items()}, scores={prefix: scores})
+            details = confusion(logits, ids[:, 0], classes) if labels.most == 1 else {}
+            return EvalResult(
+                {f"{prefix}/{key}": value for key, value in found.items()}, scores={prefix: scores},
+                details={f"{prefix}/{key}": rows for key, rows in details.items()},
+            )  # fmt: skip
 
         return run
 
