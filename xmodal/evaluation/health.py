@@ -54,7 +54,7 @@ class EmbeddingHealth(Evaluator):
 
 
 def uniformity(x: np.ndarray) -> float:
-    """log of the mean of exp(-2 |x - y|^2) over pairs of two points (Wang & Isola 2020, section 4.1); lower is more even.
+    """log of the mean of exp(-2 |x - y|^2) over pairs of points (Wang & Isola 2020, section 4.1); lower is more even.
 
     Args:
       x: unit vectors [points, dim], at least two.

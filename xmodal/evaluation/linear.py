@@ -1,4 +1,4 @@
-"""Linear classifiers on fixed features: logistic regression by L-BFGS for several penalties at once, and closed forms."""
+"""Linear classifiers on fixed features: logistic regression by L-BFGS, several penalties at once, and closed forms."""
 
 import functools
 

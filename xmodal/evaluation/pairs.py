@@ -52,14 +52,16 @@ class Pairs(Evaluator):
         by, groups = np.array(by), sorted(set(by) - {""}) if self.by else []
 
         def run(params: Mapping) -> EvalResult:
-            values, metrics, scores = scored(params), {f"{prefix}/examples": float(len(records))}, {}
-            for group in ("all", *groups):
-                rows = np.arange(len(records)) if group == "all" else np.flatnonzero(by == group)
+            values, metrics, scores = scored(params), {}, {}
+            for group in (None, *groups):
+                rows = np.arange(len(records)) if group is None else np.flatnonzero(by == group)
                 found = Scores({key: hits[rows] for key, hits in values.items()}, digest_of(names[i] for i in rows))
-                scores[f"{prefix}/{group}"] = found
+                place = prefix if group is None else f"{prefix}/of_{group}"
+                scores[place] = found
                 for key, value in found.figures().items():
-                    metrics[f"{prefix}/{group}/{key}"] = value
-                    metrics[f"{prefix}/{group}/chance/{key}"] = float(np.mean(chance[key][rows]))
+                    metrics[f"{place}/{key}"] = value
+                    metrics[f"{place}/chance/{key}"] = float(np.mean(chance[key][rows]))
+            metrics[f"{prefix}/examples"] = float(len(records))
             return EvalResult(metrics, scores=scores)
 
         return run
@@ -85,8 +87,8 @@ class Pairs(Evaluator):
         found = [text for field in self.wrong for text in _texts(lookup(record, field))]
         if not found:
             raise DataError(
-                f"wrong: sample {record['key']} of {record['shard']} has no text in {', '.join(map(repr, self.wrong))}; "
-                f"fields there: {', '.join(sorted(record))}"
+                f"wrong: sample {record['key']} of {record['shard']} has no text in "
+                f"{', '.join(map(repr, self.wrong))}; fields there: {', '.join(sorted(record))}"
             )
         return [" ".join((text.lower() if lower else text).split()) for text in found]
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xmodal.reporting import curves
+from xmodal.reporting.classes import render_classes
 from xmodal.reporting.environment import read_environment
 from xmodal.reporting.files import read_json, write_text
 from xmodal.reporting.formatting import TIMES, compact, duration, figure, number, percent, size, words
@@ -97,6 +98,7 @@ def _sections(run: Run) -> Iterator[tuple[str, Markup | None]]:
     charts = curves.metric_charts(run.rows)
     yield "Alarms", _alarms(run)
     yield "Evaluation", _evaluation(run)
+    yield "Classes", render_classes(run.results)
     yield (
         "Retrievals",
         _both(render_gallery(run.gallery, "image_to_text"), render_gallery(run.gallery, "text_to_image")),
