@@ -85,8 +85,8 @@ def evaluate(
     """
     import jax
 
-    from xmodal.distributed.mesh import make_mesh
     from xmodal.commands.subject import open_subject, read_suite
+    from xmodal.distributed.mesh import make_mesh
     from xmodal.reporting.results import results_of
     from xmodal.training.task import open_evaluators
 
