@@ -3,12 +3,13 @@
 import argparse
 import sys
 
-from xmodal.commands import bench, data, evaluate, export_model, import_model, report
+from xmodal.commands import bench, compare, data, evaluate, export_model, import_model, report
 from xmodal.errors import user_errors
 
 COMMANDS = {
     "eval": evaluate,
     "report": report,
+    "compare": compare,
     "bench": bench,
     "data": data,
     "import": import_model,

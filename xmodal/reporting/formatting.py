@@ -79,6 +79,13 @@ def figure(metric: str, value: float) -> str:
     return percent(value) if is_share(metric, value) else number(value)
 
 
+def difference(metric: str, value: float, low: float | None = None, high: float | None = None) -> str:
+    """A difference of two figures with its sign and interval: `+1.2 [-0.4, +2.8]`, in percent points of a share."""
+    shares = all(is_share(metric, abs(x)) for x in (value, low, high) if x is not None)
+    text = lambda x: f"{100 * x:+.1f}" if shares else f"{x:+.4g}"
+    return text(value) if low is None else f"{text(value)} [{text(low)}, {text(high)}]"
+
+
 def between(metric: str, low: float, high: float) -> str:
     """An interval: `[17.9, 21.6]` in percent of a share, without its sign, as it stands behind the figure."""
     if is_share(metric, low) and is_share(metric, high):

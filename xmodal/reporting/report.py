@@ -73,9 +73,14 @@ def build_report(workdir: str | os.PathLike) -> Path:
     folder = Path(workdir)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run folder at {folder}; --workdir names the folder that train.py wrote")
+    return write_text(folder / FILE, _page(read_run(folder)))
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder, in which every file may be missing. Raises ValueError if one is damaged."""
     rows = read_metrics(folder)
     final, latest = read_results(folder), _last_evaluation(rows)  # a run that was prolonged has passed its results
-    run = Run(
+    return Run(
         folder=folder,
         rows=rows,
         environment=read_environment(folder),
@@ -83,7 +88,6 @@ def build_report(workdir: str | os.PathLike) -> Path:
         gallery=read_gallery(folder),
         config=read_json(folder / "config.json", default={}),
     )
-    return write_text(folder / FILE, _page(run))
 
 
 def _page(run: Run) -> str:
@@ -268,7 +272,7 @@ def _details(run: Run) -> Markup | None:
         blocks.append(("How to reproduce", command))
     if run.config:
         search = el("input", type="search", class_="search", placeholder="Search keys and values", aria_label="Search")
-        blocks.append(("Configuration", join(search, _facts(dict(_flat(run.config))))))
+        blocks.append(("Configuration", join(search, _facts(dict(flat_settings(run.config))))))
     if run.environment:
         blocks.append(("Environment", _facts(_environment(run.environment))))
     if run.environment.get("packages"):
@@ -308,13 +312,14 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
     }
     shown = {"total_steps", "chance_loss", "parameters"}  # elsewhere in the report
     run = {words(k): v for k, v in environment.get("run", {}).items() if k not in shown}
-    return facts | dict(_flat(run)) | environment.get("variables", {})
+    return facts | dict(flat_settings(run)) | environment.get("variables", {})
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the leaves of nested settings as (dotted key, text)."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_settings(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

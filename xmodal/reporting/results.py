@@ -11,6 +11,7 @@ Shares are 0..1. `chance` is what guessing reaches and `ci95` the 95 % bootstrap
 
 import dataclasses
 import os
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,7 +124,7 @@ def evaluation_tables(results: Mapping[str, Any]) -> list[Table]:
     for evaluator, tree in results.items():
         if not isinstance(tree, Mapping):
             continue  # step, samples and the like
-        groups = [group for group in _groups(tree, (), {}) if group[1]]
+        groups = list(figure_groups(tree))
         metrics = list(dict.fromkeys(metric for _, figures, _ in groups for metric in figures))
         shared = list(dict.fromkeys(name for _, _, common in groups for name in common))
         rows = [
@@ -139,8 +140,8 @@ def evaluation_tables(results: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def _groups(
-    tree: Mapping[str, Any], path: tuple[str, ...], common: Mapping[str, float]
+def figure_groups(
+    tree: Mapping[str, Any], path: tuple[str, ...] = (), common: Mapping[str, float] = types.MappingProxyType({})
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Figure], dict[str, float]]]:
     """Walks to every group of figures: (path, metric -> figure, figures shared by the set).
 
@@ -149,7 +150,7 @@ def _groups(
     chance, ends = tree.get(CHANCE, {}), tree.get(INTERVAL, {})
     values = {name: value for name, value in tree.items() if isinstance(value, int | float)}
     inner = {name: node for name, node in tree.items() if isinstance(node, Mapping) and name not in (CHANCE, INTERVAL)}
-    if chance or ends or not inner:
+    if values and (chance or ends or not inner):
         interval = lambda name: tuple(ends[name]) if name in ends else None
         yield (
             path,
@@ -158,4 +159,4 @@ def _groups(
         )
         values = {}
     for name, node in inner.items():
-        yield from _groups(node, (*path, name), {**common, **values})
+        yield from figure_groups(node, (*path, name), {**common, **values})
