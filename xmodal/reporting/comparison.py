@@ -103,7 +103,7 @@ def lines(runs: Sequence[Compared], method: str = "bca") -> list[Line]:
     result = []
     for path, metric in sorted(keys, key=lambda key: _order(keys, key)):
         figures = tuple(table.get((path, metric)) for table in tables)
-        if _shared_count(figures):
+        if _shared_count(metric, figures):
             continue
         group = "/".join(path)
         if group not in found:
@@ -131,10 +131,10 @@ def _figures(results: Mapping[str, Any]) -> dict[tuple[tuple[str, ...], str], Fi
     return found
 
 
-def _shared_count(figures: Sequence[Figure | None]) -> bool:
-    values = {figure.value if figure else None for figure in figures}
-    judged = any(figure and (figure.chance is not None or figure.interval) for figure in figures)
-    return len(values) == 1 and not judged and float(values.pop()).is_integer()
+def _shared_count(metric: str, figures: Sequence[Figure | None]) -> bool:
+    """Whether it is a number of things (images, classes) that is the same for all runs."""
+    counts = metric.endswith("s") and not metric.endswith("ss")
+    return counts and len({figure.value if figure else None for figure in figures}) == 1
 
 
 def _plain(first: Figure | None, other: Figure | None) -> Difference | None:

@@ -70,32 +70,37 @@ def _table(runs: Sequence[Compared], lines: Sequence[Line]) -> Markup:
     far = max((abs(end) for line in shares for d in line.differences if d for end in _ends(d)), default=0.0)
     top, far = ticks(0, max(top, 1e-3), 4)[-1], ticks(0, max(far, 1e-3), 2)[-1]
     columns = [
-        "figure", _axis("0", figure("", top)), *(run.name for run in runs),
-        _axis(f"{MINUS}{100 * far:.3g}", f"+{100 * far:.3g}", "difference"),
+        "figure", *[_axis("0", figure("", top))] * bool(shares), *(run.name for run in runs),
+        *[_axis(f"{MINUS}{100 * far:.3g}", f"+{100 * far:.3g}", "difference")] * bool(shares),
         *(f"{run.name} {MINUS} {runs[0].name}" for run in runs[1:]),
     ]  # fmt: skip
     rows, place = [], None
     for line in lines:
         if line.place != place and line.place:
             rows.append([el("b", line.place), *[""] * (len(columns) - 1)])
-            place = line.place
-        share = _is_share(line)
-        strips = [
-            [(f.value, *(f.interval or (math.nan, math.nan))) if f else None for f in line.figures],
-            [None, *((d.value, d.low, d.high) if d else None for d in line.differences)],
-        ]
-        rows.append([
-            el("span", words(line.metric), class_="metric"),
-            _strip(strips[0], 0.0, top, _chance(line)) if share else "",
-            *map(_value, line.figures),
-            _strip(strips[1], -far, far, 0.0) if share else "",
-            *(_difference(line.metric, d) for d in line.differences),
-        ])  # fmt: skip
+        place = line.place
+        left, right = _strips(line, top, far) if _is_share(line) else ("", "")
+        apart = (_difference(line.metric, d) for d in line.differences)
+        strips = ([left], [right]) if shares else ([], [])
+        rows.append([_metric(line), *strips[0], *map(_value, line.figures), *strips[1], *apart])
     return table(columns, rows, "compare")
 
 
+def _metric(line: Line) -> Markup:
+    chance = _chance(line)
+    note = el("small", f"{CHANCE} {figure(line.metric, chance)}") if chance is not None else None
+    return join(el("span", words(line.metric), class_="metric"), note)
+
+
+def _strips(line: Line, top: float, far: float) -> tuple[Markup, Markup]:
+    values = [(f.value, *(f.interval or (math.nan, math.nan))) if f else None for f in line.figures]
+    apart = [None, *((d.value, d.low, d.high) if d else None for d in line.differences)]
+    return _strip(values, 0.0, top, _chance(line)), _strip(apart, -far, far, 0.0)
+
+
 def _is_share(line: Line) -> bool:
-    return all(is_share(line.metric, f.value) for f in line.figures if f)
+    spread = line.metric.endswith("std")  # of draws, a share too, but not one to be placed among the others
+    return not spread and all(is_share(line.metric, f.value) for f in line.figures if f)
 
 
 def _ends(apart: Difference) -> list[float]:
@@ -129,7 +134,6 @@ def _value(cell: Figure | None) -> Markup | str:
     if cell is None:
         return DASH
     notes = [el("small", cell.between, title="95 % interval")] if cell.interval else []
-    notes += [el("small", f"{CHANCE} {figure(cell.metric, cell.chance)}")] if cell.chance is not None else []
     return join(el("b", figure(cell.metric, cell.value)), notes)
 
 
@@ -140,7 +144,10 @@ def _difference(metric: str, apart: Difference | None) -> Markup | str:
         return el("span", difference(metric, apart.value), class_="soft")
     value, _, ends = difference(metric, apart.value, apart.low, apart.high).partition(" ")
     note = "" if apart.paired else ", unpaired"
-    return join(el("b", value, class_="clear" if apart.clear else "soft"), el("small", ends + note))
+    return join(
+        el("b", value, class_=("better" if apart.low > 0 else "worse") if apart.clear else "soft"),
+        el("small", ends + note),
+    )
 
 
 def _curves(runs: Sequence[Compared]) -> Markup | None:
