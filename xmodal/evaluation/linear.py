@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from xmodal.distributed.mesh import make_mesh
+
 _AT_ONCE = 2**24  # logits of all penalties that are held at a time
 
 
@@ -36,9 +38,10 @@ def fit_logistic(
     x = np.pad(features - mean, ((0, pad), (0, 0))).reshape(parts, rows, -1)
     y = np.pad(labels.astype(np.int32), (0, pad)).reshape(parts, rows)
     weight = np.pad(np.full(len(labels), 1 / len(labels), np.float32), (0, pad)).reshape(parts, rows)
-    kernel, bias = map(
-        np.asarray, _fit(x, y, weight, np.asarray(l2, np.float32), classes=classes, iterations=iterations)
-    )
+    # On one device, whatever the mesh: the figures then do not depend on how many there are.
+    with jax.set_mesh(make_mesh(dict(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])):
+        fitted = _fit(x, y, weight, np.asarray(l2, np.float32), classes=classes, iterations=iterations)
+    kernel, bias = map(np.asarray, fitted)
     return kernel, bias - mean @ kernel
 
 
@@ -57,17 +60,17 @@ def _fit(x: jax.Array, y: jax.Array, weight: jax.Array, l2: jax.Array, *, classe
 
     def fit(l2):
         own = lambda params: loss(params, l2)
-        value_and_grad = optax.value_and_grad_from_state(own)
 
         def step(carry):
-            number, params, state, _ = carry
-            value, grad = value_and_grad(params, state=state)
+            number, params, state, value, grad = carry
             updates, state = solver.update(grad, state, params, value=value, grad=grad, value_fn=own)
-            return number + 1, optax.apply_updates(params, updates), state, optax.tree.norm(grad)
+            # The line search has evaluated the loss where it ended.
+            value, grad = (optax.tree.get(state, name) for name in ("value", "grad"))
+            return number + 1, optax.apply_updates(params, updates), state, value, grad
 
-        params = jnp.zeros((x.shape[-1], classes)), jnp.zeros(classes)
-        going = lambda carry: (carry[0] < iterations) & (carry[3] > 1e-7)
-        return jax.lax.while_loop(going, step, (0, params, solver.init(params), jnp.inf))[1]
+        going = lambda carry: (carry[0] < iterations) & (optax.tree.norm(carry[-1]) > 1e-7)
+        start = jnp.zeros((x.shape[-1], classes)), jnp.zeros(classes)
+        return jax.lax.while_loop(going, step, (0, start, solver.init(start), *jax.value_and_grad(own)(start)))[1]
 
     return jax.vmap(fit)(l2)
 
