@@ -14,6 +14,7 @@ from data_pipelines.errors import DataError
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.gallery import choose
 from xmodal.evaluation.retrieval import Retrieval, chance_recall, ranks, recalls
+from xmodal.reporting.scores import flat_figures
 
 
 def unit(rng, *shape):
@@ -151,6 +152,39 @@ def test_examples_are_half_right_and_half_wrong_where_there_are_enough():
         shown = choose(right, 10)
         assert sum(right[shown]) == expected and len(set(shown)) == 10 and shown == choose(right, 10)
     assert len(choose(np.ones(4, bool), 10)) == 4
+
+
+def test_a_karpathy_split_has_five_captions_an_image(world, alone, tmp_path):
+    """COCO's form: several captions an image, of which at most five count; one split of a document."""
+    images = []
+    for i in range(SAMPLES):
+        (tmp_path / f"{i}.png").write_bytes(held_out(i)["png"])
+        sentences = [{"raw": text} for text in (*(f"Thing {i} is {j}" for j in range(5)), *["thing"] * (i % 2))]
+        images.append(dict(filename=f"{i}.png", split=("test", "val")[i >= 30], sentences=sentences))
+    (tmp_path / "dataset_tiny.json").write_text(json.dumps(dict(images=images)))
+    source = dict(type="files", urls=str(tmp_path / "dataset_tiny.json"), filter="split == 'test'")
+    options = dict(source=source, caption_list="sentences", examples=0)
+    found = world.evaluate(Retrieval(captions_per_image=5, merge=False, batch_size=16, **options))
+    assert (found.metrics["retrieval/x/images"], found.metrics["retrieval/x/captions"]) == (30, 150)
+    assert found.metrics["retrieval/x/image_to_text/chance/R@5"] == pytest.approx(
+        chance_recall(5, 150, np.array([5]))[0]
+    )
+    np.testing.assert_array_equal(found.scores["retrieval/x/text_to_image"].unit, np.repeat(np.arange(30), 5))
+    counts = [world.evaluate(Retrieval(merge=merge, batch_size=16, **options)).metrics["retrieval/x/captions"]
+              for merge in (False, True)]  # fmt: skip
+    assert counts == [165, 151], "equal captions are one, or are not"
+    again = alone.evaluate(Retrieval(captions_per_image=5, merge=False, batch_size=SAMPLES, **options))
+    assert again.metrics == found.metrics
+
+
+def test_the_scores_are_those_behind_the_figures(world):
+    found = world.evaluate(Retrieval(world.urls, caption_list="lines", by="side", batch_size=16, examples=0))
+    assert flat_figures(found.scores).items() <= found.metrics.items()
+    assert {name.rpartition("/")[2] for name in found.scores} == {
+        "image_to_text", "text_to_image", "image_to_text_of_left", "image_to_text_of_right"
+    }  # fmt: skip
+    units = found.scores["retrieval/x/text_to_image"].unit
+    assert len(units) == found.metrics["retrieval/x/captions"] and units.max() < SAMPLES
 
 
 @pytest.mark.parametrize(
