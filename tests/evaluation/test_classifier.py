@@ -13,12 +13,16 @@ from tests import tiny_runs
 from xmodal.evaluation.classification import Classification, average_precision, several
 
 
-@pytest.fixture
-def classes(world):
+def with_classes(world):
     """The world with classes: its 32 outputs are more than the kinds there are."""
     data = world.context.data.copy_and_resolve_references()
     data.label.update(field="kind", classes=(*KINDS, *(f"none {i}" for i in range(29))))
     return dataclasses.replace(world.context, data=data)
+
+
+@pytest.fixture
+def classes(world):
+    return with_classes(world)
 
 
 def evaluate(world, context, evaluator):
@@ -27,10 +31,11 @@ def evaluate(world, context, evaluator):
         return evaluator.prepare("x", context)(world.params).metrics
 
 
-def test_accuracy_of_the_pooled_output(world, classes):
+def test_accuracy_of_the_pooled_output(world, alone, classes):
     got = evaluate(world, classes, Classification(world.urls, batch_size=16))
     again = evaluate(world, classes, Classification(world.urls, batch_size=40))
-    assert got == again and got["classification/x/images"] == SAMPLES
+    one = evaluate(alone, with_classes(alone), Classification(alone.urls, batch_size=45))
+    assert got == again == one and got["classification/x/images"] == SAMPLES
     assert got["classification/x/chance/top5"] == 5 / 32
     assert 0 <= got["classification/x/top1"] <= got["classification/x/top5"] <= 1
     classes.data.label.update(classes=(*KINDS[:2], *(f"none {i}" for i in range(30))))

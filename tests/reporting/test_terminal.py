@@ -162,5 +162,12 @@ def test_evaluation_tables_have_a_row_per_direction_and_chance_beside_each_figur
     assert list(map(str, retrieval.rows[1])) == ["unseen vendor · text → image", "16.0 %", "", "8", "1,811"]
     assert list(map(str, zero_shot.rows[0])) == ["groups", "70.0 % (10.0 %)", "1,811"]
     console = plain_console()
+    with_ends = RESULTS | {"zero_shot/groups/ci95/top1": [0.65, 0.75], "zero_shot/groups/per_class": [{"class": "a"}]}
+    zero_shot = evaluation_tables(nest(with_ends))[1]
+    assert (
+        zero_shot.columns == ["set", "top-1", "images"] and str(zero_shot.rows[0][1]) == "70.0 % [65.0, 75.0] (10.0 %)"
+    )
+    print_evaluation(nest(with_ends), console)
+    assert "zero-shot (in brackets: chance; below: 95 % interval)" in shown(console)
     print_evaluation(nest(RESULTS), console)
     assert "retrieval (in brackets: chance)" in shown(console) and "53.0 % (0.55 %)" in shown(console)
