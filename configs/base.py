@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     c.log = dict(
         every=10,  # steps between metric rows
         tensorboard=True,
+        intervals="bca",  # bca | percentile | none: 95 % bootstrap intervals of the final evaluation's figures
         compile_cache="~/.cache/xmodal/jax",  # compiled programs shared by runs of this user; "" keeps none
     )
     c.watchdog = dict(

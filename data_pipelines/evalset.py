@@ -92,6 +92,11 @@ class EvalSet:
         names = [(record["shard"], record["key"], record["captions"]) for record in self.records]
         return hashlib.blake2b(repr(names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
+    @property
+    def names(self) -> list[str]:
+        """What tells the samples from one another, in their order."""
+        return [f"{record['shard']}/{record['key']}" for record in self.records]
+
     def batches(self, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
         """Yields the whole set once, in batches of one size.
 

@@ -52,6 +52,7 @@ SETTINGS = {
         dict(data__image__mixup=0.2, batch_size=24, data__lanes=4),
         r"each device needs an even number of rows of a micro-batch, not 3 \(batch_size=24",
     ),
+    "unknown intervals": (dict(log__intervals="bcas"), r"log.intervals='bcas': expected bca, .*Did you mean 'bca'"),
     "unknown evaluator": (dict(evals__held_out__type="retreival"), r"evals.held_out.type: .*Did you mean 'retrieval'"),
     "unknown option of an evaluator": (
         dict(evals__held_out__limits=3),

@@ -72,6 +72,8 @@ def test_what_was_shown_was_learned(results):
     for way in ("image_to_text", "text_to_image"):
         assert retrieval[way]["R@1"] >= 0.95 and retrieval[way]["R@10"] == 1
         assert retrieval[way]["chance"]["R@1"] == pytest.approx(1 / tiny_runs.SAMPLES)
+        low, high = retrieval[way]["ci95"]["R@1"]
+        assert 0.8 < low <= retrieval[way]["R@1"] <= high <= 1
     assert (retrieval["images"], retrieval["captions"]) == (tiny_runs.SAMPLES, tiny_runs.SAMPLES)
     assert written["exact_match"] >= 0.95 and written["token_accuracy"] >= 0.95
     assert written["chance"]["exact_match"] == pytest.approx(1 / tiny_runs.SAMPLES)
@@ -134,7 +136,7 @@ def test_evaluating_the_checkpoint_gives_the_same_figures(finished, results, tmp
     workdir, _ = finished
     script = "import sys; from xmodal.__main__ import main; [main(['eval', *a.split()]) for a in sys.argv[1:]]"
     commands = [f"--workdir {workdir} --json {tmp_path}/{name}.json" for name in ("newest", "older")]
-    commands[1] += " --step 50 --only held_out"
+    commands[1] += " --step 50 --only held_out --intervals none"
     code, out, error = tiny_runs.finish(tiny_runs.start(["-c", script, *commands]))
     assert code == 0, error
     assert json.loads((tmp_path / "newest.json").read_text()) == results
@@ -169,7 +171,9 @@ def test_report_is_rebuilt_from_the_folder(finished, tmp_path, capsys):
     [
         ("eval --workdir {run} --only held_in", r"has no evaluator 'held_in'. Did you mean 'held_out'\? .*written"),
         ("eval --workdir {run} --step 77", r"checkpoint .*77 cannot be used: .*Complete steps there: 50, 100"),
-        ("eval --workdir {run}/nothing", r"no complete checkpoint in .*nothing"),
+        ("eval --model {run}/nothing", r"there is no folder .*nothing"),
+        ("eval --model {run} --suite nowhere.json", r"--suite: no file 'nowhere.json'"),
+        ("eval --model {run} --format clip_benchmark", r"--format clip_benchmark writes a folder"),
         ("report --workdir {run}/checkpoints", r"is not a run folder: it has no config.json"),
     ],
 )

@@ -4,12 +4,13 @@ import argparse
 import os
 import sys
 
-from xmodal.commands import bench, data, evaluate, export_model, import_model, report, word_map
+from xmodal.commands import bench, compare, data, evaluate, export_model, import_model, report, word_map
 from xmodal.errors import user_errors
 
 COMMANDS = {
     "eval": evaluate,
     "report": report,
+    "compare": compare,
     "bench": bench,
     "data": data,
     "import": import_model,

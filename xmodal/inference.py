@@ -22,6 +22,7 @@ from data_pipelines.images.device import preprocess_images
 from xmodal.config import ConfigError
 from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
 from xmodal.distributed.sharding import shardings
+from xmodal.evaluation.classes import ensemble, fill, has_place
 from xmodal.evaluation.word_maps import WordMap, grid_of, score_words, word_tokens
 from xmodal.interop.folder import Stored, open_stored
 from xmodal.models.model import Functional
@@ -142,22 +143,21 @@ class Model:
         Args:
           pictures: as for `embed_image`.
           labels: class names.
-          templates: prompts with `{label}`, such as "a photo of a {label}"; a label's prompts are averaged after
-            normalisation (Radford et al. 2021, section 3.1.4).
+          templates: prompts with `{label}`, `{c}` or `{}`, such as "a photo of a {label}"; a label's prompts are
+            averaged after normalisation (Radford et al. 2021, section 3.1.4).
 
         Returns:
           Probabilities, float32 [pictures, labels]: over the labels (softmax) for a model trained so, of each label by
           itself (sigmoid) for SigLIP.
         """
         labels = list(labels)
-        if bad := [t for t in templates if "{label}" not in t] or not labels or not templates:
+        if bad := [t for t in templates if not has_place(t)] or not labels or not templates:
             raise DataError(
                 f"zero_shot needs labels, and templates with a place {{label}}; got {bad if labels else []}"
             )
         images = self.embed_image(pictures)
-        texts = self.embed_text([t.replace("{label}", label) for label in labels for t in templates])
-        classes = texts.reshape(len(labels), len(templates), -1).mean(axis=1)
-        classes /= np.maximum(np.linalg.norm(classes, axis=1, keepdims=True), 1e-12)
+        texts = self.embed_text([fill(t, label) for label in labels for t in templates])
+        classes = ensemble(texts, [len(templates)] * len(labels))
         own = self._objective()
         logits = np.exp(own["logit_scale"]) * (images @ classes.T) + own.get("logit_bias", 0.0)
         if "logit_bias" in own:

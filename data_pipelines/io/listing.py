@@ -135,7 +135,7 @@ def open_list(path: str, files: Files, columns: Sequence[str] = ()) -> Listing:
     """Opens a list by its extension, or a folder.
 
     Args:
-        path: path or url of a .csv, .tsv, .txt, .jsonl or .parquet file, or path of a folder.
+        path: path or url of a .csv, .tsv, .txt, .jsonl, .json or .parquet file, or path of a folder.
         files: reads it.
         columns: names of the columns of a CSV or TSV file that has no header.
 
@@ -150,8 +150,14 @@ def open_list(path: str, files: Files, columns: Sequence[str] = ()) -> Listing:
         from data_pipelines.io.parquet import Parquet
 
         return Parquet(path, files)
+    if extension == ".json":
+        from data_pipelines.io.annotations import Annotations
+
+        return Annotations(path, files, columns)
     if extension not in kinds:
-        raise DataError(f"{printable(path)} is neither a folder nor a list: .csv, .tsv, .txt, .jsonl or .parquet")
+        raise DataError(
+            f"{printable(path)} is neither a folder nor a list: .csv, .tsv, .txt, .jsonl, .json or .parquet"
+        )
     return kinds[extension](path, files, columns)
 
 

@@ -1,4 +1,4 @@
-"""Images in folders, or named or held by the rows of CSV, TSV, JSONL and parquet lists."""
+"""Images in folders, or named or held by the rows of CSV, TSV, JSONL, JSON and parquet lists."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ class FilesSpec(SourceSpec):
     """Image files, or lists of them.
 
     Attributes:
-        urls: folders and patterns of lists (.csv, .tsv, .txt, .jsonl, .parquet), one or several.
+        urls: folders and patterns of lists (.csv, .tsv, .txt, .jsonl, .json, .parquet), one or several.
         image: column of the image: a path or url, or in parquet the image itself; "" takes "image", "file_name",
             "filepath", ..., whichever comes first in `listing.IMAGE_COLUMNS`.
         caption: column of the caption; "" takes "caption", "text" or "title". Templates take the place of it.

@@ -222,7 +222,7 @@ class Captions:
                 users = [t.pattern for t in self._templates if name in t.fields]
                 use = "data.group_key" if name == self._group_key else "the filter"
                 use = "data.label.field" if self.labels and name == self.labels.field else use
-                use = f"the template {users[0]!r} of data.text.templates" if users else use
+                use = f"the template {users[0]!r}" if users else use
                 raise DataError(
                     f"{use} uses the field {name!r}, which is missing or empty in every record of {where}"
                     f"{did_you_mean(name, available)} (fields there: {', '.join(sorted(available)) or 'none'})"

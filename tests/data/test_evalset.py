@@ -128,6 +128,10 @@ def test_tfds_and_synthetic(config, tmp_path):
     expected = [evaluation_image(encode(record["number"]), 16) for record in found.records]
     np.testing.assert_array_equal(pixels(found), expected)
     assert len(found) == 12
+    config.text.templates = ((1.0, "{label}"),)  # a class in place of a caption, which one example does not have
+    labelled = EvalSet(dict(type="tfds", dataset=tiny_tfds.make(tmp_path), split="train"), config)
+    assert sorted(record["label"] for record in labelled.records) == ["cat"] * 20 + ["dog"] * 20
+    config.text.templates = ()
     assert len(EvalSet(dict(type="synthetic", samples=30, scale=0.1, unique="image"), config)) == 30
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xmodal.evaluation.captioning import scores
+from xmodal.evaluation.captioning import baselines, grade
 
 BOS, EOS, PAD = 1, 2, 0
 
@@ -24,7 +24,7 @@ def score(*written):
     ids, valid = rows(*TRUTH)
     answers, _ = rows(*written)
     right = np.array([a == b for a, b in zip(written, TRUTH)])
-    return scores(answers, ids, valid, right, NAMES)
+    return grade(answers, ids, valid, right).figures() | baselines(ids, valid, NAMES)
 
 
 def test_perfect_captions_score_one():
@@ -53,7 +53,7 @@ def test_the_best_constant_caption_is_the_chance_of_both_scores():
 
 def test_the_chance_of_token_accuracy_may_lie_with_a_rare_caption():
     ids, valid = rows((5, 5), (6, 6), (5, 7), (6, 7))
-    got = scores(ids, ids, valid, np.ones(4, bool), ["a", "b", "c", "d"])
+    got = baselines(ids, valid, ["a", "b", "c", "d"])
     assert got["chance/token_accuracy"] == pytest.approx(
         2 * (2 + 2 + 4) / 2 / 12
     )  # (5, 7): 2 firsts, 2 seconds, 4 ends

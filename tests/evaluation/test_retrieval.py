@@ -14,6 +14,7 @@ from data_pipelines.errors import DataError
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.gallery import choose
 from xmodal.evaluation.retrieval import Retrieval, chance_recall, ranks, recalls
+from xmodal.reporting.scores import flat_figures
 
 
 def unit(rng, *shape):
@@ -53,7 +54,7 @@ def test_ties_count_against_the_query():
     same = np.ones((30, 4), np.float32) / 2
     pairs = np.stack([np.arange(30), np.arange(30)], axis=1)
     assert (ranks(same, same, pairs) == 29).all()
-    assert recalls("x", ranks(same, same, pairs), 30, np.ones(30, int))["x/R@10"] == 0
+    assert recalls(ranks(same, same, pairs), 30, np.ones(30, int))[0]["R@10"] == 0
 
 
 @pytest.mark.parametrize(("items", "right"), [(12, 1), (12, 3), (12, 11), (4, 2), (3, 3)])
@@ -153,13 +154,43 @@ def test_examples_are_half_right_and_half_wrong_where_there_are_enough():
     assert len(choose(np.ones(4, bool), 10)) == 4
 
 
+def test_a_karpathy_split_has_five_captions_an_image(world, alone, tmp_path):
+    """COCO's form: several captions an image, of which at most five count; one split of a document."""
+    images = []
+    for i in range(SAMPLES):
+        (tmp_path / f"{i}.png").write_bytes(held_out(i)["png"])
+        sentences = [{"raw": text} for text in (*(f"Thing {i} is {j}" for j in range(5)), *["thing"] * (i % 2))]
+        images.append(dict(filename=f"{i}.png", split=("test", "val")[i >= 30], sentences=sentences))
+    (tmp_path / "dataset_tiny.json").write_text(json.dumps(dict(images=images)))
+    source = dict(type="files", urls=str(tmp_path / "dataset_tiny.json"), filter="split == 'test'")
+    options = dict(source=source, caption_list="sentences", examples=0)
+    found = world.evaluate(Retrieval(captions_per_image=5, merge=False, batch_size=16, **options))
+    assert (found.metrics["retrieval/x/images"], found.metrics["retrieval/x/captions"]) == (30, 150)
+    assert found.metrics["retrieval/x/image_to_text/chance/R@5"] == pytest.approx(
+        chance_recall(5, 150, np.array([5]))[0]
+    )
+    np.testing.assert_array_equal(found.scores["retrieval/x/text_to_image"].unit, np.repeat(np.arange(30), 5))
+    counts = [world.evaluate(Retrieval(merge=merge, batch_size=16, **options)).metrics["retrieval/x/captions"]
+              for merge in (False, True)]  # fmt: skip
+    assert counts == [165, 151], "equal captions are one, or are not"
+    again = alone.evaluate(Retrieval(captions_per_image=5, merge=False, batch_size=SAMPLES, **options))
+    assert again.metrics == found.metrics
+
+
+def test_the_scores_are_those_behind_the_figures(world):
+    found = world.evaluate(Retrieval(world.urls, caption_list="lines", by="side", batch_size=16, examples=0))
+    assert flat_figures(found.scores).items() <= found.metrics.items()
+    assert {name.rpartition("/")[2] for name in found.scores} == {
+        "image_to_text", "text_to_image", "image_to_text_of_left", "image_to_text_of_right"
+    }  # fmt: skip
+    units = found.scores["retrieval/x/text_to_image"].unit
+    assert len(units) == found.metrics["retrieval/x/captions"] and units.max() < SAMPLES
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            dict(caption_list="line"),
-            "caption_list: sample 000 of held_out.tar has no list of texts in its field 'line'",
-        ),
+        (dict(caption_list="line"), "evals.x: the template '{line}' uses the field 'line', .*did you mean 'lines'"),
         (dict(caption_list="kind"), "no list of texts in its field 'kind'.*fields there: .*lines"),
         (dict(by="sides"), "by: no sample of .* has the field 'sides'.*fields there: .*side"),
         (dict(captions=("{lable}",)), "uses the field 'lable'"),

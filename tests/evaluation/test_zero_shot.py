@@ -8,6 +8,7 @@ import pytest
 from tiny_world import KINDS, SAMPLES, held_out
 
 from data_pipelines.errors import DataError
+from tests.data.tiny_shards import write_tar
 from xmodal.config import ConfigError, make_spec
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.zero_shot import ZeroShot, accuracy
@@ -52,7 +53,7 @@ def test_accuracy_against_the_definition():
     kept = labels >= 0
     order = np.argsort(-scores, axis=1)
     hits = order[:, 0] == labels
-    got = accuracy(scores, labels)
+    got, _ = accuracy(scores, labels)
     assert got["top1"] == np.mean(hits[kept])
     assert got["top5"] == np.mean([label in row[:5] for label, row in zip(labels[kept], order[kept])])
     assert got["mean_per_class"] == pytest.approx(np.mean([np.mean(hits[labels == c]) for c in range(6)]))
@@ -60,15 +61,18 @@ def test_accuracy_against_the_definition():
 
 
 def test_ties_count_against_the_sample():
-    got = accuracy(np.zeros((10, 7)), np.arange(10) % 7)
+    got, _ = accuracy(np.zeros((10, 7)), np.arange(10) % 7)
     assert got["top1"] == got["top5"] == got["mean_per_class"] == 0
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(label_field="kinds"), "no sample of .* in its field 'kinds'; fields there: .*kind"),
-        (dict(label_field="kind", classes=("mars",)), "one of its classes in its field 'kind'"),
+        (dict(label_field="kinds"), "evals.x: the template '{kinds}' uses the field 'kinds', .*did you mean 'kind'"),
+        (
+            dict(label_field="kind", classes=("mars",)),
+            "has one of the classes 'mars'; theirs are 'star', 'moon', 'sun'",
+        ),
         (dict(label_field="kind", prompts=("a {lable}",)), "'a {lable}' has no place for the class name"),
     ],
 )
@@ -90,6 +94,64 @@ def test_a_list_gives_the_figures_of_a_tar_of_the_same_samples(world, tmp_path):
     assert from_list.metrics == world.evaluate(ZeroShot(world.urls, **options)).metrics
     with pytest.raises(DataError, match=r"evals\.x\.source: .*nowhere\.jsonl"):
         world.evaluate(ZeroShot(source=dict(type="files", urls="nowhere.jsonl")))
+
+
+def test_files_of_names_and_prompts_and_numbered_classes(world, tmp_path):
+    """As CLIP_benchmark has it: shards with a `cls` member and nothing else, JSON lists by data set."""
+    names = ["sun", "star", "moon"]
+    kinds = [names.index(KINDS[i % 3]) for i in range(SAMPLES)]
+    shard = {f"{i:03d}": {"png": held_out(i)["png"], "cls": str(kinds[i]).encode()} for i in range(SAMPLES)}
+    prompts = [prompt.replace("{label}", "{c}") for prompt in PROMPTS]
+    for file, content in dict(classes={"tiny": names, "other": ["x"]}, prompts={"tiny": prompts, "other": []}).items():
+        (tmp_path / f"{file}.json").write_text(json.dumps(content))
+    files = {key: f"{tmp_path}/{key}.json:tiny" for key in ("classes", "prompts")}
+    by_number = world.evaluate(
+        ZeroShot(str(write_tar(tmp_path / "a.tar", shard)), label_field="cls", batch_size=16, **files)
+    )
+    by_name = world.evaluate(
+        ZeroShot(world.urls, label_field="kind", classes=tuple(names), prompts=PROMPTS, batch_size=16)
+    )
+    assert by_number.metrics == by_name.metrics and by_number.details == by_name.details
+
+
+def test_a_folder_of_folders(world, tmp_path):
+    """As ImageNet lies on disks: folders that are not called as their classes."""
+    for i in range(SAMPLES):
+        folder = tmp_path / "val" / f"n{KINDS.index(KINDS[i % 3])}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i:03d}.png").write_bytes(held_out(i)["png"])
+    source = dict(type="files", urls=str(tmp_path / "val"))
+    found = world.evaluate(ZeroShot(source=source, classes=KINDS, labels="sorted", batch_size=16))
+    expected = world.evaluate(ZeroShot(world.urls, label_field="kind", classes=KINDS, batch_size=16))
+    assert found.metrics == pytest.approx(expected.metrics)
+
+
+def test_confusions(world):
+    result = world.evaluate(ZeroShot(world.urls, label_field="kind", prompts=PROMPTS, batch_size=16))
+    classes = sorted(KINDS)
+    best = np.argmax(reference(world, classes, PROMPTS), axis=1)
+    truth = np.array([classes.index(KINDS[i % 3]) for i in range(SAMPLES)])
+    counts = np.zeros((3, 3), int)
+    np.add.at(counts, (truth, best), 1)
+    rows = {row["class"]: row for row in result.details["zero_shot/x/per_class"]}
+    for c, name in enumerate(classes):
+        assert rows[name]["images"] == 15 and rows[name]["recall"] == pytest.approx(counts[c, c] / 15)
+        wrong = np.where(np.arange(3) == c, -1, counts[c])
+        if wrong.max() > 0:
+            taken = classes.index(rows[name]["taken_for"])
+            assert counts[c, taken] == wrong.max() and rows[name]["share"] == pytest.approx(wrong.max() / 15)
+    listed = result.details["zero_shot/x/confusions"]
+    assert sum(row["images"] for row in listed) == SAMPLES - np.trace(counts)
+    assert [row["images"] for row in listed] == sorted((row["images"] for row in listed), reverse=True)
+
+
+def test_the_same_on_one_and_eight_devices_and_for_any_batch_size(world, alone):
+    options = dict(label_field="kind", prompts=PROMPTS)
+    one = alone.evaluate(ZeroShot(alone.urls, batch_size=SAMPLES, **options))
+    for batch_size in (7, 16):
+        found = world.evaluate(ZeroShot(world.urls, batch_size=batch_size, **options))
+        assert found.metrics == one.metrics and found.details == one.details
+        assert found.scores["zero_shot/x"].digest == one.scores["zero_shot/x"].digest
 
 
 @pytest.mark.parametrize("entry", [{}, dict(urls="a.tar", source=dict(urls="b.tar"))])

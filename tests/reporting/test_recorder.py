@@ -9,7 +9,7 @@ from xmodal.reporting.recorder import Recorder
 
 
 def rows(workdir, steps: int, *, every: int, interrupted: bool) -> list[dict]:
-    log = ConfigDict(dict(every=every, tensorboard=False))
+    log = ConfigDict(dict(every=every, tensorboard=False, intervals="bca"))
     options = dict(batch_size=2, total_steps=100, start_step=0, chance_losses={}, max_logit_scales={})
     with Recorder(workdir, log, flops_per_sample=None, **options) as recorder:
         for step in range(1, steps + 1):

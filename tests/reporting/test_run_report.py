@@ -7,6 +7,7 @@ import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from xmodal.reporting import svg
@@ -16,7 +17,8 @@ from xmodal.reporting.gallery import render_gallery
 from xmodal.reporting.markup import Markup, el
 from xmodal.reporting.metrics import MetricsWriter
 from xmodal.reporting.report import build_report
-from xmodal.reporting.results import write_results
+from xmodal.reporting.results import results_of, write_results
+from xmodal.reporting.scores import Scores
 from xmodal.reporting.svg import Series, chart
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='alert(3)"
@@ -99,7 +101,7 @@ def folder(tmp_path):
     write_environment(
         run, {"total_steps": 200, "chance_loss": {"contrastive": 5.545}, "parameters": {"image": 3_000_000}}
     )
-    write_results(run, 200, 51200, FLAT)
+    write_results(run, results_of(dict(step=200, samples=51200), FLAT))
     write_json(run / "config.json", {"optimizer": {"name": "adamw", "lr": 1e-3}, "note": EVIL})
     write_json(run / "gallery.json", gallery())
     lines = [{"reason": "corrupt image", "shard": EVIL, "key": str(i)} for i in range(30)]
@@ -128,6 +130,29 @@ def test_right_and_wrong_are_marked(folder):
     assert len(found.of("li", "hit")) == 1 and len(found.of("figure", "hit")) == 1
     verdicts = [a["class"].split()[-1] for a in found.of("div", "item") + found.of("div", "query")]
     assert verdicts == ["right", "wrong", "wrong"]
+
+
+def test_classes_and_confusions(folder):
+    rows = [{"class": f"c{i}", "images": 10, "recall": 1 - i / 20} for i in range(9)]
+    rows += [{"class": EVIL, "images": 10, "recall": 0.05, "taken_for": "c1", "share": 0.95}]
+    confusions = [{"class": EVIL, "taken_for": f"c{i}", "images": 20 - i, "share": 0.1} for i in range(14)]
+    details = {"zero_shot/groups/per_class": rows, "zero_shot/groups/confusions": confusions}
+    write_results(folder, results_of(dict(step=200, samples=51200), FLAT | {"zero_shot/groups/top1": 0.5}, {}, details))
+    found = page(folder)
+    assert "classes" in [a["id"] for a in found.of("section")]
+    assert "4 more" in found.text and "All 10 classes, those found least first" in found.text
+    assert found.text.count(EVIL) >= 15 and len(found.of("script")) == 1
+    assert found.text.index("c1 (95.0 %)") < found.text.index("60.0 %") < found.text.index("100.0 %")
+
+
+def test_intervals_stand_under_the_figures(folder):
+    hits = {
+        "retrieval/unseen_vendor/image_to_text": Scores({"R@1": np.arange(1000) < 170, "R@10": np.arange(1000) < 530})
+    }
+    results = results_of(dict(step=200, samples=51200), FLAT, hits)
+    write_results(folder, results, hits)
+    low, high = results["retrieval"]["unseen_vendor"]["image_to_text"]["ci95"]["R@10"]
+    assert low < 0.53 < high and f"[{100 * low:.1f}, {100 * high:.1f}]" in page(folder).text
 
 
 def test_data_never_becomes_code(folder):

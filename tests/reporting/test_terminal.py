@@ -8,7 +8,7 @@ from rich.console import Console
 
 from xmodal.reporting.formatting import compact, duration, number, percent, size, words
 from xmodal.reporting.progress import Progress
-from xmodal.reporting.results import Figure, evaluation_tables, nest, read_results, write_results
+from xmodal.reporting.results import Figure, evaluation_tables, nest, read_results, results_of, write_results
 from xmodal.reporting.summary import print_evaluation, print_summary, print_table
 
 RESULTS = {
@@ -138,7 +138,8 @@ def test_tables_are_not_cut_in_a_log_and_fit_a_terminal():
 
 
 def test_nested_results_come_back_from_disk(tmp_path):
-    written = write_results(tmp_path, 100, 25600, RESULTS)
+    written = results_of(dict(step=100, samples=25600), RESULTS)
+    write_results(tmp_path, written)
     assert read_results(tmp_path) == written
     assert written["retrieval"]["unseen_vendor"]["image_to_text"]["R@10"] == 0.53
     assert (written["step"], written["samples"]) == (100, 25600)
@@ -161,5 +162,12 @@ def test_evaluation_tables_have_a_row_per_direction_and_chance_beside_each_figur
     assert list(map(str, retrieval.rows[1])) == ["unseen vendor · text → image", "16.0 %", "", "8", "1,811"]
     assert list(map(str, zero_shot.rows[0])) == ["groups", "70.0 % (10.0 %)", "1,811"]
     console = plain_console()
+    with_ends = RESULTS | {"zero_shot/groups/ci95/top1": [0.65, 0.75], "zero_shot/groups/per_class": [{"class": "a"}]}
+    zero_shot = evaluation_tables(nest(with_ends))[1]
+    assert (
+        zero_shot.columns == ["set", "top-1", "images"] and str(zero_shot.rows[0][1]) == "70.0 % [65.0, 75.0] (10.0 %)"
+    )
+    print_evaluation(nest(with_ends), console)
+    assert "zero-shot (in brackets: chance; below: 95 % interval)" in shown(console)
     print_evaluation(nest(RESULTS), console)
     assert "retrieval (in brackets: chance)" in shown(console) and "53.0 % (0.55 %)" in shown(console)

@@ -1,68 +1,119 @@
-"""Evaluate a run's checkpoint, with the evaluators of its config: the same code as during training.
+"""Evaluate any model: a run with its own evaluators, or a run, an import or a Hugging Face folder with a suite.
 
-python -m xmodal eval --workdir runs/demo
-python -m xmodal eval --workdir runs/demo --step 500 --only unseen_vendor --json results_500.json
+python -m xmodal eval --model runs/demo
+python -m xmodal eval --model runs/demo --step 500 --only unseen_vendor --json results_500.json
+python -m xmodal eval --model hf:clip --suite configs/suites/emoji.json --json clip.json
+python -m xmodal eval --model models/clip_b32 --suite suite.json --json figures --format clip_benchmark
+
+A suite is a JSON file of evaluators with data of their own (docs/evaluation.md). Pictures and texts are prepared as the
+model wants it.
 """
 
 import argparse
 import pathlib
+from typing import Any, NamedTuple
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="run folder")
-    parser.add_argument("--step", type=int, help="checkpoint to evaluate; the newest good one by default")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="evaluators of the config to run; all by default")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the nested results to this file")
+    parser.add_argument(
+        "--model", "--workdir", dest="model", required=True, metavar="WHERE",
+        help="run folder, imported or exported folder, hf:DIR or open_clip:DIR",
+    )  # fmt: skip
+    parser.add_argument("--suite", type=pathlib.Path, metavar="FILE", help="evaluators to run instead of the run's own")
+    parser.add_argument("--step", type=int, help="checkpoint of a run to evaluate; the newest good one by default")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="evaluators to run; all by default")
+    parser.add_argument("--json", type=pathlib.Path, metavar="PATH", help="also write the results there")
+    parser.add_argument(
+        "--format", choices=("xmodal", "clip_benchmark"), default="xmodal",
+        help="of --json: a file as results.json, or a folder with a file for each evaluator as CLIP_benchmark has them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--intervals", choices=("bca", "percentile", "none"), default="bca",
+        help="95 %% bootstrap intervals of the figures",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command; of several processes the first one speaks."""
+    from xmodal.config import ConfigError
     from xmodal.distributed.runtime import Runtime
 
+    if args.format == "clip_benchmark" and not args.json:
+        raise ConfigError("--format clip_benchmark writes a folder of files: name it with --json")
     with Runtime.start("~/.cache/xmodal/jax") as runtime:
-        results = evaluate(args.workdir, step=args.step, only=args.only)
+        found = evaluate(args.model, suite=args.suite, step=args.step, only=args.only, intervals=args.intervals)
         if runtime.process_index:
             return
-    from xmodal.reporting.files import write_json
+    from xmodal.reporting.clip_benchmark import write_documents
+    from xmodal.reporting.results import write_results
     from xmodal.reporting.summary import print_evaluation
 
-    print_evaluation(results)
-    if args.json:
-        write_json(args.json, results)
+    print_evaluation(found.results)
+    if args.json and args.format == "clip_benchmark":
+        write_documents(args.json, args.model, found.results)
+    elif args.json:
+        write_results(args.json.parent, found.results, found.scores, args.json.name)
 
 
-def evaluate(workdir: pathlib.Path, *, step: int | None = None, only: list[str] | None = None) -> dict:
-    """Evaluates a checkpoint from what it holds itself: config, tokenizer and weights.
+class Evaluation(NamedTuple):
+    """Nested results as in results.json, and what the queries behind them scored."""
+
+    results: dict[str, Any]
+    scores: dict[str, Any]
+
+
+def evaluate(
+    model: str | pathlib.Path,
+    *,
+    suite: pathlib.Path | None = None,
+    step: int | None = None,
+    only: list[str] | None = None,
+    intervals: str = "bca",
+) -> Evaluation:
+    """Evaluates a model from what is stored with it: config, tokenizer and weights.
 
     Args:
-      workdir: the run folder.
-      step: checkpoint; None takes the newest good one.
+      model: a run folder, an imported or exported folder, "hf:DIR" or "open_clip:DIR".
+      suite: file of evaluators; None takes those of the run.
+      step: checkpoint of a run; None takes the newest good one.
       only: names of evaluators; None runs all.
+      intervals: method of the intervals, see `xmodal.reporting.bootstrap`.
 
-    Returns:
-      Nested results as in results.json.
+    Raises:
+      ConfigError: there is no such model, suite or evaluator, or the two do not fit.
     """
     import jax
 
-    from xmodal.config import ConfigError, did_you_mean
+    from xmodal.commands.subject import open_subject, read_suite
     from xmodal.distributed.mesh import make_mesh
-    from xmodal.reporting.results import nest
+    from xmodal.reporting.results import results_of
     from xmodal.training.task import open_evaluators
-    from xmodal.training.trained import load_run
 
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1))
     with jax.set_mesh(mesh):
-        run = load_run(workdir, mesh, step=step)
-        unknown = [name for name in only or () if name not in run.config.evals]
-        if unknown:
-            known = ", ".join(run.config.evals)
-            hint = did_you_mean(unknown[0], run.config.evals)
-            raise ConfigError(f"{workdir} has no evaluator {unknown[0]!r}.{hint} Evaluators: {known}")
-        for name in [name for name in run.config.evals if only and name not in only]:
-            del run.config.evals[name]
-        evaluators = open_evaluators(run.config, run.losses.model, mesh, run.losses.preprocess, run.tokenizer)
-        metrics = {}
+        subject = open_subject(model, mesh, step=step)
+        config, head = subject.config, dict(subject.head)
+        if suite:
+            config, head = read_suite(suite, config), head | {"suite": str(suite)}
+        _choose(config, only, suite or model)
+        evaluators = open_evaluators(config, subject.model, mesh, subject.preprocess, subject.tokenizer)
+        metrics, scores, details = {}, {}, {}
         for _, evaluator in evaluators.values():
-            metrics |= evaluator(run.params).metrics
-    return {"step": run.step, "samples": run.samples} | nest(metrics)
+            found = evaluator(subject.params)
+            metrics, scores, details = metrics | found.metrics, scores | found.scores, details | found.details
+    return Evaluation(results_of(head, metrics, scores, details, intervals), scores)
+
+
+def _choose(config: Any, only: list[str] | None, where: object) -> None:
+    """Leaves the evaluators that are wanted in a config."""
+    from xmodal.config import ConfigError, did_you_mean
+
+    known = ", ".join(config.evals)
+    if not config.evals:
+        raise ConfigError(f"{where} has no evaluators; name some with --suite FILE, such as configs/suites/emoji.json")
+    for name in [name for name in only or () if name not in config.evals]:
+        hint = did_you_mean(name, config.evals)
+        raise ConfigError(f"{where} has no evaluator {name!r}.{hint} Evaluators: {known}")
+    for name in [name for name in config.evals if only and name not in only]:
+        del config.evals[name]

@@ -13,6 +13,7 @@ from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.distributed.mesh import assert_same_data
 from xmodal.models.model import Functional
 from xmodal.objectives.contrastive import normalize
+from xmodal.reporting.scores import Scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +40,18 @@ class EvalContext:
         templates: tuple[str, ...] = (),
         limit: int = 0,
         where: str = "evaluation",
-        labels: bool = False,
+        label: Mapping[str, Any] | None = None,
         images: bool = True,
     ) -> EvalSet:
         """Opens held-out samples whose captions come from `templates` (() is their text); see `EvalSet`.
 
-        With `labels` only those that have a class of `data.label` are used; without `images` none are read, and a
-        sample needs none.
+        With a `label`, as `data.label`, only those that have a class of it are used; without `images` none are read,
+        and a sample needs none.
         """
         config = self.data.copy_and_resolve_references()
         with config.unlocked():
             config.text.templates = tuple((1.0, template) for template in templates)
-            config.label.field = config.label.field if labels else ""
+            config.label.update(dict(field="") if label is None else label)
             config.modalities = config.modalities if images else ("text",)
         opened = EvalSet(data, config, limit, where)
         assert_same_data(where, opened.fingerprint)
@@ -73,7 +74,7 @@ class EvalContext:
 
     @functools.cached_property
     def embed_local(self) -> dict[str, Callable]:
-        """Jitted (params, batch) -> unit patches or words, {"x": [batch, seq, dim], "valid": [batch, seq]}, by tower."""
+        """Jitted (params, batch) -> {"x": unit patches or words [batch, seq, dim], "valid": [batch, seq]}, by tower."""
         return {tower: jax.jit(functools.partial(self._embed_local, f"{tower}.local")) for tower in ("image", "text")}
 
     def _embed_local(self, output: str, params: Mapping, batch: Mapping) -> dict[str, jax.Array]:
@@ -86,10 +87,19 @@ class EvalContext:
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """Figures by flat name (shares are 0..1) and pictures for the report's gallery."""
+    """What an evaluation found.
+
+    Attributes:
+      metrics: figures by flat name; shares are 0..1.
+      gallery: pictures for the report.
+      scores: what each query scored, by the group that `metrics` has its figures in: gives them their intervals.
+      details: tables for results and report by flat name, a row a dict.
+    """
 
     metrics: dict[str, float]
     gallery: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scores: dict[str, Scores] = dataclasses.field(default_factory=dict)
+    details: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +126,34 @@ class Evaluator(abc.ABC):
         if bool(self.urls) == bool(self.source):
             raise ValueError("give either `urls` of tar shards, or `source`, an entry as in data.sources")
 
-    def open(self, name: str, context: EvalContext, labels: bool = False, images: bool = True) -> EvalSet:
-        """Opens its held-out samples; `name` is that of the config entry. Raises DataError as `EvalSet`."""
-        where = f"evals.{name}.source" if self.source else f"evals.{name}"
-        return context.open(self.source or self.urls, self.captions, self.limit, where, labels, images)
+    def open(
+        self,
+        name: str,
+        context: EvalContext,
+        *,
+        instead: str = "",
+        label: Mapping[str, Any] | None = None,
+        images: bool = True,
+        data: str | tuple[str, ...] | Mapping[str, Any] = (),
+        where: str = "",
+    ) -> EvalSet:
+        """Opens held-out samples.
+
+        Args:
+          name: of the config entry.
+          context: what the run provides.
+          instead: a field that samples need in place of a caption, where the entry does not say what captions are.
+          label: as for `EvalContext.open`.
+          images: as for `EvalContext.open`.
+          data: other samples than those of the entry: tar shards, or an entry as in `data.sources`.
+          where: key of `data` in the entry.
+
+        Raises:
+          DataError: as `EvalSet`.
+        """
+        where = f"evals.{name}.{where or 'source'}" if data or self.source else f"evals.{name}"
+        captions = self.captions or ((f"{{{instead}}}",) if instead else ())
+        return context.open(data or self.source or self.urls, captions, self.limit, where, label, images)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import gather, image_batches, scatter
 from xmodal.evaluation.gallery import choose, thumbnail
 from xmodal.generation.autoregressive import generate
+from xmodal.reporting.scores import Scores, digest_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Captioning(Evaluator):
             written = np.stack(parts)
             texts = [tokenizer.decode(row.tolist()) for row in written]
             right = np.array([a.strip() == b.strip() for a, b in zip(texts, truth)])
-            metrics = {f"{prefix}/{key}": value for key, value in scores(written, ids, valid, right, truth).items()}
+            found = grade(written, ids, valid, right, dataset.names)
+            figures = found.figures() | baselines(ids, valid, truth)
             shown = [
                 {
                     "image": thumbnail(dataset, i),
@@ -67,32 +69,44 @@ class Captioning(Evaluator):
                 }
                 for i in choose(right, self.examples)
             ]
-            return EvalResult(metrics, {prefix: {"captions": shown}})
+            metrics = {f"{prefix}/{key}": value for key, value in figures.items()}
+            return EvalResult(metrics, {prefix: {"captions": shown}}, {prefix: found})
 
         return run
 
 
-def scores(
-    written: np.ndarray, ids: np.ndarray, valid: np.ndarray, right: np.ndarray, truth: list[str]
-) -> dict[str, float]:
-    """Exact match and token accuracy with the levels of the best constant caption.
+def grade(
+    written: np.ndarray, ids: np.ndarray, valid: np.ndarray, right: np.ndarray, names: Sequence[str] = ()
+) -> Scores:
+    """Returns exact matches, and the true tokens that were found of those that there are.
 
     Args:
       written: generated ids [samples, length], begin mark first.
       ids: true ids [samples, length].
       valid: bool [samples, length].
       right: bool [samples], exact matches.
+      names: of the samples.
+    """
+    counts = valid[:, 1:]
+    found = (written[:, 1:] == ids[:, 1:]) & counts
+    values = {"exact_match": right, "token_accuracy": found.sum(axis=1)}
+    return Scores(values, digest_of(names), weights={"token_accuracy": counts.sum(axis=1)})
+
+
+def baselines(ids: np.ndarray, valid: np.ndarray, truth: list[str]) -> dict[str, float]:
+    """Returns what the best constant caption reaches, and the number of images.
+
+    Args:
+      ids: true ids [samples, length].
+      valid: bool [samples, length].
       truth: true captions.
     """
     answers, counts = ids[:, 1:], valid[:, 1:]
-    total = np.sum(counts)
     constant = np.zeros(len(ids))  # true tokens that each true caption finds as the answer for all images
     for answer, mask in zip(answers.T, counts.T):
         constant += np.bincount(answer[mask], minlength=answers.max() + 1)[answer]
     return {
-        "exact_match": float(np.mean(right)),
         "chance/exact_match": collections.Counter(truth).most_common(1)[0][1] / len(truth),
-        "token_accuracy": float(np.sum((written[:, 1:] == answers) & counts) / total),
-        "chance/token_accuracy": float(constant.max() / total),
+        "chance/token_accuracy": float(constant.max() / np.sum(counts)),
         "images": float(len(truth)),
     }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,7 +11,8 @@ from data_pipelines.errors import DataError
 from data_pipelines.labels import Labels
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import batch_size_for, gather, image_batches, scatter
-from xmodal.evaluation.zero_shot import accuracy
+from xmodal.evaluation.zero_shot import accuracy, confusion
+from xmodal.reporting.scores import Scores, digest_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +35,23 @@ class Classification(Evaluator):
         if not context.data.label.field:
             raise DataError("a classification needs data.label.field, which says what class a sample has")
         labels = Labels(context.data.label)
-        dataset = self.open(name, context, labels=True)
+        dataset = self.open(name, context, label=context.data.label)
         ids = np.stack([labels.ids(record) for record in dataset.records])
         forward = jax.jit(functools.partial(_logits, context, f"{self.tower}.pooled"))
+        classes = list(context.data.label.classes) or [str(i) for i in range(labels.count)]
         size, prefix = batch_size_for(context, self.batch_size), f"classification/{name}"
 
         def run(params: Mapping) -> EvalResult:
             parts = [None] * len(dataset)
             for batch, index in image_batches(dataset, context, size):
                 scatter(parts, index, gather(forward(params, batch)))
-            scores = np.stack(parts)
-            found = accuracy(scores, ids[:, 0]) if labels.most == 1 else several(scores, ids)
-            return EvalResult({f"{prefix}/{key}": value for key, value in found.items()})
+            logits, names = np.stack(parts), dataset.names
+            found, scores = accuracy(logits, ids[:, 0], names) if labels.most == 1 else several(logits, ids, names)
+            details = confusion(logits, ids[:, 0], classes) if labels.most == 1 else {}
+            return EvalResult(
+                {f"{prefix}/{key}": value for key, value in found.items()}, scores={prefix: scores},
+                details={f"{prefix}/{key}": rows for key, rows in details.items()},
+            )  # fmt: skip
 
         return run
 
@@ -54,12 +60,13 @@ def _logits(context: EvalContext, output: str, params: Mapping, batch: Mapping) 
     return context.model(params, context.preprocess(batch, None), frozenset({output}))[output]
 
 
-def several(scores: np.ndarray, ids: np.ndarray) -> dict[str, float]:
-    """Returns mAP, the mean over classes of the average precision, and top1, with chance levels.
+def several(scores: np.ndarray, ids: np.ndarray, names: Sequence[str] = ()) -> tuple[dict[str, float], Scores]:
+    """Returns mAP, the mean over classes of the average precision, and top1, with chance levels; and the scores.
 
     Args:
       scores: [samples, classes]; ties count against the sample.
       ids: the classes of each sample, [samples, most], -1 fills up.
+      names: of the samples.
     """
     rows, classes = scores.shape
     right = np.zeros((rows, classes + 1), bool)
@@ -70,11 +77,12 @@ def several(scores: np.ndarray, ids: np.ndarray) -> dict[str, float]:
     present = np.flatnonzero(right.any(axis=0))
     precision = [average_precision(scores[:, c], right[:, c]) for c in present]
     share = float(right.mean())
-    return {
+    metrics = {
         "mAP": float(np.mean(precision)), "chance/mAP": float(right[:, present].mean()),
         "top1": float(top1.mean()), "chance/top1": share,
         "images": float(rows), "classes": float(classes),
     }  # fmt: skip
+    return metrics, Scores({"top1": top1}, digest_of(names))
 
 
 def average_precision(scores: np.ndarray, right: np.ndarray) -> float:

@@ -1,16 +1,18 @@
 """Image-text retrieval: recall at 1, 5 and 10, both ways, with any number of captions per image."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.text.fields import lookup
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.gallery import retrieval_gallery
+from xmodal.reporting.scores import Scores, digest_of
 
 RECALLS = (1, 5, 10)
 ROWS = 1024  # queries ranked at once
@@ -20,25 +22,26 @@ ROWS = 1024  # queries ranked at once
 class Retrieval(Evaluator):
     """Ranks all captions of the set for each image and all images for each caption.
 
-    Equal captions are one candidate; it is right for every image that has it.
-
     Attributes:
       caption_list: json field with several captions of an image (COCO, Flickr30k); "" uses `captions`.
+      captions_per_image: at most so many of them, the first ones; 0 takes all (COCO's usual 25,000: 5).
+      merge: equal captions are one candidate, right for every image that has it; False keeps them apart, each right for
+        its own image alone, as published figures have it.
       by: json field; image-to-text recall is also given per value of it, among the same candidates.
       examples: queries shown in the report, half of them wrong ones where there are enough.
     """
 
     caption_list: str = ""
+    captions_per_image: int = 0
+    merge: bool = True
     by: str = ""
     examples: int = 16
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        dataset = self.open(name, context)
+        dataset = self.open(name, context, instead=self.caption_list)
         own = [self._captions(record, context.data.text.lower) for record in dataset.records]
-        texts = list(dict.fromkeys(text for captions in own for text in captions))
-        number = {text: i for i, text in enumerate(texts)}
-        pairs = np.array([(i, number[text]) for i, captions in enumerate(own) for text in dict.fromkeys(captions)])
+        texts, pairs = candidates(own, self.merge)
         embedder, prefix = Embedder(context, self.batch_size), f"retrieval/{name}"
         by = np.array([str(record.get(self.by, "")) for record in dataset.records]) if self.by else None
         if by is not None and not any(by):
@@ -50,31 +53,35 @@ class Retrieval(Evaluator):
             images, captions = embedder.images(params, dataset), embedder.texts(params, texts)
             to_text = ranks(images, captions, pairs)
             to_image = ranks(captions, images, pairs[:, ::-1])
-            metrics = {f"{prefix}/images": float(len(images)), f"{prefix}/captions": float(len(captions))}
-            metrics |= recalls(f"{prefix}/image_to_text", to_text, len(texts), np.bincount(pairs[:, 0]))
-            metrics |= recalls(f"{prefix}/text_to_image", to_image, len(images), np.bincount(pairs[:, 1]))
+            names, right = np.array(dataset.names), np.bincount(pairs[:, 0])
+            groups = {
+                "image_to_text": recalls(to_text, len(texts), right, names),
+                "text_to_image": recalls(
+                    to_image, len(images), np.bincount(pairs[:, 1]), [*names, *texts], unit=first_image(pairs)
+                ),
+            }
             for value in [] if by is None else sorted(set(by) - {""}):
                 rows = by == value
-                metrics |= recalls(
-                    f"{prefix}/image_to_text_of_{value}",
-                    to_text[rows],
-                    len(texts),
-                    np.bincount(pairs[:, 0])[rows],
-                )
+                groups[f"image_to_text_of_{value}"] = recalls(to_text[rows], len(texts), right[rows], names[rows])
+            metrics = {f"{prefix}/images": float(len(images)), f"{prefix}/captions": float(len(captions))}
+            for group, (found, _) in groups.items():
+                metrics |= {f"{prefix}/{group}/{key}": value for key, value in found.items()}
+            scores = {f"{prefix}/{group}": own_scores for group, (_, own_scores) in groups.items()}
             gallery = retrieval_gallery(dataset, own, texts, images, captions, to_text, to_image, pairs, self.examples)
-            return EvalResult(metrics, {prefix: gallery})
+            return EvalResult(metrics, {prefix: gallery}, scores)
 
         return run
 
     def _captions(self, record: Mapping, lower: bool) -> Sequence[str]:
         if not self.caption_list:
             return record["captions"]
-        texts = record.get(self.caption_list)
+        texts = lookup(record, self.caption_list)
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
             raise DataError(
                 f"caption_list: sample {record['key']} of {record['shard']} has no list of texts in its field "
                 f"{self.caption_list!r}; {_fields(record)}"
             )
+        texts = texts[: self.captions_per_image or None]
         return [" ".join(t.lower().split() if lower else t.split()) for t in texts]
 
 
@@ -111,21 +118,46 @@ def _ranks(queries: jax.Array, items: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.sum((scores >= best) & ~right, axis=1)
 
 
-def recalls(prefix: str, rank: np.ndarray, items: int, right: np.ndarray) -> dict[str, float]:
-    """Recall at k and median rank, with the recall that a random order reaches.
+def candidates(own: Sequence[Sequence[str]], merge: bool) -> tuple[list[str], np.ndarray]:
+    """Returns the captions to rank, and which belong to which image.
 
     Args:
-      prefix: of the metric names.
+      own: captions of each image.
+      merge: equal captions are one.
+
+    Returns:
+      (texts, int [pairs, 2] of (image, text), in the order of the images).
+    """
+    if not merge:
+        image = np.repeat(np.arange(len(own)), [len(captions) for captions in own])
+        return [text for captions in own for text in captions], np.stack([image, np.arange(len(image))], axis=1)
+    texts = list(dict.fromkeys(text for captions in own for text in captions))
+    number = {text: i for i, text in enumerate(texts)}
+    return texts, np.array([(i, number[t]) for i, captions in enumerate(own) for t in dict.fromkeys(captions)])
+
+
+def first_image(pairs: np.ndarray) -> np.ndarray:
+    """Returns the image that each text is resampled with: the first that has it, int [texts]."""
+    return pairs[np.unique(pairs[:, 1], return_index=True)[1], 0]
+
+
+def recalls(
+    rank: np.ndarray, items: int, right: np.ndarray, names: Iterable[str] = (), unit: np.ndarray | None = None
+) -> tuple[dict[str, float], Scores]:
+    """Recall at k with what a random order reaches, and the median rank; and what they are means of.
+
+    Args:
       rank: [queries], 0 is first.
       items: number of candidates.
       right: [queries], how many of the candidates are right.
+      names: tell the queries, and what they are asked about, from others.
+      unit: image of each query; None: the queries are images.
     """
+    scores = Scores({f"R@{k}": rank < k for k in RECALLS}, digest_of(names), unit=unit)
     metrics = {}
-    for k in RECALLS:
-        metrics[f"{prefix}/R@{k}"] = float(np.mean(rank < k))
-        metrics[f"{prefix}/chance/R@{k}"] = float(np.mean(chance_recall(k, items, right)))
-    metrics[f"{prefix}/median_rank"] = float(np.median(rank)) + 1.0
-    return metrics
+    for k, (name, value) in zip(RECALLS, scores.figures().items()):
+        metrics |= {name: value, f"chance/{name}": float(np.mean(chance_recall(k, items, right)))}
+    return metrics | {"median_rank": float(np.median(rank)) + 1.0}, scores
 
 
 def chance_recall(k: int, items: int, right: np.ndarray) -> np.ndarray:

@@ -1,72 +1,110 @@
 """Zero-shot classification: class names become prompts, and an image takes the class whose prompts it is closest to."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from data_pipelines.errors import DataError
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
+from xmodal.evaluation.classes import ensemble, number, open_labelled, read_names, read_prompts
 from xmodal.evaluation.embedding import Embedder
+from xmodal.reporting.scores import Scores, digest_of
+
+CONFUSIONS = 20  # pairs of classes that are listed
 
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(Evaluator):
     """Top-1, top-5 and mean per-class accuracy; prompts of a class are averaged after normalisation, as in CLIP.
 
+    Also which classes are taken for which. What a file of names or prompts may look like: `xmodal.evaluation.classes`.
+
     Attributes:
-      label_field: json field that holds the class of a sample.
-      classes: class names; () takes all values of the field. A sample of another class is left out.
-      prompts: templates with `{label}`.
+      label_field: json field, column or feature that holds the class of a sample; `cls` is also the tar member.
+      classes: class names, or a file of them; () takes all values of the field. A sample of another class is left out.
+      labels: what the field calls the classes, in their order, or a file of that; "sorted": its sorted values, as
+        with folders named by WordNet; () are the names themselves, or else numbers from 0.
+      prompts: templates with `{label}`, `{c}` or `{}`, or a file of them.
     """
 
     label_field: str = "label"
-    classes: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ("{label}",)
+    classes: str | tuple[str, ...] = ()
+    labels: str | tuple[str, ...] = ()
+    prompts: str | tuple[str, ...] = ("{label}",)
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        dataset = self.open(name, context)
-        values = [str(record.get(self.label_field, "")) for record in dataset.records]
-        classes = list(self.classes or sorted(set(values) - {""}))
-        if not set(classes) & set(values):
-            raise DataError(
-                f"no sample of {dataset.where} has one of its classes in its field {self.label_field!r}; "
-                f"fields there: {', '.join(sorted(dataset.records[0]))}"
-            )
-        if bad := [prompt for prompt in self.prompts if "{label}" not in prompt]:
-            raise DataError(f"prompts: {bad[0]!r} has no place for the class name, {{label}}")
-        number = {c: i for i, c in enumerate(classes)}
-        labels = np.array([number.get(value, -1) for value in values])
-        texts = [prompt.replace("{label}", c) for c in classes for prompt in self.prompts]
+        dataset, values = open_labelled(self, name, context, self.label_field)
+        classes = read_names(self.classes, "classes") if self.classes else sorted(set(values) - {""})
+        labels = number(values, classes, self.labels, dataset.where)
+        prompts = read_prompts(self.prompts, classes, "prompts")
+        texts = [prompt for own in prompts for prompt in own]
         embedder, prefix = Embedder(context, self.batch_size), f"zero_shot/{name}"
+        if not texts:
+            raise DataError("prompts: there is none")
 
         def run(params: Mapping) -> EvalResult:
-            weights = embedder.texts(params, texts).reshape(len(classes), len(self.prompts), -1).mean(axis=1)
-            weights /= np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
-            scores = embedder.images(params, dataset) @ weights.T
-            return EvalResult({f"{prefix}/{key}": v for key, v in accuracy(scores, labels).items()})
+            weights = ensemble(embedder.texts(params, texts), [len(own) for own in prompts])
+            similarities = embedder.images(params, dataset) @ weights.T
+            metrics, scores = accuracy(similarities, labels, dataset.names)
+            details = confusion(similarities, labels, classes)
+            return EvalResult(
+                {f"{prefix}/{key}": value for key, value in metrics.items()}, scores={prefix: scores},
+                details={f"{prefix}/{key}": rows for key, rows in details.items()},
+            )  # fmt: skip
 
         return run
 
 
-def accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns top1, top5 (with six classes or more) and mean_per_class, with chance levels.
+def accuracy(scores: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) -> tuple[dict[str, float], Scores]:
+    """Returns top1, top5 (with six classes or more) and mean_per_class, with chance levels; and what they are means of.
 
     Args:
       scores: [samples, classes]; ties count against the sample.
       labels: [samples]; -1 leaves a sample out.
+      names: of the samples.
     """
-    scores, labels = scores[labels >= 0], labels[labels >= 0]
+    used = labels >= 0
+    scores, labels, names = scores[used], labels[used], [name for name, use in zip(names, used) if use]
     classes = scores.shape[1]
     own = scores[np.arange(len(labels)), labels]
     rank = np.sum(scores >= own[:, None], axis=1) - 1
-    top1 = rank < 1
-    per_class = [top1[labels == c].mean() for c in np.unique(labels)]
-    metrics = {"top1": float(top1.mean()), "chance/top1": 1.0 / classes}
-    if classes > 5:
-        metrics |= {"top5": float(np.mean(rank < 5)), "chance/top5": 5.0 / classes}
-    return metrics | {
-        "mean_per_class": float(np.mean(per_class)), "chance/mean_per_class": 1.0 / classes,
-        "images": float(len(labels)), "classes": float(classes),
-    }  # fmt: skip
+    hits = {f"top{k}": rank < k for k in (1, 5) if k == 1 or classes > k}
+    found = Scores(hits, digest_of(names), group=labels, macro={"mean_per_class": "top1"})
+    chance = {"top1": 1 / classes, "top5": 5 / classes, "mean_per_class": 1 / classes}
+    metrics = {}
+    for name, value in found.figures().items():
+        metrics |= {name: value, f"chance/{name}": chance[name]}
+    return metrics | {"images": float(len(labels)), "classes": float(classes)}, found
+
+
+def confusion(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, list[dict]]:
+    """Returns how well each class is found and what it is taken for most, and the most frequent confusions.
+
+    Args:
+      scores: [samples, classes].
+      labels: [samples]; -1 leaves a sample out.
+      classes: names.
+    """
+    given, labels = np.argmax(scores[labels >= 0], axis=1), labels[labels >= 0]
+    counts = np.bincount(labels, minlength=len(classes))
+    pairs, times = np.unique(np.stack([labels, given], axis=1), axis=0, return_counts=True)
+    right = pairs[:, 0] == pairs[:, 1]
+    found = np.zeros(len(classes), int)
+    found[pairs[right, 0]] = times[right]
+    wrong = [(int(n), int(a), int(b)) for (a, b), n in zip(pairs[~right], times[~right])]
+    wrong.sort(key=lambda row: (-row[0], -row[0] / counts[row[1]], row[1:]))
+    most: dict[int, tuple[int, int]] = {}
+    for n, a, b in wrong:
+        most.setdefault(a, (b, n))
+    per_class = [
+        {"class": classes[c], "images": int(counts[c]), "recall": float(found[c] / counts[c])}
+        | ({"taken_for": classes[most[c][0]], "share": most[c][1] / float(counts[c])} if c in most else {})
+        for c in np.flatnonzero(counts).tolist()
+    ]
+    confusions = [
+        {"class": classes[a], "taken_for": classes[b], "images": n, "share": n / float(counts[a])}
+        for n, a, b in wrong[:CONFUSIONS]
+    ]
+    return {"per_class": per_class, "confusions": confusions}

@@ -152,7 +152,10 @@ def _figures(results: Mapping[str, Any]) -> str:
     tables = [f"**{title}**\n\n" + _table(columns, rows) for title, columns, rows in evaluation_tables(results)]
     if not tables:
         return "None were measured with exactly these weights."
-    return "\n\n".join([f"After {results['samples']:,} samples; in brackets what guessing gives.", *tables])
+    about = (
+        f"After {results['samples']:,} samples; in square brackets 95 % intervals, in round ones what guessing gives."
+    )
+    return "\n\n".join([about, *tables])
 
 
 def _recipe(stored: Stored) -> str:
@@ -179,5 +182,5 @@ def _checked(dtype: str, differences: Mapping[str, float]) -> str:
 
 
 def _table(columns: list, rows: list) -> str:
-    line = lambda cells: "| " + " | ".join(str(cell) for cell in cells) + " |"
+    line = lambda cells: "| " + " | ".join(map(str, cells)) + " |"
     return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])

@@ -131,8 +131,8 @@ def trunk(
     attention = {k: v for k, v in common.items() if k not in ("act", "hidden", "glu")}
     layer = tuple(mlp if kind == "mlp" else dict(kind=kind, heads=heads) | attention for kind in kinds)
     return dict(
-        width=width, depth=depth, pattern=(layer,) * (depth > 0), norm_eps=base["norm_eps"], drop_path=0.0, init=base["init"],
-        scan=True, remat="none",
+        width=width, depth=depth, pattern=(layer,) * (depth > 0), norm_eps=base["norm_eps"], drop_path=0.0,
+        init=base["init"], scan=True, remat="none",
     ) | whole  # fmt: skip
 
 

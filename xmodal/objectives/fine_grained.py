@@ -177,8 +177,8 @@ class Flair(SigmoidContrastive):
     """Text-conditioned image embeddings in a sigmoid loss (Xiao et al. 2025, section 3.2 and equation 4).
 
     Each caption of the batch pools the patches of each image by an attention of its own, and must tell whether image
-    and caption belong together. The paper's second loss, between the embeddings of whole images and all captions, is the
-    objective `sigmoid` beside it; samples that share a key are several captions of one image in both.
+    and caption belong together. The paper's second loss, between whole images and all captions, is the objective
+    `sigmoid` beside it; samples that share a key are several captions of one image in both.
 
     Attributes:
       heads: of the attention that pools.

@@ -42,7 +42,12 @@ def plain(value: Any) -> Any:
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Replaces `path` by `text` atomically: a reader, or a kill in between, sees the old or the new file.
+    """Replaces `path` by `text`; see `write_bytes`."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
+    """Replaces `path` by `content` atomically: a reader, or a kill in between, sees the old or the new file.
 
     Raises:
       OSError: the disk is full (the message names the path and the remedy) or `path` is not writable.
@@ -52,8 +57,8 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with clear_disk_errors(path):
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -63,8 +68,23 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> Path:
-    """Writes `value` as indented JSON, atomically; NaN and infinities become null."""
-    return write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes `value` as indented JSON, atomically; NaN and infinities become null.
+
+    An object that holds no other stands on one line within a list, and so does a list of numbers.
+    """
+    return write_text(path, _indented(plain(value), "") + "\n")
+
+
+def _indented(value: Any, indent: str, row: bool = False) -> str:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    flat = not any(isinstance(item, dict | list) and item for item in inside)
+    if not inside or (flat and (row or isinstance(value, list))):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    more = indent + "  "
+    if isinstance(value, list):
+        return f"[\n{more}" + f",\n{more}".join(_indented(item, more, row=True) for item in value) + f"\n{indent}]"
+    lines = (f"{json.dumps(key, ensure_ascii=False)}: {_indented(item, more)}" for key, item in value.items())
+    return f"{{\n{more}" + f",\n{more}".join(lines) + f"\n{indent}}}"
 
 
 def read_json(path: str | os.PathLike, default: Any = None) -> Any:

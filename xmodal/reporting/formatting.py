@@ -67,10 +67,27 @@ def words(name: str) -> str:
 
 def is_share(metric: str, value: float) -> bool:
     """Whether an evaluation figure is a share 0..1 (recall, accuracy) and is shown as percent."""
-    absolute = ("rank", "loss", "nll", "perplexity", "norm", "gap", "scale", "bleu", "cider", "fid")
+    absolute = (
+        "rank", "loss", "nll", "perplexity", "norm", "gap", "scale", "bleu", "cider", "fid", "uniformity", "alignment",
+        "l2",
+    )  # fmt: skip
     return 0.0 <= value <= 1.0 and not any(word in metric.lower() for word in absolute)
 
 
 def figure(metric: str, value: float) -> str:
     """One evaluation figure: shares as percent, ranks, losses and counts as numbers."""
     return percent(value) if is_share(metric, value) else number(value)
+
+
+def difference(metric: str, value: float, low: float | None = None, high: float | None = None) -> str:
+    """A difference of two figures with its sign and interval: `+1.2 [-0.4, +2.8]`, in percent points of a share."""
+    shares = all(is_share(metric, abs(x)) for x in (value, low, high) if x is not None)
+    text = lambda x: f"{100 * x:+.1f}" if shares else f"{x:+.4g}"
+    return text(value) if low is None else f"{text(value)} [{text(low)}, {text(high)}]"
+
+
+def between(metric: str, low: float, high: float) -> str:
+    """An interval: `[17.9, 21.6]` in percent of a share, without its sign, as it stands behind the figure."""
+    if is_share(metric, low) and is_share(metric, high):
+        return f"[{', '.join(percent(end).removesuffix(' %') for end in (low, high))}]"
+    return f"[{number(low)}, {number(high)}]"

@@ -13,7 +13,8 @@ from xmodal.reporting.health import Alarms
 from xmodal.reporting.metrics import MetricsWriter
 from xmodal.reporting.progress import Progress
 from xmodal.reporting.report import build_report
-from xmodal.reporting.results import nest, write_results
+from xmodal.reporting.results import results_of, write_results
+from xmodal.reporting.scores import Scores
 from xmodal.reporting.summary import print_evaluation
 
 
@@ -49,6 +50,9 @@ class Recorder:
         self._mark, self._wait = None, 0.0
         self._evaluations: dict[str, float] = {}
         self._galleries: dict[str, Any] = {}
+        self._scores: dict[str, Scores] = {}
+        self._details: dict[str, Any] = {}
+        self._intervals = log.intervals
 
     def __enter__(self) -> "Recorder":
         self._progress.__enter__()
@@ -121,22 +125,24 @@ class Recorder:
         if self._writer is not None:
             self._writer.write(step, samples, row, alarms)
 
-    def evaluated(
-        self, step: int, samples: int, metrics: Mapping[str, float], gallery: Mapping[str, Any], write: bool = True
-    ) -> None:
-        """Takes the results of evaluators: metric rows (unless told otherwise), and material of results and report."""
-        self._evaluations |= metrics
-        self._galleries |= gallery
+    def evaluated(self, step: int, samples: int, result: Any, write: bool = True) -> None:
+        """Takes an `EvalResult`: metric rows (unless told otherwise), and material of results and report."""
+        self._evaluations |= result.metrics
+        self._galleries |= result.gallery
+        self._scores |= result.scores
+        self._details |= result.details
         if self._writer is not None:
             if write:
-                self._writer.write(step, samples, {f"eval/{key}": value for key, value in metrics.items()})
+                self._writer.write(step, samples, {f"eval/{key}": value for key, value in result.metrics.items()})
             write_json(self.workdir / "gallery.json", self._galleries)
 
     def finish(self, step: int, samples: int) -> dict[str, Any]:
         """Writes results.json and report.html, prints the tables, returns the nested results."""
+        head = dict(step=step, samples=samples)
         if not self._main:
-            return {"step": step, "samples": samples} | nest(self._evaluations)
-        results = write_results(self.workdir, step, samples, self._evaluations)
+            return results_of(head, self._evaluations)
+        results = results_of(head, self._evaluations, self._scores, self._details, self._intervals)
+        write_results(self.workdir, results, self._scores)
         print_evaluation(results)
         self.report()
         return results

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xmodal.reporting import curves
+from xmodal.reporting.classes import render_classes
 from xmodal.reporting.environment import read_environment
 from xmodal.reporting.files import read_json, write_text
 from xmodal.reporting.formatting import TIMES, compact, duration, figure, number, percent, size, words
@@ -72,9 +73,14 @@ def build_report(workdir: str | os.PathLike) -> Path:
     folder = Path(workdir)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run folder at {folder}; --workdir names the folder that train.py wrote")
+    return write_text(folder / FILE, _page(read_run(folder)))
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder, in which every file may be missing. Raises ValueError if one is damaged."""
     rows = read_metrics(folder)
     final, latest = read_results(folder), _last_evaluation(rows)  # a run that was prolonged has passed its results
-    run = Run(
+    return Run(
         folder=folder,
         rows=rows,
         environment=read_environment(folder),
@@ -82,7 +88,6 @@ def build_report(workdir: str | os.PathLike) -> Path:
         gallery=read_gallery(folder),
         config=read_json(folder / "config.json", default={}),
     )
-    return write_text(folder / FILE, _page(run))
 
 
 def _page(run: Run) -> str:
@@ -97,6 +102,7 @@ def _sections(run: Run) -> Iterator[tuple[str, Markup | None]]:
     charts = curves.metric_charts(run.rows)
     yield "Alarms", _alarms(run)
     yield "Evaluation", _evaluation(run)
+    yield "Classes", render_classes(run.results)
     yield (
         "Retrievals",
         _both(render_gallery(run.gallery, "image_to_text"), render_gallery(run.gallery, "text_to_image")),
@@ -149,7 +155,10 @@ def _headline(run: Run) -> Iterator[Markup]:
         recalls = [cell for cell in judged if cell.metric.startswith("R@")]
         for cell in [recalls[0], recalls[-1]] if len(recalls) > 1 else judged[:1]:
             label = f"{table.title} {words(cell.metric)}"
-            yield card(label, str(figure(cell.metric, cell.value)), place, f"chance {figure(cell.metric, cell.chance)}")
+            notes = [f"95 % interval {cell.between}"] if cell.interval else []
+            yield card(
+                label, figure(cell.metric, cell.value), place, *notes, f"chance {figure(cell.metric, cell.chance)}"
+            )
 
 
 def _numbers(run: Run) -> Iterator[Markup]:
@@ -217,10 +226,12 @@ def _evaluation(run: Run) -> Markup | None:
 def _cell(cell: Any) -> Any:
     if not isinstance(cell, Figure):
         return cell
-    value = figure(cell.metric, cell.value)
-    if cell.chance is None:
-        return value
-    return join(el("b", value), el("small", f"{CHANCE} {figure(cell.metric, cell.chance)}"))
+    value, notes = figure(cell.metric, cell.value), []
+    if cell.interval is not None:
+        notes.append(el("small", cell.between, title="95 % interval"))
+    if cell.chance is not None:
+        notes.append(el("small", f"{CHANCE} {figure(cell.metric, cell.chance)}"))
+    return join(el("b", value), notes) if notes else value
 
 
 def _skipped(folder: Path) -> Markup | None:
@@ -262,7 +273,7 @@ def _details(run: Run) -> Markup | None:
         blocks.append(("How to reproduce", command))
     if run.config:
         search = el("input", type="search", class_="search", placeholder="Search keys and values", aria_label="Search")
-        blocks.append(("Configuration", join(search, _facts(dict(_flat(run.config))))))
+        blocks.append(("Configuration", join(search, _facts(dict(flat_settings(run.config))))))
     if run.environment:
         blocks.append(("Environment", _facts(_environment(run.environment))))
     if run.environment.get("packages"):
@@ -302,13 +313,14 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
     }
     shown = {"total_steps", "chance_loss", "parameters"}  # elsewhere in the report
     run = {words(k): v for k, v in environment.get("run", {}).items() if k not in shown}
-    return facts | dict(_flat(run)) | environment.get("variables", {})
+    return facts | dict(flat_settings(run)) | environment.get("variables", {})
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the leaves of nested settings as (dotted key, text)."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_settings(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

@@ -1,6 +1,9 @@
 """Start-up summary and tables for the terminal: coloured where colours work, plain and uncut in a log file."""
 
+import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -8,8 +11,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from xmodal.reporting.formatting import number
+from xmodal.reporting.bootstrap import Difference
+from xmodal.reporting.formatting import difference, number, words
 from xmodal.reporting.results import Figure, evaluation_tables
+
+if TYPE_CHECKING:
+    from xmodal.reporting.comparison import Line
 
 LOG_WIDTH = 240  # a log file does not wrap, so its tables may be as wide as this
 
@@ -61,10 +68,43 @@ def print_table(
 
 
 def print_evaluation(results: Mapping[str, object], console: Console | None = None) -> None:
-    """Prints one table per evaluator of nested results, the chance level in brackets after each figure."""
+    """Prints one table per evaluator of nested results: figures, behind them chance, below them their intervals."""
     for title, columns, rows in evaluation_tables(results):
-        known = any(isinstance(cell, Figure) and cell.chance is not None for row in rows for cell in row)
-        print_table(f"{title} (in brackets: chance)" if known else title, columns, rows, console)
+        figures = [cell for row in rows for cell in row if isinstance(cell, Figure)]
+        notes = ["in brackets: chance"] * any(cell.chance is not None for cell in figures)
+        notes += ["below: 95 % interval"] * any(cell.interval is not None for cell in figures)
+        print_table(f"{title} ({'; '.join(notes)})" if notes else title, columns, rows, console)
+
+
+def print_comparison(names: Sequence[str], lines: "Sequence[Line]", console: Console | None = None) -> None:
+    """Prints one table per evaluator: each figure of all runs, and the differences to the first one.
+
+    Args:
+      names: of the runs.
+      lines: `comparison.lines` of them.
+      console: where to print; standard output by default.
+    """
+    console = console or Console(highlight=False)
+    columns = ["set", "figure", *names, *(f"{name} - {names[0]}" for name in names[1:])]
+    for evaluator, own in itertools.groupby(lines, key=lambda line: line.path[0]):
+        rows, place = [], None
+        for line in own:
+            figures = [f and dataclasses.replace(f, chance=None) for f in line.figures]
+            apart = [_Apart(line.metric, d) if d else "" for d in line.differences]
+            rows.append([line.place if line.place != place else "", words(line.metric), *figures, *apart])
+            place = line.place
+        print_table(words(evaluator), columns, rows, console)
+    notes = "Below each figure and difference: 95 % bootstrap interval. * it leaves out zero."
+    if any(d and not d.paired and d.low == d.low for line in lines for d in line.differences):
+        notes += " ~ not the same queries: unpaired."
+    console.print(Text(notes, "dim"))
+
+
+class _Apart(NamedTuple):
+    """A difference as a cell."""
+
+    metric: str
+    found: Difference
 
 
 def _lines(value: object) -> Text:
@@ -82,6 +122,15 @@ def _cell(value: object) -> Text:
         return Text()
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Text(number(value))
+    if isinstance(value, _Apart):
+        d = value.found
+        if d.low != d.low:  # no interval
+            return Text(difference(value.metric, d.value))
+        text, _, ends = difference(value.metric, d.value, d.low, d.high).partition(" ")
+        marks = "*" * d.clear + "~" * (not d.paired)
+        return Text.assemble((text + marks, "bold" if d.clear else ""), (f"\n{ends}", "dim"))
+    if isinstance(value, Figure) and value.interval is not None:
+        return _cell(str(dataclasses.replace(value, interval=None))) + Text(f"\n{value.between}", "dim")
     head, bracket, tail = str(value).partition(" (")
     return Text.assemble(head, (bracket + tail, "dim"))
 

@@ -24,11 +24,15 @@ SMOOTH_FROM = 60  # points from which a noisy series gets a smoothed line
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line: name and points in order of x. Points that are not finite interrupt the line."""
+    """One line: name and points in order of x. Points that are not finite interrupt the line.
+
+    Its colour is that of its place among the lines, unless it is given.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    colour: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +58,9 @@ def chart(
     references: Sequence[tuple[str, float]] = (),
     smooth: bool = False,
     log_switch: bool = False,
+    unit: str = "step",
 ) -> Markup:
-    """Draws lines over training steps.
+    """Draws lines over training steps, or over what `unit` names.
 
     Args:
       title: what is drawn.
@@ -64,6 +69,7 @@ def chart(
       references: (label, value) of dashed horizontal lines, such as a chance level.
       smooth: draws a local mean over the faint raw line of a long series.
       log_switch: offers a logarithmic vertical axis.
+      unit: what x counts, for the read-out.
     """
     series = [s for s in series if any(map(math.isfinite, s.y))]
     if not series:
@@ -84,7 +90,7 @@ def chart(
         el("ul", [_legend(i, s, text, named) for i, s in enumerate(series)], class_="legend"),
         plots,
         class_="chart",
-        data_chart=json.dumps(_data(series, across, share), separators=(",", ":")),
+        data_chart=json.dumps(_data(series, across, share) | {"unit": unit}, separators=(",", ":")),
     )
 
 
@@ -162,7 +168,7 @@ def _plot(
     drawing = [_line(f"M0 {_y(up, t)}H{SIDE}", "grid") for t in marks]
     drawing += [_line(f"M0 {_y(up, value)}H{SIDE}", "reference") for _, value in references if value > 0 or not up.log]
     for index, line in enumerate(series):
-        colour = f"c{index % COLOURS}"
+        colour = _colour(index, line)
         noisy = smooth and len(line.x) >= SMOOTH_FROM
         lone = " dot" if sum(map(math.isfinite, line.y)) == 1 else ""
         drawing.append(_line(_path(line.x, line.y, across, up), f"{colour} raw" if noisy else colour + lone))
@@ -218,7 +224,11 @@ def _path(x: Sequence[float], y: Sequence[float], across: Scale, up: Scale) -> s
 
 def _legend(index: int, line: Series, text: Callable[[float], str], named: bool) -> Markup:
     value = el("b", text(next(y for y in reversed(line.y) if math.isfinite(y))))
-    return el("li", [el("i", class_=f"c{index % COLOURS}"), line.name, " "] if named else None, value)
+    return el("li", [el("i", class_=_colour(index, line)), line.name, " "] if named else None, value)
+
+
+def _colour(index: int, line: Series) -> str:
+    return f"c{(index if line.colour is None else line.colour) % COLOURS}"
 
 
 def _data(series: Sequence[Series], across: Scale, share: bool) -> dict[str, object]:

@@ -232,7 +232,7 @@ class Loop:
                 result = self.evaluators[name][1](params)
             self._measured[name] = result.metrics
             again = self._start == self.task.total_steps  # a finished run that is run again has its rows
-            self.recorder.evaluated(step, self.stream.position, result.metrics, result.gallery, write=not again)
+            self.recorder.evaluated(step, self.stream.position, result, write=not again)
             self.recorder.pause()
 
     def save(self, state: dict, step: int, wait: bool = False) -> None:

@@ -20,6 +20,7 @@ from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
 from xmodal.models.embed import EMBEDDERS, TokenSpec, inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES, Objective
+from xmodal.reporting.bootstrap import METHODS
 from xmodal.training.durations import to_steps
 from xmodal.training.losses import Losses
 from xmodal.training.optimizer import OptimizerPlan, make_optimizer
@@ -119,6 +120,9 @@ def build_task(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer
     config = resolve(config, tokenizer)
     if config.optimizer.max_nonfinite < 1:
         raise ConfigError(f"optimizer.max_nonfinite={config.optimizer.max_nonfinite}: at least 1 step must be skipped")
+    if config.log.intervals not in METHODS:
+        hint = did_you_mean(config.log.intervals, METHODS)
+        raise ConfigError(f"log.intervals={config.log.intervals!r}: expected {', '.join(METHODS)}.{hint}")
     losses = build_losses(config, mesh)
     units = dict(batch_size=config.batch_size, epoch_size=epoch_size)
     total = to_steps(config.schedule.total, **units, where="schedule.total")

@@ -28,7 +28,7 @@ function show(chart) {
         const y = ys[nearest(xs, step)];
         values[i].textContent = y === null ? "–" : format(y);
       });
-      at.textContent = "step " + step.toLocaleString("en");
+      at.textContent = data.unit + " " + step.toLocaleString("en");
       const place = (100 * (step - data.low)) / (data.high - data.low) + "%";
       cursor.style.left = place;
       at.style.transform = "translateX(-" + place + ")"; // stays inside the chart at both ends

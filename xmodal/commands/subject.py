@@ -1,0 +1,103 @@
+"""A model to evaluate, wherever it lives, and the suite to evaluate it with."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import DataError
+from data_pipelines.io.paths import find_file
+from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.config import ConfigError, did_you_mean, from_json, validate
+from xmodal.distributed.sharding import shardings
+from xmodal.interop.folder import open_stored, parse
+from xmodal.models.model import Functional
+from xmodal.training.task import preprocessor
+from xmodal.training.trained import load_run
+
+_KEYS = ("about", "label", "evals")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model on a mesh with everything that evaluators need of it.
+
+    Attributes:
+      config: complete; `data.image` and `data.text` prepare pictures and texts as the model wants it.
+      model: its towers as pure functions.
+      params: their parameters, on the mesh.
+      preprocess: (batch, None) -> batch with float images, on the device.
+      tokenizer: of its texts; None for a model of pictures alone.
+      head: what results say they are of.
+    """
+
+    config: ConfigDict
+    model: Functional
+    params: dict
+    preprocess: Callable
+    tokenizer: Tokenizer | None
+    head: dict[str, Any]
+
+
+def open_subject(where: str | Path, mesh: jax.sharding.Mesh, *, step: int | None = None) -> Subject:
+    """Opens a run (averaged weights where it kept them), an imported or exported folder, "hf:DIR" or "open_clip:DIR".
+
+    Args:
+      where: the model.
+      mesh: where the parameters go.
+      step: checkpoint of a run; None takes the newest good one.
+
+    Raises:
+      ConfigError: there is no model that can be read; the message says what is wrong with it.
+    """
+    kind, path = parse(where)
+    if kind == "run":
+        run = load_run(path, mesh, step=step)
+        head = {"step": run.step, "samples": run.samples}
+        return Subject(run.config, run.losses.model, run.params, run.losses.preprocess, run.tokenizer, head)
+    stored = open_stored(where, step=step)
+    model = Functional.build(stored.spec)
+    params = {name: stored.params[name] for name in model.spec.towers}
+    placed = shardings(jax.eval_shape(lambda p: p, params), mesh, stored.config.mesh.rules)
+    params = jax.tree.map(_place, params, placed)
+    config = stored.config.copy_and_resolve_references()
+    return Subject(config, model, params, preprocessor(config.data.image), stored.tokenizer, {"model": str(where)})
+
+
+def _place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def read_suite(path: str | Path, config: ConfigDict) -> ConfigDict:
+    """Returns a model's config with the evaluators of a suite instead of its own.
+
+    Args:
+      path: of a JSON object with `evals`, entries as in a recipe, and where they are needed `label`, the keys of
+        `data.label`, and `about`, a text for people. Relative paths start as in a recipe.
+      config: of the model; what is not in the suite stays.
+
+    Raises:
+      ConfigError: there is no such file, or something in it is not known.
+    """
+    try:
+        suite = from_json(find_file(path).read_text(encoding="utf-8"))
+    except DataError as error:
+        raise ConfigError(f"--suite: {error}") from None
+    except (ValueError, OSError) as error:
+        what = "is not JSON" if isinstance(error, json.JSONDecodeError) else "is no suite"
+        raise ConfigError(f"--suite: {path} {what}: {error}") from None
+    if unknown := [key for key in suite if key not in _KEYS]:
+        raise ConfigError(f"{path}: unknown key {unknown[0]!r}.{did_you_mean(unknown[0], _KEYS)} Keys: {_KEYS}")
+    if not isinstance(suite.get("evals"), ConfigDict):
+        raise ConfigError(f"{path}: `evals` holds the evaluators, such as {{'val': {{'type': 'retrieval', ...}}}}")
+    config = config.copy_and_resolve_references()
+    config.evals = suite.evals
+    if "label" in suite:
+        config.data.label = validate(suite.label, config.data.label, source=f"{path}: label")
+    return config

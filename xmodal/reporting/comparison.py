@@ -1,0 +1,173 @@
+"""Runs and result files side by side: the same figures of each, and how sure their differences are."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xmodal.reporting.bootstrap import Difference, differences
+from xmodal.reporting.files import read_json
+from xmodal.reporting.formatting import words
+from xmodal.reporting.report import Run, flat_settings, read_run
+from xmodal.reporting.results import FILE, Figure, figure_groups
+from xmodal.reporting.scores import Scores, read_scores
+
+
+class Compared(NamedTuple):
+    """One of the runs.
+
+    Attributes:
+      name: that tells it from the others.
+      run: what is known of it; of a result file only the results.
+      scores: what the queries behind the results scored.
+    """
+
+    name: str
+    run: Run
+    scores: dict[str, Scores]
+
+
+class Line(NamedTuple):
+    """One figure of all runs.
+
+    Attributes:
+      path: such as ("retrieval", "unseen_vendor", "image_to_text").
+      metric: such as "R@1".
+      figures: of each run; None where it does not have it.
+      differences: of the other runs to the first, with NaN for intervals where no scores of queries are stored; None
+        where there is nothing to compare.
+    """
+
+    path: tuple[str, ...]
+    metric: str
+    figures: tuple[Figure | None, ...]
+    differences: tuple[Difference | None, ...]
+
+    @property
+    def place(self) -> str:
+        """The set, and what is asked of it, in words."""
+        return " · ".join(map(words, self.path[1:]))
+
+
+def open_compared(places: Sequence[str | Path], names: Sequence[str] = ()) -> list[Compared]:
+    """Opens runs to compare.
+
+    Args:
+      places: run folders, or result files as `eval --json` writes them.
+      names: what they are called; by default as the folders or files.
+
+    Raises:
+      ValueError: there is no such run, or it has no evaluation.
+    """
+    paths = [Path(place) for place in places]
+    if names and len(names) != len(paths):
+        raise ValueError(f"{len(names)} names for {len(paths)} runs")
+    return [_open(path, name) for path, name in zip(paths, names or _names(paths))]
+
+
+def _open(path: Path, name: str) -> Compared:
+    if path.is_dir():
+        run, file = read_run(path), path / FILE
+    elif path.is_file():
+        results = read_json(path)
+        run, file = Run(path, [], {}, results if isinstance(results, dict) else {}, {}, {}), path
+    else:
+        raise ValueError(f"there is no run folder and no result file {path}")
+    if not any(isinstance(node, Mapping) for node in run.results.values()):
+        raise ValueError(f"{path} holds no evaluation; `python -m xmodal eval --json FILE` makes one")
+    scores = read_scores(file)
+    for group, own in list(scores.items()):  # of a run that went on meanwhile they are those of former weights
+        node: Any = run.results
+        for part in group.split("/"):
+            node = node.get(part, {}) if isinstance(node, Mapping) else {}
+        if any(not math.isclose(node.get(key, math.nan), value, abs_tol=1e-6) for key, value in own.figures().items()):
+            del scores[group]
+    return Compared(name, run, scores)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    parts = [path.resolve().with_suffix("" if path.suffix == ".json" else path.suffix).parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-length:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(own[-1:])} ({i})" for i, own in enumerate(parts, 1)]
+
+
+def lines(runs: Sequence[Compared], method: str = "bca") -> list[Line]:
+    """Returns every figure that a run has, in the order of the results; counts that all runs share are left out."""
+    tables = [_figures(run.run.results) for run in runs]
+    found: dict[str, list[dict[str, Difference]]] = {}
+    keys = list(dict.fromkeys(key for table in tables for key in table))
+    result = []
+    for path, metric in sorted(keys, key=lambda key: _order(keys, key)):
+        figures = tuple(table.get((path, metric)) for table in tables)
+        if _shared_count(metric, figures):
+            continue
+        group = "/".join(path)
+        if group not in found:
+            own = [run.scores.get(group) for run in runs]
+            both = lambda a, b: differences(a, b, method) if a is not None and b is not None else {}
+            found[group] = [both(own[0], other) for other in own[1:]]
+        apart = [own.get(metric) or _plain(figures[0], other) for own, other in zip(found[group], figures[1:])]
+        result.append(Line(path, metric, figures, tuple(apart)))
+    return result
+
+
+def _order(keys: Sequence[tuple], key: tuple) -> tuple[int, int, int]:
+    """Evaluators, sets and figures in the order in which they first appear."""
+    first = lambda match: next(i for i, other in enumerate(keys) if match(other))
+    (evaluator, *_), _ = key
+    return first(lambda k: k[0][0] == evaluator), first(lambda k: k[0] == key[0]), first(lambda k: k == key)
+
+
+def _figures(results: Mapping[str, Any]) -> dict[tuple[tuple[str, ...], str], Figure]:
+    found = {}
+    for evaluator, tree in results.items():
+        if isinstance(tree, Mapping):
+            for path, figures, _ in figure_groups(tree):
+                found |= {((evaluator, *path), name): figure for name, figure in figures.items()}
+    return found
+
+
+def _shared_count(metric: str, figures: Sequence[Figure | None]) -> bool:
+    """Whether it is a number of things (images, classes) that is the same for all runs."""
+    counts = metric.endswith("s") and not metric.endswith("ss")
+    return counts and len({figure.value if figure else None for figure in figures}) == 1
+
+
+def _plain(first: Figure | None, other: Figure | None) -> Difference | None:
+    if first is None or other is None:
+        return None
+    return Difference(other.value - first.value, math.nan, math.nan, False)
+
+
+def settings(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
+    """Returns the settings that differ between the runs that have a config: (key, text of each run, "" for none)."""
+    tables = [dict(flat_settings(run.run.config)) for run in runs]
+    keys = list(dict.fromkeys(key for table in tables for key in table))
+    known = [table for table in tables if table]
+    different = lambda key: len({table.get(key, "") for table in known}) > 1
+    return [(key, [table.get(key, "") for table in tables]) for key in keys if different(key)]
+
+
+def document(runs: Sequence[Compared], found: Sequence[Line]) -> dict[str, Any]:
+    """Returns the comparison as JSON has it."""
+    head = lambda run: {key: run.run.results[key] for key in ("step", "samples", "model") if key in run.run.results}
+    return {
+        "runs": [{"name": run.name, "path": str(run.run.folder)} | head(run) for run in runs],
+        "figures": [dict(_entry(line, runs)) for line in found],
+    }
+
+
+def _entry(line: Line, runs: Sequence[Compared]) -> Iterator[tuple[str, Any]]:
+    yield "name", "/".join((*line.path, line.metric))
+    yield "values", [figure and figure.value for figure in line.figures]
+    yield "ci95", [figure and figure.interval for figure in line.figures]
+    yield "differences", [_difference(run.name, apart) for run, apart in zip(runs[1:], line.differences) if apart]
+
+
+def _difference(name: str, apart: Difference) -> dict[str, Any]:
+    known = {} if math.isnan(apart.low) else {"ci95": [apart.low, apart.high], "paired": apart.paired}
+    return {"run": name, "to_first": apart.value} | known
