@@ -10,7 +10,20 @@ from ml_collections import ConfigDict
 
 from xmodal.config import ConfigError
 
-_OF_SOURCE = ("image", "caption", "root", "columns", "split", "data_dir", "filter", "unique", "seed", "scale")
+_OF_SOURCE = (
+    "image",
+    "caption",
+    "root",
+    "columns",
+    "split",
+    "data_dir",
+    "filter",
+    "unique",
+    "keep",
+    "drop",
+    "seed",
+    "scale",
+)
 _SHARDS = (".tar", ".tar.gz", ".tgz")
 DEMO_TOKENIZER = "data_pipelines/emoji/tokenizer.json"  # where tokens have to be made, whichever they are
 NAME = "data"  # of the source that positional arguments make
@@ -28,6 +41,8 @@ def add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     source.add_argument("--root", metavar="DIR", help="folder that relative image paths start from")
     source.add_argument("--filter", metavar="CONDITION", help="keep only samples such as 'width >= 200'")
     source.add_argument("--unique", metavar="KIND", help="keep only the first with the same key, caption or image")
+    source.add_argument("--keep", metavar="FILE", help="list of the samples to keep, as `data filter` writes it")
+    source.add_argument("--drop", metavar="FILE", help="list of samples to leave out, as `data duplicates` writes it")
     source.add_argument("--split", help="split of a tfds data set, train by default", **text)
     source.add_argument("--data-dir", metavar="DIR", help="where tfds data sets were prepared")
     source.add_argument("--seed", type=int, metavar="N", help="of synthetic data")
