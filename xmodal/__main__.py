@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from xmodal.commands import bench, data, evaluate, export_model, import_model, report
+from xmodal.commands import bench, data, embed, evaluate, export_model, import_model, report, search
 from xmodal.errors import user_errors
 
 COMMANDS = {
@@ -11,6 +11,8 @@ COMMANDS = {
     "report": report,
     "bench": bench,
     "data": data,
+    "embed": embed,
+    "search": search,
     "import": import_model,
     "export": export_model,
 }

@@ -76,11 +76,12 @@ def source_entry(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     return dict(type="synthetic", samples=int(only)) | entry
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, workers: bool = True) -> None:
-    """Declares the two ways to name data, and `--workers` for what runs in processes."""
+def add_data_arguments(parser: argparse.ArgumentParser, workers: bool = True, tokenizer: bool = True) -> None:
+    """Declares the two ways to name data, and options that not all need: of processes, and of what makes tokens."""
     parser.add_argument("inputs", nargs="*", metavar="DATA", help="shards such as 'shards/*.tar', folders or lists")
     parser.add_argument("--config", metavar="FILE.py[:VARIANT]", help="or a recipe: its data.sources")
-    parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json, where no recipe names one")
+    if tokenizer:
+        parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json, where no recipe names one")
     if workers:
         parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes; all cores by default")
     add_source_arguments(parser, "tar by default if all names end in .tar, or else files")
@@ -128,7 +129,7 @@ def load_data(args: argparse.Namespace) -> ConfigDict:
     else:
         config = load_config(base.__file__, args.overrides)
         config.data.sources = {NAME: source_entry(args, _guess(args.inputs))}
-    if args.tokenizer:
+    if getattr(args, "tokenizer", None):
         config.data.text.tokenizer = args.tokenizer
     if not entries(config):
         raise ConfigError(f"data.sources of {args.config} names no data with a weight above 0")
@@ -157,21 +158,19 @@ def weights(config: ConfigDict, epoch_size: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def open_sources(config: ConfigDict, *, every_field: bool = False) -> Iterator[list]:
-    """Opens all sources of a config and closes their files."""
+def open_sources(config: ConfigDict, **how: bool) -> Iterator[list]:
+    """Opens all sources of a config, as `open_source` is told to, and closes their files."""
     from data_pipelines.io.storage import Files
 
     with Files(**config.data.remote) as files:
-        yield sources_of(config, files, every_field=every_field)
+        yield sources_of(config, files, **how)
 
 
-def sources_of(config: ConfigDict, files: Any, *, every_field: bool = False) -> list:
+def sources_of(config: ConfigDict, files: Any, **how: bool) -> list:
     """Opens all sources of a config with files that the caller closes."""
     from data_pipelines.sources import open_source
 
-    return [
-        open_source(name, entry, config.data, files, every_field=every_field) for name, entry in entries(config).items()
-    ]
+    return [open_source(name, entry, config.data, files, **how) for name, entry in entries(config).items()]
 
 
 def title_of(args: argparse.Namespace) -> str:
