@@ -4,7 +4,7 @@ python -m xmodal search "a red flag" --index index
 python -m xmodal search --image photo.jpg --index index --top 20
 python -m xmodal search "at night" --image photo.jpg --weight 0.6 --index index --json
 
-The result is the exact top k of the stored embeddings, whichever engine finds it. A text and a picture become one query:
+The result is the exact top k of the stored embeddings, whichever engine finds it. A text and a picture make one query:
 the normalised sum of their embeddings, (1 - weight) times the text and weight times the picture.
 """
 

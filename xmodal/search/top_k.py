@@ -162,7 +162,11 @@ class JaxNearest(Nearest):
 
 
 class FaissNearest(Nearest):
-    """FAISS's flat index of inner products, where that library is installed."""
+    """FAISS's flat index of inner products, where that library is installed.
+
+    Attributes:
+      flat: that index.
+    """
 
     name = "faiss"
 
@@ -172,12 +176,12 @@ class FaissNearest(Nearest):
         import faiss
 
         super().__init__(vectors)
-        self._flat = faiss.IndexFlatIP(vectors.dim)
+        self.flat = faiss.IndexFlatIP(vectors.dim)
         for start in range(0, len(vectors), 2**17):
-            self._flat.add(vectors.rows(start, start + 2**17))
+            self.flat.add(vectors.rows(start, start + 2**17))
 
     def _candidates(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._flat.search(queries, count)
+        return self.flat.search(queries, count)
 
 
 ENGINES: dict[str, type[Nearest]] = {own.name: own for own in (NumPyNearest, JaxNearest, FaissNearest)}
