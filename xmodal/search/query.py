@@ -99,7 +99,8 @@ class Searcher:
             nearest = self.load(query.among)
             scores, rows = nearest.top(self.vector(query)[None], query.top)
         found = zip(rows[0].tolist(), scores[0].tolist())
-        return [Hit(row, score, self.index.record(row)) for row, score in found]
+        # Half precision makes some vectors a little longer than 1.
+        return [Hit(row, min(score, 1.0), self.index.record(row)) for row, score in found]
 
     def vector(self, query: Query) -> np.ndarray:
         """Returns a query as a unit vector, float32 [dim]."""
