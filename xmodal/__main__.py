@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from xmodal.commands import bench, data, embed, evaluate, export_model, import_model, report, search
+from xmodal.commands import bench, data, embed, evaluate, export_model, import_model, report, search, serve
 from xmodal.errors import user_errors
 
 COMMANDS = {
@@ -13,6 +13,7 @@ COMMANDS = {
     "data": data,
     "embed": embed,
     "search": search,
+    "serve": serve,
     "import": import_model,
     "export": export_model,
 }

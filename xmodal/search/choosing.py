@@ -35,8 +35,8 @@ def overlap(train: Index, test: Index, kind: str, least: float) -> tuple[np.ndar
       least: cosine from which two samples are close.
 
     Returns:
-      Of each test sample its nearest training sample, or -1 where none is close (int64 [test]), and their cosine (float32
-      [test]); and which training samples are close to any test sample (bool [train]).
+      Of each test sample its nearest training sample, or -1 where none is close (int64 [test]), and their cosine
+      (float32 [test]); and which training samples are close to any test sample (bool [train]).
     """
     nearest, best = np.full(len(test), -1), np.full(len(test), -np.inf, np.float32)
     close = np.zeros(len(train), bool)

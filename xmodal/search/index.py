@@ -1,5 +1,7 @@
 """An index that is complete: embeddings, records and thumbnails of numbered samples."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,17 @@ class Index:
             raise DataError(
                 f"the parts of {folder} hold {len(self)} samples, and its {MANIFEST} says otherwise; embed again"
             )
+
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether there are pictures to show."""
+        return any("thumbnail_end" in part.arrays for part in self.parts)
+
+    @property
+    def version(self) -> str:
+        """What tells this index from another in its place."""
+        facts = json.dumps(self.manifest, sort_keys=True)
+        return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

@@ -89,6 +89,14 @@ class Searcher:
             self._nearest[among] = open_nearest(self.index.vectors(among), self._engine)
         return self._nearest[among]
 
+    def warm(self) -> None:
+        """Loads and compiles what first questions need, so that they are answered at once."""
+        self.load(self.among[0]).top(np.zeros((1, self.index.dim), np.float32), 1)
+        if "text" in self.model.inputs:
+            self.model.embed_text("")
+        if "image" in self.model.inputs:
+            self.model.embed_image(np.zeros((8, 8, 3), np.uint8))
+
     def search(self, query: Query) -> list[Hit]:
         """Returns the samples nearest to a query, best first.
 
