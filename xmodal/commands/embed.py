@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_data_arguments(parser, workers=False, tokenizer=False)
     parser.add_argument("--model", required=True, metavar="MODEL", help="run, imported folder, hf:DIR or open_clip:DIR")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder of the index")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the index")
     model = parser.add_argument_group("embeddings")
     model.add_argument("--what", choices=_WHAT, help="both where the model has both; images need no captions then")
     model.add_argument("--step", type=int, metavar="N", help="checkpoint of a run; the newest good one by default")
@@ -56,7 +56,7 @@ def _embed(args: argparse.Namespace) -> None:
     from xmodal.search.models import open_model
 
     share = _share(args.process)
-    if is_remote(str(args.out)):
+    if is_remote(args.out):
         raise ConfigError(f"--out {args.out}: an index lies on a disk, local or common; copy it to a bucket afterwards")
     set_compile_cache("~/.cache/xmodal/jax")
     config = load_data(args)
@@ -66,11 +66,11 @@ def _embed(args: argparse.Namespace) -> None:
     what = _WHAT[args.what] if args.what else tuple(kind for kind in kinds if kind in known.model.inputs)
     options = Options(what, args.dtype, args.thumbnails, args.part_samples)
     with open_sources(config, uncaptioned="text" not in what) as sources:
-        job = plan(args.out, sources, options, title_of(args))
+        job = plan(pathlib.Path(args.out), sources, options, title_of(args))
         began = time.perf_counter()
         print(f"{sum(source.samples for source in sources):,} samples in {len(job.spans):,} parts", flush=True)
         done = make(job, known, share, threads=config.data.threads, readers=config.data.readers)
-    _report(args.out, done, time.perf_counter() - began)
+    _report(pathlib.Path(args.out), done, time.perf_counter() - began)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -53,7 +53,7 @@ def document(title: str, about: str, among: Sequence[str], reads: Sequence[str])
             el("p", id="status", role="status"),
             el("ol", id="results", aria_label="Results"),
         ),
-        el("footer", [el("span", el("kbd", key), f" {use}") for key, use in _KEYS.items()]),
+        el("footer", [el("span", el("kbd", key), f" {use}") for key, use in _KEYS]),
         el("div", el("p", "Drop the picture to look for it"), id="drop", hidden=True),
         el("script", script),
     )

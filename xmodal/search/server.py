@@ -121,7 +121,7 @@ class SearchServer(ThreadingHTTPServer):
 def _page(searcher: Searcher, request: Request) -> Answer:
     about = _about(searcher)
     kinds = " and ".join({"image": "pictures", "text": "captions"}[kind] for kind in about["among"])
-    line = f"{about['samples']:,} {kinds}, {about['model']}"
+    line = f"{about['samples']:,} {kinds}, found by {about['model']}"
     page, policy = document(about["name"], line, tuple(about["among"]), tuple(about["reads"]))
     return Answer(page.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": policy})
 
