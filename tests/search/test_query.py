@@ -9,9 +9,11 @@ import pytest
 
 import xmodal
 from data_pipelines.errors import DataError
-from tests.search.conftest import GOOD, caption, picture
+from tests.interop import test_vision as vision
+from tests.search.conftest import GOOD, caption, embed, picture
 from xmodal.__main__ import main
 from xmodal.search.index import Index
+from xmodal.search.page import document
 from xmodal.search.query import Query, Searcher
 
 
@@ -72,6 +74,22 @@ def test_what_cannot_be_asked_is_said(searcher):
     searcher_._embed = lambda kind, what: opposite if kind == "text" else -opposite
     with pytest.raises(DataError, match="cancel out"):
         searcher_.vector(Query("w9", b"x"))
+
+
+def test_a_model_of_pictures_alone(tmp_path):
+    folder = vision.hugging_face(tmp_path / "dinov2", "dinov2")
+    for i in range(3):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / f"{i}.png").write_bytes(picture(i))
+    embed(tmp_path / "photos", "--model", f"hf:{folder}", "--out", tmp_path / "index")  # needs no captions
+    searcher = Searcher.open(tmp_path / "index")
+    searcher.warm()
+    assert searcher.among == ("image",) and searcher.model.inputs == ("image",)
+    assert searcher.search(Query(image=picture(2)))[0].record["key"] == "2.png"
+    with pytest.raises(DataError, match="does not read texts"):
+        searcher.search(Query("w9"))
+    page, _ = document("photos", "", searcher.among, searcher.model.inputs)
+    assert "This model reads pictures alone" in page and "disabled" in page
 
 
 def test_search_prints_tables_and_json(made_index, tmp_path, capsys):

@@ -102,6 +102,8 @@ def test_questions_are_answered(server):
     assert json.loads(posted[2])["results"][0]["row"] == 30
     both = ask(server, "/api/search?text=w9&weight=0.9", "POST", picture(GOOD[30]), Content_Type="image/png")
     assert len(json.loads(both[2])["results"]) == 10
+    some = json.loads(ask(server, "/api/samples")[2])["results"]
+    assert [some[0]["row"], some[-1]["row"], len(some)] == [0, len(GOOD) - 1, 24] and "/" not in some[0]["shard"]
     like = json.loads(ask(server, "/api/search?sample=12&top=1")[2])["results"]
     assert like[0]["row"] == 12
 

@@ -4,7 +4,7 @@ python -m xmodal embed 'shards/*.tar' --model hf:dinov2 --what images --out inde
 python -m xmodal data duplicates index --above 0.95 --out drop.npy --groups groups.jsonl
 
 Of each group the first sample stays; the others go to the list, for `drop` of a source. Every picture is compared with
-every other one: a million on 2 cores take hours, on an accelerator minutes. `--among captions` compares captions.
+every other one: a million take hours on 2 cores, less on an accelerator. `--among captions` compares captions.
 """
 
 import argparse

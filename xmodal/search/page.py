@@ -34,7 +34,7 @@ def document(title: str, about: str, among: Sequence[str], reads: Sequence[str])
     """
     style, script = Markup(asset("report.css") + asset("search.css", __package__)), asset("search.js", __package__)
     policy = (
-        f"default-src 'none'; script-src {hash_of(script)}; style-src {hash_of(style)}; img-src 'self' blob:; "
+        f"default-src 'none'; script-src {hash_of(script)}; style-src {hash_of(style)}; img-src 'self' blob: data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'"
     )
@@ -43,6 +43,7 @@ def document(title: str, about: str, among: Sequence[str], reads: Sequence[str])
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("title", f"{title} · xmodal search"),
+        Markup('<link rel="icon" href="data:,">'),
         el("style", style),
     )
     body = el(
@@ -102,10 +103,8 @@ def _form(among: Sequence[str], reads: Sequence[str]) -> Markup:
         id="balance",
         hidden=True,
     )
-    options = el(
-        "div", el("div", choices, class_="among", role="group", hidden=len(among) < 2), weight, class_="options"
-    )
-    return el("form", field, options, role="search")
+    where = el("div", "Look among", choices, class_="among", role="group", hidden=len(among) < 2)
+    return el("form", field, el("div", where, weight, class_="options"), role="search")
 
 
 def _button(label: str, path: str) -> Markup:

@@ -116,12 +116,12 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         header = json.loads(file.read(length))
         size = file.seek(0, os.SEEK_END)
     note, arrays = json.loads(header.pop("__metadata__")[_NOTE]), {}
+    whole = np.memmap(path, np.uint8, "r")  # one for all: their number is limited
     for name, about in header.items():
         dtype, shape, (start, end) = np.dtype(_TYPES[about["dtype"]]), tuple(about["shape"]), about["data_offsets"]
         if end - start != dtype.itemsize * math.prod(shape) or 8 + length + end > size:
             raise ValueError(f"{name} does not fit into the file")
-        empty = not math.prod(shape)  # of which there are no maps
-        arrays[name] = np.zeros(shape, dtype) if empty else np.memmap(path, dtype, "r", 8 + length + start, shape)
+        arrays[name] = whole[8 + length + start : 8 + length + end].view(dtype).reshape(shape)
     return arrays, note
 
 

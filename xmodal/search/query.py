@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.images.decode import Options, full_image
 from xmodal.inference import Model
 from xmodal.search.index import Index
 from xmodal.search.models import model_of
@@ -128,7 +129,13 @@ class Searcher:
     def _embed(self, kind: str, what: str | bytes) -> np.ndarray:
         if kind not in self.model.inputs:
             raise DataError(f"the model of this index does not read {kind}s: look for something else")
-        return (self.model.embed_text(what) if kind == "text" else self.model.embed_image(what))[0]
+        if kind == "text":
+            return self.model.embed_text(what)[0]
+        try:
+            picture = full_image(what, Options.of(self.model.stored.config.data.image))
+        except BadSample as bad:
+            raise DataError(f"the picture cannot be read: {bad.reason}") from None
+        return self.model.embed_image(picture)[0]
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

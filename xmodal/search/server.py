@@ -2,6 +2,7 @@
 
     GET  /                        the page
     GET  /api/index               what the index holds
+    GET  /api/samples             some samples from all over it
     GET  /api/search?text=...     results; also sample=N, weight=W, among=image|text, top=N
     POST /api/search?text=...     the same with a picture: its bytes are the body, Content-Type image/...
     GET  /api/thumbnail/N         small JPEG of sample N
@@ -26,6 +27,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
+
 from data_pipelines.errors import DataError
 from xmodal.search.page import TYPES, document
 from xmodal.search.query import Query, Searcher
@@ -33,6 +36,7 @@ from xmodal.search.query import Query, Searcher
 LARGEST = 16 * 2**20  # bytes of a picture that is looked for
 _SECONDS = 30.0  # to receive one
 _CONNECTIONS = 64  # at a time
+_SHOWN = 24  # samples where nothing is looked for
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _PARAMETERS = dict(text=str, sample=int, weight=float, among=str, top=int)
 _ALWAYS = {
@@ -121,7 +125,7 @@ class SearchServer(ThreadingHTTPServer):
 def _page(searcher: Searcher, request: Request) -> Answer:
     about = _about(searcher)
     kinds = " and ".join({"image": "pictures", "text": "captions"}[kind] for kind in about["among"])
-    line = f"{about['samples']:,} {kinds}, found by {about['model']}"
+    line = f"{about['samples']:,} {kinds} · model {about['model']}"
     page, policy = document(about["name"], line, tuple(about["among"]), tuple(about["reads"]))
     return Answer(page.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": policy})
 
@@ -156,13 +160,22 @@ def _search(searcher: Searcher, request: Request) -> Answer:
             raise DataError(f"{name} is {text[:40]!r}; expected a number") from None
     query = Query(**dict(among=searcher.among[0]) | given, image=request.body)
     began = time.perf_counter()
-    hits = [hit.as_json() for hit in searcher.search(query)]
-    for hit in hits:
-        hit["shard"] = os.path.basename(hit["shard"])  # where data lie is nobody's business
+    hits = [_shown(hit.as_json()) for hit in searcher.search(query)]
     asked = dict(text=query.text, picture=bool(query.image), sample=query.sample, weight=query.weight)
     milliseconds = round(1e3 * (time.perf_counter() - began), 1)
     found = dict(query=asked | dict(among=query.among), milliseconds=milliseconds, results=hits)
     return Answer(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _samples(searcher: Searcher, request: Request) -> Answer:
+    total = len(searcher.index)
+    rows = np.unique(np.linspace(0, total - 1, min(_SHOWN, total)).astype(int)).tolist()
+    found = [dict(row=row, **_shown(searcher.index.record(row))) for row in rows]
+    return Answer(json.dumps(dict(results=found), ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _shown(record: dict[str, Any]) -> dict[str, Any]:
+    return record | dict(shard=os.path.basename(record["shard"]))  # where data lie is nobody's business
 
 
 def _thumbnail(searcher: Searcher, request: Request) -> Answer:
@@ -177,6 +190,7 @@ def _thumbnail(searcher: Searcher, request: Request) -> Answer:
 ROUTES: dict[tuple[str, str], Callable[[Searcher, Request], Answer]] = {
     ("GET", "/"): _page,
     ("GET", "/api/index"): _index,
+    ("GET", "/api/samples"): _samples,
     ("GET", "/api/search"): _search,
     ("POST", "/api/search"): _search,
     ("GET", "/api/thumbnail/"): _thumbnail,

@@ -66,7 +66,7 @@ function card(hit) {
     button.append(figure);
   }
   const facts = node("span", "facts");
-  facts.append(node("span", "key", hit.key), node("span", "score", hit.score.toFixed(3)));
+  facts.append(node("span", "key", hit.key), node("span", "score", hit.score === undefined ? "" : hit.score.toFixed(3)));
   button.append(node("span", "caption", hit.caption), facts);
   button.addEventListener("click", () => like(hit.row));
   item.append(button);
@@ -84,30 +84,36 @@ function remember(push) {
   if (push) history.pushState(null, "", address); else history.replaceState(null, "", address);
 }
 
-async function search(push = true) {
+function search(push = true) {
   clearTimeout(timer);
   if (request) request.abort();
   const words = text.value.trim(), shown = picture !== null || sample !== null;
   balance.hidden = !(words && shown);
   remember(push);
   if (!words && !shown) {
-    results.replaceChildren();
-    results.classList.remove("waiting");
-    return say(about.reads.includes("text") ? "Type what to look for, or drop a picture." : "Drop or choose a picture.");
+    return show("/api/samples", {}, () => about.reads.includes("text")
+      ? "Some of what is there. Type what to look for, or drop a picture."
+      : "Some of what is there. Drop or choose a picture.");
   }
   const parameters = new URLSearchParams({ top: TOP, among: among(), weight: weight.value });
   if (words) parameters.set("text", words);
   if (sample !== null) parameters.set("sample", sample);
-  const own = (request = new AbortController());
-  const options = { signal: own.signal };
+  const options = {};
   if (picture) Object.assign(options, { method: "POST", body: picture, headers: { "Content-Type": picture.type } });
+  return show("/api/search?" + parameters, options, (found) => {
+    const count = found.results.length.toLocaleString("en"), total = about.samples.toLocaleString("en");
+    return `${count} nearest of ${total}, ${found.milliseconds.toFixed(0)} ms`;
+  });
+}
+
+async function show(address, options, describe) {
+  const own = (request = new AbortController());
   results.classList.add("waiting");
   try {
-    const response = await fetch("/api/search?" + parameters, options), found = await response.json();
+    const response = await fetch(address, { ...options, signal: own.signal }), found = await response.json();
     if (!response.ok) throw new Error(found.error);
     results.replaceChildren(...found.results.map(card));
-    const count = found.results.length.toLocaleString("en"), total = about.samples.toLocaleString("en");
-    say(`${count} nearest of ${total}, ${found.milliseconds.toFixed(0)} ms`);
+    say(describe(found));
   } catch (error) {
     if (error.name === "AbortError") return;
     results.replaceChildren();
