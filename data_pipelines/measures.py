@@ -42,7 +42,7 @@ class KeyHash(Measure):
 
     def of(self, key: str, record: Record, image: bytes | memoryview) -> int:
         """See `Measure`."""
-        return _hash64(key.encode("utf-8", "surrogatepass"))
+        return hash_key(key)
 
 
 class CaptionHash(Measure):
@@ -122,6 +122,11 @@ def first_of_each(numbers: np.ndarray) -> np.ndarray:
     keep = np.zeros(len(numbers), bool)
     keep[np.unique(numbers, return_index=True)[1]] = True
     return keep
+
+
+def hash_key(key: str) -> int:
+    """Returns the number that `KeyHash` gives a key."""
+    return _hash64(key.encode("utf-8", "surrogatepass"))
 
 
 def _hash64(content: bytes) -> int:

@@ -4,7 +4,19 @@ import argparse
 import os
 import sys
 
-from xmodal.commands import bench, compare, data, evaluate, export_model, import_model, report, word_map
+from xmodal.commands import (
+    bench,
+    compare,
+    data,
+    embed,
+    evaluate,
+    export_model,
+    import_model,
+    report,
+    search,
+    serve,
+    word_map,
+)
 from xmodal.errors import user_errors
 
 COMMANDS = {
@@ -13,6 +25,9 @@ COMMANDS = {
     "compare": compare,
     "bench": bench,
     "data": data,
+    "embed": embed,
+    "search": search,
+    "serve": serve,
     "import": import_model,
     "export": export_model,
     "map": word_map,

@@ -7,10 +7,9 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -89,6 +88,7 @@ class Model:
         shards = num_batch_shards(self._mesh)
         up = lambda size: -(-size // shards) * shards
         self.inputs = tuple(self._towers)  # "image", "text": what can be embedded
+        self.batch_size = up(batch_size)
         self._sizes = sorted({up(size) for size in (*_SIZES, batch_size) if size <= batch_size})
 
     @property
@@ -109,14 +109,15 @@ class Model:
           DataError: a picture cannot be read; the message says which.
         """
         pictures = [pictures] if isinstance(pictures, Picture) else list(pictures)
-        return self._run("image", lambda start, stop: self.prepare_images(pictures[start:stop], start), len(pictures))
+        prepare = lambda start, stop: self.prepare_images(pictures[start:stop], start)
+        return self.embed_rows("image", prepare, len(pictures))
 
     def embed_text(self, texts: str | Iterable[str]) -> np.ndarray:
         """Embeds texts, one or several, to unit vectors, float32 [texts, dim]."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if wrong := [t for t in texts if not isinstance(t, str)]:
             raise DataError(f"embed_text takes strings, got {wrong[0]!r}")
-        return self._run("text", lambda start, stop: self.prepare_texts(texts[start:stop]), len(texts))
+        return self.embed_rows("text", lambda start, stop: self.prepare_texts(texts[start:stop]), len(texts))
 
     def prepare_images(self, pictures: Sequence[Picture], first: int = 0) -> dict[str, np.ndarray]:
         """Returns the model's input for some pictures, of which the first is number `first` of the user's."""
@@ -210,19 +211,29 @@ class Model:
     def _embed_local(self, model: Functional, name: str, params: Mapping, batch: Mapping) -> jax.Array:
         return normalize(self._output(model, f"{name}.local", params, batch)["x"])
 
-    def _output(self, model: Functional, output: str, params: Mapping, batch: Mapping) -> Any:
+    def _output(self, model: Functional, output: str, params: Mapping, batch: Mapping):
         if "image" in batch:
             batch = {**batch, "image": preprocess_images(batch["image"], None, self._data.image)}
         return model(params, batch, frozenset({output}))[output]
 
-    def _run(self, kind: str, rows: Any, count: int) -> np.ndarray:
-        """Embeds `count` rows, which `rows(start, stop)` prepares: while the devices work, the next ones are made."""
+    def embed_rows(self, kind: str, prepare: Callable[[int, int], Mapping[str, np.ndarray]], count: int) -> np.ndarray:
+        """Embeds rows that are prepared batch by batch: while the devices work, the next batch is made.
+
+        Args:
+          kind: "image" or "text".
+          prepare: gives the model's input for the rows [start, stop), as `prepare_images` and `prepare_texts` do; it
+            is asked for all rows in order, once.
+          count: of the rows.
+
+        Returns:
+          Unit vectors, float32 [count, dim].
+        """
         self._check(kind)
         if not count:
             return np.zeros((0, self.dim), np.float32)
         step, pending, parts = self._sizes[-1], None, []
         for start in range(0, count, step):
-            batch = rows(start, stop := min(start + step, count))
+            batch = prepare(start, stop := min(start + step, count))
             size = next(s for s in self._sizes if s >= stop - start)
             pad = lambda a: np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)])  # noqa: B023 (used at once)
             batch = jax.device_put({name: pad(a) for name, a in batch.items()}, batch_sharding(self._mesh))

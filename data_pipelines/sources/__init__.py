@@ -9,10 +9,11 @@ from data_pipelines import index
 from data_pipelines.errors import DataError, did_you_mean
 from data_pipelines.io.storage import Files
 from data_pipelines.labels import open_labels
-from data_pipelines.measures import LIKENESS, Measure, TokenCount, first_of_each, likeness
+from data_pipelines.measures import LIKENESS, KeyHash, Measure, TokenCount, first_of_each, likeness
 from data_pipelines.samples import has_images
 from data_pipelines.sources.base import Source, SourceSpec, read_spec
 from data_pipelines.sources.files import FilesSource
+from data_pipelines.sources.sample_lists import listed
 from data_pipelines.sources.selected import Selected
 from data_pipelines.sources.synthetic import SyntheticSource
 from data_pipelines.sources.tars import TarSource, TarSpec
@@ -36,7 +37,8 @@ class _Opening(NamedTuple):
 
     @property
     def measures(self) -> list[Measure]:
-        return [measure for measure in (self.unique, self.tokens) if measure]
+        keys = KeyHash() if self.spec.keep or self.spec.drop else None
+        return list({measure.signature: measure for measure in (self.unique, self.tokens, keys) if measure}.values())
 
 
 def open_source(
@@ -46,6 +48,7 @@ def open_source(
     files: Files,
     *,
     every_field: bool = False,
+    uncaptioned: bool = False,
     tokenizer: Tokenizer | None = None,
     where: str = "",
 ) -> Source:
@@ -57,6 +60,7 @@ def open_source(
         config: the `data` section of a config, for what the entry leaves open.
         files: reads its files; the caller closes it.
         every_field: the records of its samples hold all fields, whether captions use them or not.
+        uncaptioned: samples without a caption are usable, too.
         tokenizer: counts the tokens of the captions, for the `lengths` of the source; None leaves them uncounted.
         where: path of the entry in the config; "" is `data.sources.NAME`.
 
@@ -66,11 +70,12 @@ def open_source(
     """
     where = where or f"data.sources.{name}"
     with _located(where):
-        opening = _plan(where, entry, config, every_field, tokenizer)
+        opening = _plan(where, entry, config, every_field, tokenizer, uncaptioned)
         unique, tokens = opening.unique, opening.tokens
         source = opening.cls.open(name, opening.spec, opening.captions, files, opening.measures)
         if tokens:
             source.lengths = source.column(tokens)
+        source = listed(source, opening.spec.keep, opening.spec.drop, files)
         return Selected(source, first_of_each(source.column(unique)), reason="duplicate") if unique else source
 
 
@@ -128,7 +133,12 @@ def _located(where: str) -> Iterator[None]:
 
 
 def _plan(
-    where: str, entry: Mapping[str, Any], config: Any, every_field: bool, tokenizer: Tokenizer | None
+    where: str,
+    entry: Mapping[str, Any],
+    config: Any,
+    every_field: bool,
+    tokenizer: Tokenizer | None,
+    uncaptioned: bool = False,
 ) -> _Opening:
     kind = entry.get("type", "tar")
     if kind not in SOURCES:
@@ -140,7 +150,7 @@ def _plan(
     members = Members(spec.image.lower(), spec.caption.lower()) if isinstance(spec, TarSpec) else Members()
     captions = Captions(
         text, group_key, keep=spec.filter, always_json=every_field, labels=open_labels(config.label),
-        images=has_images(config.modalities), members=members,
+        images=has_images(config.modalities), members=members, optional=uncaptioned,
     )  # fmt: skip
     if spec.unique and spec.unique not in LIKENESS:
         close = did_you_mean(spec.unique, LIKENESS)

@@ -36,6 +36,9 @@ class SourceSpec:
         filter: keeps only samples whose json satisfies it, such as "similarity > 0.28 and width >= 200".
         unique: of the samples of this source with the same "key" (tars), "caption" or "image" (a perceptual hash) only
             the first is kept; "" keeps all.
+        keep: lists of samples, see `data_pipelines.sources.sample_lists`: patterns of files, one or several. Only
+            samples that one of them names are kept; "" keeps all.
+        drop: lists of samples that are left out.
     """
 
     type: str = "tar"
@@ -44,6 +47,8 @@ class SourceSpec:
     group_key: str | None = None
     filter: str = ""
     unique: str = ""
+    keep: str | tuple = ""
+    drop: str | tuple = ""
 
 
 class Source(abc.ABC):
@@ -110,6 +115,10 @@ class Source(abc.ABC):
         Raises:
             DataError: the data cannot be read, or have changed.
         """
+
+    @abc.abstractmethod
+    def shard_names(self) -> list[str]:
+        """Returns the file names of the shards, in the order of `Blocks.shard`: those of its samples' `shard`."""
 
     @abc.abstractmethod
     def identity(self) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines.blocks import Blocks
 from data_pipelines.errors import Fault
+from data_pipelines.measures import Measure
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source
 
@@ -66,6 +67,14 @@ class Selected(Source):
         samples = self._source.read(blocks.whole, int(blocks.place[i]))
         first = blocks.first[i]
         return [sample for sample, keep in zip(samples, self._keep[first : first + len(samples)]) if keep]
+
+    def column(self, measure: Measure) -> np.ndarray:
+        """See `Source`."""
+        return self._source.column(measure)[self._keep]
+
+    def shard_names(self) -> list[str]:
+        """See `Source`."""
+        return self._source.shard_names()
 
     def identity(self) -> Any:
         """See `Source`."""

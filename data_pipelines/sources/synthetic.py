@@ -67,8 +67,12 @@ class SyntheticSource(Source):
             number = shard * _SHARD + row
             record = self.captions.from_fields(_fields(seed, number), _caption(seed, number))
             image = synthetic_jpeg(seed, number % _DISTINCT, self.spec.scale) if self.captions.images else b""
-            samples.append(Sample(f"synthetic-{shard:06d}", f"{number:09d}", image, record))
+            samples.append(Sample(_shard_name(shard), f"{number:09d}", image, record))
         return samples
+
+    def shard_names(self) -> list[str]:
+        """See `Source`."""
+        return [_shard_name(shard) for shard in range(self.shards)]
 
     def identity(self) -> tuple[int, int, float]:
         """See `Source`."""
@@ -98,6 +102,10 @@ def _fields(seed: int, number: int) -> dict[str, str | int]:
     return dict(
         number=number, label=_THINGS[turn % len(_THINGS)], colour=_COLOURS[turn // len(_THINGS) % len(_COLOURS)]
     )
+
+
+def _shard_name(shard: int) -> str:
+    return f"synthetic-{shard:06d}"
 
 
 def _caption(seed: int, number: int) -> str:

@@ -71,6 +71,10 @@ class TarSource(Source):
             )
         return samples
 
+    def shard_names(self) -> list[str]:
+        """See `Source`."""
+        return [basename(shard.path) for shard in self._index.shards]
+
     def identity(self) -> list[tuple[str, int]]:
         """See `Source`."""
         return [(basename(shard.path), shard.bytes) for shard in self._index.shards]

@@ -100,6 +100,10 @@ class TfdsSource(Source):
             samples.append(Sample(path, f"example {row - first}", image, record, fault))
         return samples
 
+    def shard_names(self) -> list[str]:
+        """See `Source`."""
+        return [os.path.basename(path) for path, _ in self._files]
+
     def identity(self) -> tuple[str, str, list[tuple[str, int]]]:
         """See `Source`."""
         return self._info.full_name, self.spec.split, [(os.path.basename(path), count) for path, count in self._files]

@@ -68,13 +68,15 @@ class Captions:
         labels: reads the classes of a sample; samples without one are left out. None where none are asked for.
         images: samples have an image, too; others are left out.
         members: of tars.
+        optional: samples without a caption are usable, too; theirs is "" (`every` then has none, or "").
 
     Raises:
         DataError: the condition is malformed, a template is not a `(weight, pattern)` pair or its pattern is malformed.
     """
 
     def __init__(self, text: Any, group_key: str = "", *, keep: str = "", always_json: bool = False,
-                 labels: Labels | None = None, images: bool = True, members: Members = _USUAL):  # fmt: skip
+                 labels: Labels | None = None, images: bool = True, members: Members = _USUAL,
+                 optional: bool = False):  # fmt: skip
         self._templates = tuple(t for t in map(_template, text.templates) if t.weight > 0)
         if text.templates and not self._templates:
             raise DataError("every template of data.text.templates has weight 0")
@@ -94,13 +96,15 @@ class Captions:
         self.fields = sorted({name for t in self._templates for name in t.fields} | own | {*kept_by})
         self._needs_json = bool(self._templates or group_key or keep or labels)
         self._class_member = labels is not None and labels.field == MEMBER
-        self._json_optional = self._class_member and self.fields == [MEMBER]
+        self._optional = optional
+        self._json_optional = optional or (self._class_member and self.fields == [MEMBER])
         # Everything that decides whether a sample can be used; an index made for another rule is another index.
         cleaned = self._basic and self.from_text  # which may leave nothing of a text
         rules = [str(self._keep)] * bool(keep) + [dict(clean="basic")] * cleaned
         rules += [labels.signature] if labels else []
         rules += [] if images else [dict(images=False)]
         rules += [members._asdict()] if members != _USUAL else []
+        rules += ["uncaptioned"] * optional
         patterns = [t.pattern for t in self._templates]
         self.signature = json.dumps([patterns, group_key, *rules])
         self.rendering = json.dumps([patterns, self._max_list, self._lower, self._basic])
@@ -128,9 +132,9 @@ class Captions:
                 fields = _parse_json(get("json") or b"{}")
         if not self._templates:
             content = get(self.members.caption)
-            if content is None:
+            if content is None and not self._optional:
                 raise BadSample("no caption")
-            text = self._clean(_decode(content, "bad text"))
+            text = self._clean(_decode(content or b"", "bad text"))
         return Record(text, fields)
 
     def from_fields(self, fields: dict[str, Any], text: str | None) -> Record:
@@ -143,16 +147,14 @@ class Captions:
         Raises:
             BadSample: there are no templates and no text.
         """
-        if text is None and not self._templates:
+        if text is None and not self._templates and not self._optional:
             raise BadSample("no caption")
-        text = "" if self._templates else self._clean(text)
+        text = "" if self._templates else self._clean(text or "")
         return Record(text, fields if self._needs_json or self._always_json else {})
 
     def check(self, record: Record) -> None:
         """Raises BadSample if the record can give no caption, has no group key or is not to be kept."""
-        if not self._templates and not record.text:
-            raise BadSample("empty caption")
-        if self._templates and not self._usable(record):
+        if not self._optional and not (self._usable(record) if self._templates else record.text):
             raise BadSample("empty caption")
         if self._group_key and not _entries(lookup(record.fields, self._group_key)):
             raise BadSample("no group key")

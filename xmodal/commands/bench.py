@@ -13,6 +13,7 @@ BENCHES = {
     "loss": "memory per device of the contrastive losses, plain and as rings",
     "plan": "memory and time that a data set of a billion samples takes before its first batch",
     "remote": "throughput of ranged reads from disk, a web server with latency, and S3",
+    "search": "time of a query to a large index of embeddings, beside FAISS",
     "shuffle": "how well batches are mixed for the memory it takes, beside shuffle buffers",
     "step": "speed of a recipe's training step, with its data",
 }

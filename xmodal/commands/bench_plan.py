@@ -129,6 +129,9 @@ class _Planned(Source):
     def read(self, blocks: Blocks, i: int) -> list[Sample]:
         return [self._sample] * int(blocks.count[i])
 
+    def shard_names(self) -> list[str]:
+        return [basename(shard.path) for shard in self._index.shards]
+
     def identity(self) -> list[tuple[str, int]]:
         return [(basename(shard.path), shard.bytes) for shard in self._index.shards]
 

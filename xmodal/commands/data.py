@@ -1,4 +1,4 @@
-"""Prepare and examine data: `data build`, `index`, `verify`, `stats`, `preview`, `bench`.
+"""Prepare, examine and choose data.
 
 python -m xmodal data build photos.csv --out shards --caption title
 python -m xmodal data stats 'shards/*.tar'
@@ -15,6 +15,9 @@ ACTIONS = {
     "verify": "read every sample, decode every image, and name every fault",
     "stats": "lengths, sizes, shapes, duplicates and fields, with plots",
     "preview": "a page of samples as the model sees them",
+    "filter": "keep the pairs whose picture and caption fit together, by an index of embeddings",
+    "duplicates": "pictures that are nearly the same, by an index of embeddings",
+    "overlap": "test pictures among the training pictures, by two indexes of embeddings",
     "bench": "how fast the data arrive, what limits that, and how many accelerators it feeds",
 }
 

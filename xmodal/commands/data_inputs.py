@@ -10,7 +10,20 @@ from ml_collections import ConfigDict
 
 from xmodal.config import ConfigError
 
-_OF_SOURCE = ("image", "caption", "root", "columns", "split", "data_dir", "filter", "unique", "seed", "scale")
+_OF_SOURCE = (
+    "image",
+    "caption",
+    "root",
+    "columns",
+    "split",
+    "data_dir",
+    "filter",
+    "unique",
+    "keep",
+    "drop",
+    "seed",
+    "scale",
+)
 _SHARDS = (".tar", ".tar.gz", ".tgz")
 DEMO_TOKENIZER = "data_pipelines/emoji/tokenizer.json"  # where tokens have to be made, whichever they are
 NAME = "data"  # of the source that positional arguments make
@@ -29,6 +42,8 @@ def add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     source.add_argument("--root", metavar="DIR", help="folder that relative image paths start from")
     source.add_argument("--filter", metavar="CONDITION", help="keep only samples such as 'width >= 200'")
     source.add_argument("--unique", metavar="KIND", help="keep only the first with the same key, caption or image")
+    source.add_argument("--keep", metavar="FILE", help="list of the samples to keep, as `data filter` writes it")
+    source.add_argument("--drop", metavar="FILE", help="list of samples to leave out, as `data duplicates` writes it")
     source.add_argument("--split", help="split of a tfds data set, train by default", **text)
     source.add_argument("--data-dir", metavar="DIR", help="where tfds data sets were prepared")
     source.add_argument("--seed", type=int, metavar="N", help="of synthetic data")
@@ -37,7 +52,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
 
 def modalities_of(args: argparse.Namespace) -> tuple[str, ...]:
     """Returns what the arguments say samples have, as `data.modalities`."""
-    return ("text",) if args.texts else ("image", "text")
+    return ("text",) if getattr(args, "texts", False) else ("image", "text")
 
 
 def source_entry(args: argparse.Namespace, kind: str) -> dict[str, Any]:
@@ -68,11 +83,12 @@ def source_entry(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     return dict(type="synthetic", samples=int(only)) | entry
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, workers: bool = True) -> None:
-    """Declares the two ways to name data, and `--workers` for what runs in processes."""
+def add_data_arguments(parser: argparse.ArgumentParser, workers: bool = True, tokenizer: bool = True) -> None:
+    """Declares the two ways to name data, and options that not all need: of processes, and of what makes tokens."""
     parser.add_argument("inputs", nargs="*", metavar="DATA", help="shards such as 'shards/*.tar', folders or lists")
     parser.add_argument("--config", metavar="FILE.py[:VARIANT]", help="or a recipe: its data.sources")
-    parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json, where no recipe names one")
+    if tokenizer:
+        parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json, where no recipe names one")
     if workers:
         parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes; all cores by default")
     add_source_arguments(parser, "tar by default if all names end in .tar, or else files")
@@ -128,9 +144,9 @@ def load_data(args: argparse.Namespace) -> ConfigDict:
     else:
         config = load_config(base.__file__, args.overrides)
         config.data.sources = {NAME: source_entry(args, _guess(args.inputs))}
-        if args.texts:
+        if getattr(args, "texts", False):
             config.data.modalities = modalities_of(args)
-    if args.tokenizer:
+    if getattr(args, "tokenizer", None):
         config.data.text.tokenizer = args.tokenizer
     if not entries(config):
         raise ConfigError(f"data.sources of {args.config} names no data with a weight above 0")
@@ -159,21 +175,19 @@ def weights(config: ConfigDict, epoch_size: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def open_sources(config: ConfigDict, *, every_field: bool = False) -> Iterator[list]:
-    """Opens all sources of a config and closes their files."""
+def open_sources(config: ConfigDict, **how: bool) -> Iterator[list]:
+    """Opens all sources of a config, as `open_source` is told to, and closes their files."""
     from data_pipelines.io.storage import Files
 
     with Files(**config.data.remote) as files:
-        yield sources_of(config, files, every_field=every_field)
+        yield sources_of(config, files, **how)
 
 
-def sources_of(config: ConfigDict, files: Any, *, every_field: bool = False) -> list:
+def sources_of(config: ConfigDict, files: Any, **how: bool) -> list:
     """Opens all sources of a config with files that the caller closes."""
     from data_pipelines.sources import open_source
 
-    return [
-        open_source(name, entry, config.data, files, every_field=every_field) for name, entry in entries(config).items()
-    ]
+    return [open_source(name, entry, config.data, files, **how) for name, entry in entries(config).items()]
 
 
 def title_of(args: argparse.Namespace) -> str:

@@ -6,6 +6,7 @@ run's config, and `xmodal`: where it comes from), `tokenizer.json` and `model.sa
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 import xmodal
 from data_pipelines.text.tokenizers import Tokenizer
-from xmodal.config import from_json, make_spec, with_new_options
+from xmodal.config import from_json, make_spec, to_json, with_new_options
 from xmodal.interop import OPEN_CLIP, open_clip, preprocessing
 from xmodal.interop.huggingface import family_of
 from xmodal.interop.lora import merge_lora
@@ -29,6 +30,8 @@ from xmodal.models.model import Functional, ModelSpec
 from xmodal.paths import flatten_paths
 
 FORMAT = 1
+# Of `data.image`: all that decides how a picture is shown to the towers when nothing is augmented.
+_IMAGE = ("size", "resize", "filter", "rounding", "exif", "mean", "std")
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.json", "config.json"
 
 
@@ -54,6 +57,21 @@ class Stored:
     def spec(self) -> ModelSpec:
         """Description of the towers."""
         return make_spec(ModelSpec, self.config.model, where=f"{self.origin}: model")
+
+    def fingerprint(self) -> str:
+        """Returns what tells this model from all whose embeddings may differ: towers, weights, preparation."""
+        config = json.loads(to_json(self.config))
+        image = {key: config["data"]["image"][key] for key in _IMAGE}
+        image["squash"] = config["data"]["image"]["crop"] == "squash"
+        text = {key: config["data"]["text"][key] for key in ("length", "lower")}
+        model = {key: value for key, value in config["model"].items() if key != "dtype"}
+        digest = hashlib.blake2b(json.dumps([model, image, text], sort_keys=True).encode(), digest_size=16)
+        digest.update((self.tokenizer.json if self.tokenizer else "").encode())
+        towers = {name: tree for name, tree in self.params.items() if name != "objectives"}
+        for path, array in sorted(flatten_paths(towers).items()):
+            digest.update(f"{path} {array.dtype} {array.shape}".encode())
+            digest.update(np.asarray(array).tobytes())
+        return digest.hexdigest()
 
 
 def open_stored(where: str | Path, *, step: int | None = None, ema: bool | None = None) -> Stored:

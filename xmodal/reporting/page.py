@@ -24,9 +24,8 @@ def document(
       footer: the last line.
       styles: style sheets of `assets`.
     """
-    style, script = Markup("".join(map(_asset, styles))), _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    style, script = Markup("".join(map(asset, styles))), asset("report.js")
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hash_of(script)}"
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -71,5 +70,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], class_: str 
     return el("div", el("table", el("thead", head), el("tbody", body), class_=class_), class_="scroll")
 
 
-def _asset(name: str) -> Markup:
-    return Markup(importlib.resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8"))
+def asset(name: str, package: str = __package__) -> Markup:
+    """Returns a style sheet or script of the `assets` of a package."""
+    return Markup(importlib.resources.files(package).joinpath("assets", name).read_text(encoding="utf-8"))
+
+
+def hash_of(content: str) -> str:
+    """Returns what allows an inline script or style sheet, and no other, in a security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

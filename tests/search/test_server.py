@@ -1,0 +1,276 @@
+"""The search server: what it answers, and what hostile requests get."""
+
+import contextlib
+import html
+import http.client
+import io
+import json
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from data_pipelines.errors import DataError
+from tests.search.conftest import GOOD, caption, picture
+from xmodal.search import server as serving
+from xmodal.search.index import Index
+from xmodal.search.models import model_of
+from xmodal.search.parts import Part, part_path
+from xmodal.search.query import Searcher
+from xmodal.search.server import SearchServer
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+@pytest.fixture(scope="module")
+def server(made_index, tmp_path_factory):
+    """Serves a copy of the index in which one caption is hostile."""
+    folder = shutil.copytree(made_index, tmp_path_factory.mktemp("served") / "pictures")
+    _replace_caption(folder, 0, EVIL)
+    index = Index(folder)
+    with _serving(Searcher(index, model_of(index.manifest["model"]))) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _serving(searcher):
+    with SearchServer(searcher) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.02))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _replace_caption(folder, part, text):
+    """Gives the first sample of a part another caption."""
+    path, note = part_path(folder, part), Part(folder, part).note
+    lines = path.with_suffix(".jsonl").read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | dict(caption=text))
+    arrays = load_file(path)
+    arrays["record_end"] = np.cumsum([len(line.encode()) + 1 for line in lines])
+    save_file(arrays, path, metadata=dict(note=json.dumps(note)))
+    path.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def ask(server, path, method="GET", body=None, **headers):
+    """Returns (status, headers, body) of a request; `_` of a header's name is `-`."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
+    try:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
+def raw(server, content):
+    """Sends bytes and returns what comes back until the connection ends."""
+    with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=20) as connection:
+        connection.sendall(content)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def error(answer, status):
+    assert answer[0] == status, answer
+    assert answer[1]["Content-Type"] == "application/json" and answer[1]["X-Content-Type-Options"] == "nosniff"
+    return json.loads(answer[2])["error"]
+
+
+def test_questions_are_answered(server):
+    status, headers, body = ask(server, "/api/index")
+    about = json.loads(body)
+    assert status == 200 and headers["Cache-Control"] == "no-store"
+    assert (about["name"], about["samples"], about["among"]) == ("pictures", len(GOOD), ["image", "text"])
+    text = caption(GOOD[20]).replace(" ", "+")
+    found = json.loads(ask(server, f"/api/search?text={text}&among=text&top=3")[2])
+    assert found["results"][0] | dict(score=1) == dict(
+        row=20, score=1, shard="a.tar", key=f"{GOOD[20]:03d}", caption=caption(GOOD[20])
+    )
+    assert found["query"] == dict(text=caption(GOOD[20]), picture=False, sample=None, weight=0.5, among="text")
+    posted = ask(server, "/api/search?top=2", "POST", picture(GOOD[30]), Content_Type="image/png")
+    assert json.loads(posted[2])["results"][0]["row"] == 30
+    both = ask(server, "/api/search?text=w9&weight=0.9", "POST", picture(GOOD[30]), Content_Type="image/png")
+    assert len(json.loads(both[2])["results"]) == 10
+    some = json.loads(ask(server, "/api/samples")[2])["results"]
+    assert [some[0]["row"], some[-1]["row"], len(some)] == [0, len(GOOD) - 1, 24] and "/" not in some[0]["shard"]
+    like = json.loads(ask(server, "/api/search?sample=12&top=1")[2])["results"]
+    assert like[0]["row"] == 12
+
+
+def test_a_connection_is_used_again(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
+    for row in (0, 1, len(GOOD) - 1):
+        connection.request("GET", f"/api/thumbnail/{row}?v=1")
+        response = connection.getresponse()
+        content = response.read()
+        assert response.headers["Content-Type"] == "image/jpeg" and "immutable" in response.headers["Cache-Control"]
+        assert content == server.searcher.index.thumbnail(row)
+        assert Image.open(io.BytesIO(content)).size == (32, 23)
+    connection.close()
+
+
+def test_the_page_loads_nothing_from_elsewhere(server):
+    status, headers, body = ask(server, "/?q=" + "x" * 50)
+    page, policy = body.decode(), headers["Content-Security-Policy"]
+    assert status == 200 and headers["Content-Type"] == "text/html; charset=utf-8"
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", page) and "http://" not in page and "https://" not in page
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", page)
+    assert not re.search(r"<[^>]*\s(?:style|on\w+)=", page.partition("<script>")[0])  # the policy would stop them
+    assert page.count("<script>") == page.count("<style>") == 1
+    assert "x" * 50 not in page
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd", "/../../etc/passwd", "/api/../manifest.json", "/manifest.json", "/00000.safetensors",
+        "/api/thumbnail/", "/api/thumbnail/-1", "/api/thumbnail/999", "/api/thumbnail/99999999999999999999",
+        "/api/thumbnail/../../../etc/passwd", "/api/thumbnail/..%2f..%2fetc%2fpasswd", "/api/thumbnail/0/../1",
+        "/api/thumbnail/%30", "/api/thumbnail/1e1", "/api/thumbnail/0%00", "/api/search/x", "/x", "//etc/passwd",
+        "/api/thumbnail/\u0661".encode().decode("latin-1"),
+    ],
+)  # fmt: skip
+def test_nothing_but_the_index_is_served(server, path):
+    answer = raw(
+        server, b"GET " + path.encode("latin-1") + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 404 ") and b"root:" not in answer, answer[:200]
+
+
+def test_hosts_and_origins_are_checked(server):
+    port, get = server.server_address[1], lambda **headers: ask(server, "/api/index", **headers)
+    for host in ("localhost", f"localhost:{port}", "LOCALHOST:99", "127.0.0.1", "[::1]:8000"):
+        assert get(Host=host)[0] == 200, host
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "[::2]",
+    ):
+        assert "goes by" in error(get(Host=host), 421), host
+        assert error(ask(server, "/", Host=host), 421)
+    twice = b"GET /api/index HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
+    assert raw(server, twice).startswith(b"HTTP/1.1 421 ")
+    assert raw(server, b"GET /api/index HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 421 ")
+    own = f"127.0.0.1:{port}"
+    assert get(Host=own, Origin=f"http://{own}", Sec_Fetch_Site="same-origin")[0] == 200
+    for foreign in (
+        dict(Origin="http://evil.example"), dict(Origin="null"), dict(Origin=f"http://127.0.0.1:{port + 1}"),
+        dict(Sec_Fetch_Site="cross-site"), dict(Sec_Fetch_Site="same-site"),
+    ):  # fmt: skip
+        assert "only the page of this server" in error(get(Host=own, **foreign), 403), foreign
+        posted = ask(server, "/api/search", "POST", picture(1), Content_Type="image/png", Host=own, **foreign)
+        assert error(posted, 403)
+    assert ask(server, "/", Host=own, Sec_Fetch_Site="cross-site")[0] == 200  # a link to the page
+
+
+def png_of(width, height):
+    """A small file that claims to be large."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_uploads_are_bounded(server):
+    post = lambda body, kind="image/png": ask(server, "/api/search", "POST", body, Content_Type=kind)
+    assert "not an image" in error(post(b"<svg onload=alert(1)>"), 400)
+    assert "not an image" in error(post(b"\x7fELF" + bytes(1000), "image/jpeg"), 400)
+    assert "too large" in error(post(png_of(60_000, 60_000)), 400)
+    assert "corrupt" in error(post(picture(1)[:200]), 400)
+    assert "nothing is looked for" in error(post(b""), 400)
+    for kind in ("image/svg+xml", "text/html", "multipart/form-data; boundary=x", "application/json"):
+        assert "a picture is image/jpeg" in error(post(picture(1), kind), 415), kind
+    head = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    huge = raw(server, head + b"Content-Length: 99999999999\r\n\r\n" + bytes(1000))  # refused before it is read
+    assert huge.startswith(b"HTTP/1.1 413 ") and b"16 MiB" in huge and b"Connection: close" in huge
+    assert raw(server, head + b"Content-Length: -5\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert raw(server, head + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n12345").startswith(b"HTTP/1.1 400 ")
+    assert raw(server, head + b"Content-Length: 500\r\n\r\nshort").startswith(b"HTTP/1.1 408 ")
+    assert raw(server, head + b"\r\n").startswith(b"HTTP/1.1 411 ")
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    assert raw(server, chunked).startswith(b"HTTP/1.1 411 ")
+    get = b"GET /api/index HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello"
+    assert raw(server, get).startswith(b"HTTP/1.1 400 ")
+    assert ask(server, "/api/index")[0] == 200  # it is still there
+
+
+def test_parameters_are_checked(server):
+    for query, message in (
+        ("", "nothing is looked for"),
+        ("text=w9&top=ten", "top is 'ten'; expected a number"),
+        ("text=w9&top=100000", "expected 1 to 1,000"),
+        ("text=w9&weight=nan", "expected 0"),
+        ("text=w9&sample=" + "9" * 5000, "expected a number"),
+        ("sample=-1", "no sample -1"),
+        ("text=w9&among=../../x", "no embeddings of the kind '../../x'"),
+        ("text=w9&path=/etc/passwd", "unknown parameter 'path'"),
+        ("text=" + "w" * 3000, "at most 2,000"),
+        ("&".join(f"a{i}=1" for i in range(50)), "too many parameters"),
+    ):
+        assert message in error(ask(server, f"/api/search?{query}"), 400), query
+    for text in ("%00", "%ff%fe", "%F0%9F%9A%A9", "%ED%A0%80", "%3Cscript%3E"):  # whatever the words, an answer
+        status, headers, body = ask(server, f"/api/search?text={text}")
+        assert status == 200 and headers["Content-Type"] == "application/json" and json.loads(body)
+    assert error(ask(server, "/", "DELETE"), 501) and error(ask(server, "/api/index", "POST", b""), 404)
+    assert raw(server, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n").count(b"Traceback") == 0
+    assert raw(server, b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 414 ")
+
+
+def test_connections_are_bounded(server, monkeypatch):
+    monkeypatch.setattr(serving, "_CONNECTIONS", 2)
+    get = b"GET /api/index HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with _serving(server.searcher) as small:
+        held = [socket.create_connection(("127.0.0.1", small.server_address[1]), timeout=20) for _ in range(2)]
+        for connection in held:  # until it has a thread
+            connection.sendall(get)
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        with pytest.raises((ConnectionError, http.client.BadStatusLine)):
+            ask(small, "/api/index")
+        for connection in held:
+            connection.close()
+        for _ in range(1000):
+            with contextlib.suppress(ConnectionError, http.client.BadStatusLine):
+                assert ask(small, "/api/index")[0] == 200
+                return
+        pytest.fail("the places were not given back")
+
+
+def test_a_fault_of_ours_says_nothing_of_itself(server, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("secret")
+
+    monkeypatch.setitem(serving.ROUTES, ("GET", "/api/index"), fails)
+    assert error(ask(server, "/api/index"), 500) == "the server failed; its terminal says why"
+
+
+def test_a_taken_port_is_said(server):
+    with pytest.raises(DataError, match="choose another with --port"):
+        SearchServer(server.searcher, port=server.server_address[1])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with")
+def test_a_browser_shows_captions_and_questions_as_text(server, tmp_path):
+    """The hostile caption is found by its own picture, and asked for by its own words; neither becomes an element."""
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    address = f"{server.url}?like=0&q=" + "".join(f"%{byte:02x}" for byte in EVIL.encode())
+    how = [f"--user-data-dir={tmp_path}", "--virtual-time-budget=8000", "--dump-dom"]
+    command = [CHROMIUM, *flags.split(), *how, address]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert "38 nearest of 38" in page and page.count('class="card"') == 38
+    assert "<title>pictures · xmodal search</title>" in page and "owned</title>" not in page
+    assert f'<span class="caption">{html.escape(EVIL, quote=False)}</span>' in page
+    assert page.count("<script>") == 1 and "<img src=x" not in page

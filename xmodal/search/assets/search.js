@@ -1,0 +1,212 @@
+"use strict";
+
+// What is looked for: a text, and a picture (a file of the user's) or a sample of the index. Nothing that comes from
+// the user or the index is ever read as HTML: all of it goes through textContent and attributes.
+const find = (selector) => document.querySelector(selector);
+const form = find("form"), text = find("#text"), file = find("#file"), chip = find("#chip"), weight = find("#weight");
+const status = find("#status"), results = find("#results"), drop = find("#drop"), balance = find("#balance");
+const TOP = 48, PAUSE = 300; // results; milliseconds after the last letter
+let picture = null, sample = null, request = null, timer = 0, about = null;
+
+const among = () => (find("[name=among]:checked") || { value: "image" }).value;
+const thumbnail = (row) => "/api/thumbnail/" + row + "?v=" + about.version;
+
+function say(message, failed = false) {
+  status.textContent = message;
+  status.classList.toggle("failed", failed);
+}
+
+function showPicture(url) {
+  const old = chip.querySelector("img");
+  if (old.src.startsWith("blob:")) URL.revokeObjectURL(old.src);
+  if (url) old.src = url; else old.removeAttribute("src");
+  chip.hidden = !url;
+}
+
+function take(blob) {
+  if (!blob || !blob.type.startsWith("image/")) return say("That is no picture: JPEG, PNG, WebP, GIF and BMP are read.", true);
+  picture = blob;
+  sample = null;
+  showPicture(URL.createObjectURL(blob));
+  search();
+}
+
+function like(row) {
+  sample = row;
+  picture = null;
+  text.value = "";
+  showPicture(about.thumbnails ? thumbnail(row) : "");
+  window.scrollTo(0, 0);
+  search();
+}
+
+function forget() {
+  picture = sample = null;
+  file.value = "";
+  showPicture("");
+}
+
+function node(tag, name, content) {
+  const made = document.createElement(tag);
+  made.className = name;
+  if (content !== undefined) made.textContent = content;
+  return made;
+}
+
+function card(hit) {
+  const item = document.createElement("li"), button = node("button", "card");
+  button.type = "button";
+  button.title = "More like this: " + hit.shard + "/" + hit.key;
+  if (about.thumbnails) {
+    const figure = document.createElement("figure"), image = document.createElement("img");
+    image.alt = hit.caption || hit.key;
+    image.loading = "lazy";
+    image.src = thumbnail(hit.row);
+    figure.append(image);
+    button.append(figure);
+  }
+  const facts = node("span", "facts");
+  facts.append(node("span", "key", hit.key), node("span", "score", hit.score === undefined ? "" : hit.score.toFixed(3)));
+  button.append(node("span", "caption", hit.caption), facts);
+  button.addEventListener("click", () => like(hit.row));
+  item.append(button);
+  return item;
+}
+
+// The address holds all but the user's picture, which goes nowhere but to this server.
+function remember(push) {
+  const parameters = new URLSearchParams();
+  if (text.value.trim()) parameters.set("q", text.value.trim());
+  if (sample !== null) parameters.set("like", sample);
+  if (about.among.length > 1 && among() !== about.among[0]) parameters.set("among", among());
+  const address = "?" + parameters;
+  if (address === (location.search || "?")) return;
+  if (push) history.pushState(null, "", address); else history.replaceState(null, "", address);
+}
+
+function search(push = true) {
+  clearTimeout(timer);
+  if (request) request.abort();
+  const words = text.value.trim(), shown = picture !== null || sample !== null;
+  balance.hidden = !(words && shown);
+  remember(push);
+  if (!words && !shown) {
+    return show("/api/samples", {}, () => about.reads.includes("text")
+      ? "Some of what is there. Type what to look for, or drop a picture."
+      : "Some of what is there. Drop or choose a picture.");
+  }
+  const parameters = new URLSearchParams({ top: TOP, among: among(), weight: weight.value });
+  if (words) parameters.set("text", words);
+  if (sample !== null) parameters.set("sample", sample);
+  const options = {};
+  if (picture) Object.assign(options, { method: "POST", body: picture, headers: { "Content-Type": picture.type } });
+  return show("/api/search?" + parameters, options, (found) => {
+    const count = found.results.length.toLocaleString("en"), total = about.samples.toLocaleString("en");
+    return `${count} nearest of ${total}, ${found.milliseconds.toFixed(0)} ms`;
+  });
+}
+
+async function show(address, options, describe) {
+  const own = (request = new AbortController());
+  results.classList.add("waiting");
+  try {
+    const response = await fetch(address, { ...options, signal: own.signal }), found = await response.json();
+    if (!response.ok) throw new Error(found.error);
+    results.replaceChildren(...found.results.map(card));
+    say(describe(found));
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    results.replaceChildren();
+    say(error instanceof TypeError ? "The server does not answer." : error.message, true);
+  }
+  if (own === request) results.classList.remove("waiting");
+}
+
+function restore() {
+  const parameters = new URLSearchParams(location.search), row = parameters.get("like");
+  forget();
+  text.value = parameters.get("q") || "";
+  if (row !== null && /^[0-9]{1,12}$/.test(row)) {
+    sample = Number(row);
+    showPicture(about.thumbnails ? thumbnail(sample) : "");
+  }
+  for (const choice of document.querySelectorAll("[name=among]")) {
+    choice.checked = choice.value === (parameters.get("among") || about.among[0]);
+  }
+  search(false);
+}
+
+// The arrows go through the grid as it is seen; up from its first row leads back to the text.
+function move(key) {
+  const cards = [...results.querySelectorAll(".card")], at = cards.indexOf(document.activeElement);
+  if (!cards.length) return false;
+  if (at < 0) {
+    if (key !== "ArrowDown") return false;
+    cards[0].focus();
+    return true;
+  }
+  const top = cards[0].getBoundingClientRect().top;
+  const columns = cards.filter((one) => one.getBoundingClientRect().top === top).length;
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
+  if (at + step < 0) text.focus(); else cards[Math.min(at + step, cards.length - 1)].focus();
+  return true;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "/" && document.activeElement !== text) {
+    event.preventDefault();
+    text.focus();
+    text.select();
+  } else if (event.key === "Escape") {
+    forget();
+    text.value = "";
+    text.focus();
+    search();
+  } else if (event.key.startsWith("Arrow") && !["weight", "file"].includes(document.activeElement.id)) {
+    if (document.activeElement.type !== "radio" && move(event.key)) event.preventDefault();
+  }
+});
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  search();
+});
+text.addEventListener("input", () => {
+  clearTimeout(timer);
+  timer = setTimeout(() => search(false), PAUSE);
+});
+weight.addEventListener("input", () => {
+  clearTimeout(timer);
+  timer = setTimeout(() => search(false), PAUSE / 3);
+});
+for (const choice of document.querySelectorAll("[name=among]")) choice.addEventListener("change", () => search());
+file.addEventListener("change", () => file.files[0] && take(file.files[0]));
+chip.querySelector("button").addEventListener("click", () => {
+  forget();
+  text.focus();
+  search();
+});
+document.addEventListener("paste", (event) => {
+  const pasted = [...event.clipboardData.files][0];
+  if (pasted) {
+    event.preventDefault();
+    take(pasted);
+  }
+});
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  drop.hidden = false;
+});
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.hidden = true; });
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.hidden = true;
+  if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+});
+window.addEventListener("popstate", restore);
+
+fetch("/api/index").then((response) => response.json()).then((found) => {
+  about = found;
+  restore();
+}).catch(() => say("The server does not answer.", true));

@@ -1,0 +1,115 @@
+"""The page of the search server: one document that loads pictures and results from its own server, and nothing else."""
+
+import functools
+from collections.abc import Sequence
+
+from xmodal.reporting.markup import Markup, el
+from xmodal.reporting.page import asset, hash_of
+
+TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
+_AMONG = dict(image="Pictures", text="Captions")
+# Material of the icons: outlines on a grid of 24.
+_PICTURE = "M4 5h16v14H4zM4 16l5-5 4 4 2-2 5 4M15.5 9.5h.01"
+_CROSS = "M7 7l10 10M17 7L7 17"
+_KEYS = (
+    ("/", "write"),
+    ("Enter", "search, or more like the chosen one"),
+    ("arrows", "choose"),
+    ("Esc", "start afresh"),
+)
+
+
+@functools.cache
+def document(title: str, about: str, among: Sequence[str], reads: Sequence[str]) -> tuple[str, str]:
+    """Builds the page.
+
+    Args:
+      title: name of the index.
+      about: what it holds, in a line.
+      among: "image", "text": what can be compared with.
+      reads: "image", "text": what the model reads, and so may be asked.
+
+    Returns:
+      (the page, the security policy that it is to be sent with).
+    """
+    style, script = Markup(asset("report.css") + asset("search.css", __package__)), asset("search.js", __package__)
+    policy = (
+        f"default-src 'none'; script-src {hash_of(script)}; style-src {hash_of(style)}; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
+    )
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", f"{title} · xmodal search"),
+        Markup('<link rel="icon" href="data:,">'),
+        el("style", style),
+    )
+    body = el(
+        "body",
+        el("header", el("h1", title), el("p", about, class_="soft"), _form(among, reads)),
+        el(
+            "main",
+            el("p", id="status", role="status"),
+            el("ol", id="results", aria_label="Results"),
+        ),
+        el("footer", [el("span", el("kbd", key), f" {use}") for key, use in _KEYS]),
+        el("div", el("p", "Drop the picture to look for it"), id="drop", hidden=True),
+        el("script", script),
+    )
+    return "<!doctype html>\n" + el("html", head, body, lang="en"), policy
+
+
+def _form(among: Sequence[str], reads: Sequence[str]) -> Markup:
+    words = "Describe a picture, in a language that the model knows"
+    placeholder = words if "text" in reads else "This model reads pictures alone"
+    shown = el("img", alt="The picture looked for"), _button("Remove the picture", _CROSS)
+    field = el(
+        "div",
+        el("span", *shown, id="chip", hidden=True),
+        el(
+            "input", type="search", id="text", name="text", maxlength=2000, placeholder=placeholder, autocomplete="off",
+            aria_label="Text to look for", enterkeyhint="search", autofocus=True, disabled="text" not in reads,
+        ),
+        el(
+            "label",
+            el("input", type="file", id="file", accept=",".join(TYPES)),
+            _icon(_PICTURE),
+            title="Choose a picture, drop one anywhere, or paste one",
+            hidden="image" not in reads,
+        ),
+        el("button", "Search", type="submit"),
+        class_="field",
+    )  # fmt: skip
+    choices = [
+        el("label", el("input", type="radio", name="among", value=kind, checked=kind == among[0]), _AMONG[kind])
+        for kind in among
+    ]
+    weight = el(
+        "label",
+        "text",
+        el(
+            "input",
+            type="range",
+            id="weight",
+            min="0",
+            max="1",
+            step="0.05",
+            value="0.5",
+            aria_label="Picture's weight",
+        ),
+        "picture",
+        id="balance",
+        hidden=True,
+    )
+    where = el("div", "Look among", choices, class_="among", role="group", hidden=len(among) < 2)
+    return el("form", field, el("div", where, weight, class_="options"), role="search")
+
+
+def _button(label: str, path: str) -> Markup:
+    return el("button", _icon(path), type="button", aria_label=label, title=label)
+
+
+def _icon(path: str) -> Markup:
+    return el("svg", el("path", d=path), viewBox="0 0 24 24", aria_hidden="true")

@@ -1,0 +1,145 @@
+"""Questions to an index: a text, a picture, or both, become one vector, and the nearest samples the answer."""
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.images.decode import Options, full_image
+from xmodal.inference import Model
+from xmodal.search.index import Index
+from xmodal.search.models import model_of
+from xmodal.search.top_k import Nearest, open_nearest
+
+MOST = 1000  # results of one question
+LONGEST = 2000  # characters of a text; towers read some 77 tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What is looked for: at least one of text, picture and sample.
+
+    Attributes:
+      text: in any language that the model has learnt; "" for none.
+      image: an encoded picture; b"" for none.
+      sample: number of a sample of the index, whose own embedding is taken for the picture; None for none.
+      weight: of the picture or sample beside a text, 0 to 1: their unit vectors are added with 1 - weight and weight.
+      among: "image" compares with the pictures of the index, "text" with its captions.
+      top: results wanted.
+    """
+
+    text: str = ""
+    image: bytes = b""
+    sample: int | None = None
+    weight: float = 0.5
+    among: str = "image"
+    top: int = 10
+
+    def __post_init__(self):
+        if not self.text.strip() and not self.image and self.sample is None:
+            raise DataError("nothing is looked for: give a text, a picture or both")
+        if self.image and self.sample is not None:
+            raise DataError("a picture and a sample are given; look for one of them")
+        if len(self.text) > LONGEST:
+            raise DataError(f"the text has {len(self.text):,} characters; at most {LONGEST:,} are read")
+        if not 0 <= self.weight <= 1:
+            raise DataError(f"the weight is {self.weight}; expected 0 (the text alone) to 1 (the picture alone)")
+        if not 1 <= self.top <= MOST:
+            raise DataError(f"{self.top} results are asked for; expected 1 to {MOST:,}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """One result: number of the sample, cosine to the query, and its record (`shard`, `key`, `caption`)."""
+
+    row: int
+    score: float
+    record: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns it as the API and `search --json` give it."""
+        return dict(row=self.row, score=round(self.score, 6), **self.record)
+
+
+class Searcher:
+    """An index with its model, ready to be asked; several threads may ask, and take turns.
+
+    Attributes:
+      index: see `Index`.
+      model: see `xmodal.load`.
+      among: what there is to compare with, "image", "text" or both.
+    """
+
+    def __init__(self, index: Index, model: Model, engine: str = "auto"):
+        """Loads what the index is first asked for when it is asked; `engine` as for `open_nearest`."""
+        self.index, self.model, self.among = index, model, index.kinds
+        self._engine, self._nearest, self._lock = engine, dict[str, Nearest](), threading.Lock()
+
+    @classmethod
+    def open(cls, folder: Path, *, model: str | None = None, engine: str = "auto") -> "Searcher":
+        """Opens an index and the model that made it; `model` says where that is now."""
+        index = Index(folder)
+        return cls(index, model_of(index.manifest["model"], model), engine)
+
+    def load(self, among: str) -> Nearest:
+        """Loads the embeddings of pictures or captions, once."""
+        if among not in self._nearest:
+            self._nearest[among] = open_nearest(self.index.vectors(among), self._engine)
+        return self._nearest[among]
+
+    def warm(self) -> None:
+        """Loads and compiles what first questions need, so that they are answered at once."""
+        self.load(self.among[0]).top(np.zeros((1, self.index.dim), np.float32), 1)
+        if "text" in self.model.inputs:
+            self.model.embed_text("")
+        if "image" in self.model.inputs:
+            self.model.embed_image(np.zeros((8, 8, 3), np.uint8))
+
+    def search(self, query: Query) -> list[Hit]:
+        """Returns the samples nearest to a query, best first.
+
+        Raises:
+          DataError: the picture cannot be read, or the index or its model do not have what is asked for.
+        """
+        with self._lock:
+            nearest = self.load(query.among)
+            scores, rows = nearest.top(self.vector(query)[None], query.top)
+        found = zip(rows[0].tolist(), scores[0].tolist())
+        # Half precision makes some vectors a little longer than 1.
+        return [Hit(row, min(score, 1.0), self.index.record(row)) for row, score in found]
+
+    def vector(self, query: Query) -> np.ndarray:
+        """Returns a query as a unit vector, float32 [dim]."""
+        parts = []
+        if query.text.strip():
+            parts.append((1 - query.weight, self._embed("text", query.text.strip())))
+        if query.image:
+            parts.append((query.weight, self._embed("image", query.image)))
+        elif query.sample is not None:
+            self.index.record(query.sample)  # or an error that says how many there are
+            kind = "image" if "image" in self.among else "text"
+            parts.append((query.weight, self.index.vectors(kind).take(np.array([query.sample]))[0]))
+        if len(parts) == 1:
+            return _unit(parts[0][1])
+        return _unit(sum(weight * _unit(vector) for weight, vector in parts))
+
+    def _embed(self, kind: str, what: str | bytes) -> np.ndarray:
+        if kind not in self.model.inputs:
+            raise DataError(f"the model of this index does not read {kind}s: look for something else")
+        if kind == "text":
+            return self.model.embed_text(what)[0]
+        try:
+            picture = full_image(what, Options.of(self.model.stored.config.data.image))
+        except BadSample as bad:
+            raise DataError(f"the picture cannot be read: {bad.reason}") from None
+        return self.model.embed_image(picture)[0]
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    length = float(np.linalg.norm(vector))
+    if length < 1e-6:
+        raise DataError("text and picture are opposites for this model, and cancel out; give another weight")
+    return (vector / length).astype(np.float32)

@@ -1,0 +1,315 @@
+"""A local search page and its JSON API, from the standard library; bound to this machine unless told otherwise.
+
+    GET  /                        the page
+    GET  /api/index               what the index holds
+    GET  /api/samples             some samples from all over it
+    GET  /api/search?text=...     results; also sample=N, weight=W, among=image|text, top=N
+    POST /api/search?text=...     the same with a picture: its bytes are the body, Content-Type image/...
+    GET  /api/thumbnail/N         small JPEG of sample N
+
+A further question about a result is one more entry of `ROUTES`; results carry the number of their sample, `row`.
+
+Nothing is read but the index, by number. A request must name a host that the server goes by, so that no other site can
+reach it through a name of its own (DNS rebinding), and the API answers no page of another origin. Pictures are bounded
+in bytes, type and pixels, and decoded one at a time.
+"""
+
+import http
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from xmodal.search.page import TYPES, document
+from xmodal.search.query import Query, Searcher
+
+LARGEST = 16 * 2**20  # bytes of a picture that is looked for
+_SECONDS = 30.0  # to receive one
+_CONNECTIONS = 64  # at a time
+_SHOWN = 24  # samples where nothing is looked for
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+_PARAMETERS = dict(text=str, sample=int, weight=float, among=str, top=int)
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+}
+_NOTHING = "default-src 'none'; frame-ancestors 'none'"  # policy of all answers but the page
+
+_log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """A request that is not answered.
+
+    Attributes:
+      status: of HTTP.
+    """
+
+    def __init__(self, status: http.HTTPStatus, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Answer(NamedTuple):
+    """Content of an answer, its type, and headers of its own."""
+
+    content: bytes
+    kind: str = "application/json"
+    headers: Mapping[str, str] = {}
+
+
+class Request(NamedTuple):
+    """What a route is given: the part of the path after its own, the parameters, and the body."""
+
+    rest: str
+    parameters: dict[str, str]
+    body: bytes
+
+
+class SearchServer(ThreadingHTTPServer):
+    """Serves one index.
+
+    Attributes:
+      searcher: answers.
+      names: of hosts that requests may name.
+      url: of the page.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, searcher: Searcher, host: str = "127.0.0.1", port: int = 0, names: Iterable[str] = ()):
+        """Binds the address; `names` are further ones that browsers reach it by. Raises DataError where it is taken."""
+        self.searcher, self.names = searcher, {name.lower() for name in (*_LOCAL, host, *names)}
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            raise DataError(
+                f"{host} port {port} cannot be bound: {error.strerror}; choose another with --port"
+            ) from None
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
+
+    def process_request(self, request: Any, address: Any) -> None:
+        """Handles a connection in a thread, as long as there are not too many."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, address)
+
+    def process_request_thread(self, request: Any, address: Any) -> None:
+        """Gives the place back when the connection ends."""
+        try:
+            super().process_request_thread(request, address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, address: Any) -> None:
+        """Notes a connection that broke; there is nobody to tell."""
+        _log.debug("connection from %s ended", address, exc_info=True)
+
+
+def _page(searcher: Searcher, request: Request) -> Answer:
+    about = _about(searcher)
+    kinds = " and ".join({"image": "pictures", "text": "captions"}[kind] for kind in about["among"])
+    line = f"{about['samples']:,} {kinds} · model {about['model']}"
+    page, policy = document(about["name"], line, tuple(about["among"]), tuple(about["reads"]))
+    return Answer(page.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": policy})
+
+
+def _index(searcher: Searcher, request: Request) -> Answer:
+    return Answer(json.dumps(_about(searcher)).encode())
+
+
+def _about(searcher: Searcher) -> dict[str, Any]:
+    index, model = searcher.index, searcher.index.manifest["model"]
+    return dict(
+        name=index.folder.resolve().name,
+        model=os.path.basename(model["origin"]),
+        samples=len(index),
+        dim=index.dim,
+        among=searcher.among,
+        reads=searcher.model.inputs,
+        thumbnails=index.has_thumbnails,
+        version=index.version,
+    )
+
+
+def _search(searcher: Searcher, request: Request) -> Answer:
+    unknown = sorted(set(request.parameters) - set(_PARAMETERS))
+    if unknown:
+        raise DataError(f"unknown parameter {unknown[0][:40]!r}; known are {', '.join(_PARAMETERS)}")
+    given = {}
+    for name, text in request.parameters.items():
+        try:
+            given[name] = _PARAMETERS[name](text)
+        except ValueError:
+            raise DataError(f"{name} is {text[:40]!r}; expected a number") from None
+    query = Query(**dict(among=searcher.among[0]) | given, image=request.body)
+    began = time.perf_counter()
+    hits = [_shown(hit.as_json()) for hit in searcher.search(query)]
+    asked = dict(text=query.text, picture=bool(query.image), sample=query.sample, weight=query.weight)
+    milliseconds = round(1e3 * (time.perf_counter() - began), 1)
+    found = dict(query=asked | dict(among=query.among), milliseconds=milliseconds, results=hits)
+    return Answer(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _samples(searcher: Searcher, request: Request) -> Answer:
+    total = len(searcher.index)
+    rows = np.unique(np.linspace(0, total - 1, min(_SHOWN, total)).astype(int)).tolist()
+    found = [dict(row=row, **_shown(searcher.index.record(row))) for row in rows]
+    return Answer(json.dumps(dict(results=found), ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _shown(record: dict[str, Any]) -> dict[str, Any]:
+    return record | dict(shard=os.path.basename(record["shard"]))  # where data lie is nobody's business
+
+
+def _thumbnail(searcher: Searcher, request: Request) -> Answer:
+    known = re.fullmatch(r"[0-9]{1,12}", request.rest) and int(request.rest) < len(searcher.index)
+    content = searcher.index.thumbnail(int(request.rest)) if known else None
+    if content is None:
+        raise Refused(http.HTTPStatus.NOT_FOUND, "there is no such picture")
+    return Answer(content, "image/jpeg", {"Cache-Control": "private, max-age=86400, immutable"})
+
+
+# (method, path) -> answer; a path that ends in "/" takes what follows it as an argument, but for "/" itself.
+ROUTES: dict[tuple[str, str], Callable[[Searcher, Request], Answer]] = {
+    ("GET", "/"): _page,
+    ("GET", "/api/index"): _index,
+    ("GET", "/api/samples"): _samples,
+    ("GET", "/api/search"): _search,
+    ("POST", "/api/search"): _search,
+    ("GET", "/api/thumbnail/"): _thumbnail,
+}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: SearchServer
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "xmodal", ""
+    timeout = _SECONDS
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    do_POST = do_GET
+
+    def _answer(self) -> None:
+        try:
+            answer = self._routed()
+        except Refused as refused:
+            self.send_error(refused.status, str(refused))
+        except DataError as error:
+            self.send_error(http.HTTPStatus.BAD_REQUEST, str(error))
+        except OSError:  # the other side went away or was too slow
+            raise
+        except Exception:
+            _log.exception("request failed")
+            self.send_error(http.HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its terminal says why")
+        else:
+            self._send(http.HTTPStatus.OK, answer)
+
+    def _routed(self) -> Answer:
+        body_left = self._check_head()
+        url = urlsplit(self.path)
+        own, slash, rest = url.path.rpartition("/")
+        exact = (self.command, url.path), ""
+        below = (self.command, own + slash), rest
+        key, rest = exact if exact[0] in ROUTES else below
+        if key not in ROUTES or (key[1] == "/" and rest):
+            raise Refused(http.HTTPStatus.NOT_FOUND, "there is no such page")
+        if key[1] != "/":
+            self._check_origin()
+        try:
+            found = parse_qs(url.query, keep_blank_values=True, max_num_fields=20)
+        except ValueError:
+            raise Refused(http.HTTPStatus.BAD_REQUEST, "too many parameters") from None
+        body = self._read(body_left) if body_left else b""
+        parameters = {name: values[-1] for name, values in found.items()}
+        return ROUTES[key](self.server.searcher, Request(rest, parameters, body))
+
+    def _check_head(self) -> int:
+        """Checks what comes before the body, and returns the bytes of that."""
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or _host(hosts[0]) not in self.server.names:
+            named = ", ".join(sorted(self.server.names))
+            raise Refused(http.HTTPStatus.MISDIRECTED_REQUEST, f"this server goes by {named}; see --name")
+        lengths = self.headers.get_all("Content-Length", [])
+        if "Transfer-Encoding" in self.headers or (self.command == "POST" and not lengths):
+            raise Refused(http.HTTPStatus.LENGTH_REQUIRED, "send a body with its length")
+        if len(lengths) > 1 or not all(re.fullmatch(r"[0-9]{1,18}", length) for length in lengths):
+            raise Refused(http.HTTPStatus.BAD_REQUEST, "Content-Length is no number")
+        length = int(lengths[0]) if lengths else 0
+        if length and self.command == "GET":
+            raise Refused(http.HTTPStatus.BAD_REQUEST, "a GET has no body")
+        if length > LARGEST:
+            raise Refused(
+                http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"a picture may have {LARGEST // 2**20} MiB, not {length:,} bytes",
+            )
+        kind = self.headers.get_content_type()
+        if length and kind not in TYPES:
+            raise Refused(http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"a picture is {', '.join(TYPES)}, not {kind[:60]!r}")
+        return length
+
+    def _check_origin(self) -> None:
+        """Refuses requests that a page of another origin makes."""
+        origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site", "none")
+        foreign = origin is not None and urlsplit(origin).netloc.lower() != self.headers["Host"].lower()
+        if foreign or site not in ("same-origin", "none"):
+            raise Refused(http.HTTPStatus.FORBIDDEN, "only the page of this server may ask")
+
+    def _read(self, length: int) -> bytes:
+        parts, left, deadline = [], length, time.monotonic() + _SECONDS
+        while left:
+            part = self.rfile.read1(min(left, 2**16))
+            if not part or time.monotonic() > deadline:
+                raise Refused(http.HTTPStatus.REQUEST_TIMEOUT, "the picture did not arrive")
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answers with {"error": message}, and closes the connection, on which a body may be left unread."""
+        self.close_connection = True
+        text = message or http.HTTPStatus(code).phrase
+        self._send(
+            http.HTTPStatus(code), Answer(json.dumps(dict(error=text), ensure_ascii=False).encode("utf-8", "replace"))
+        )
+
+    def _send(self, status: http.HTTPStatus, answer: Answer) -> None:
+        fields = {"Content-Type": answer.kind, "Content-Length": str(len(answer.content)), "Cache-Control": "no-store"}
+        self.send_response(status)
+        for name, value in {"Content-Security-Policy": _NOTHING, **fields, **_ALWAYS, **answer.headers}.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    def log_message(self, form: str, *values: Any) -> None:
+        """Keeps what people look for out of the terminal."""
+
+
+def _host(header: str) -> str:
+    """Returns the name in a Host header, without its port: tunnels give the server another one."""
+    header = header.strip().lower()
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return re.sub(r":[0-9]*$", "", header)
