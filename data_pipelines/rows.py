@@ -1,5 +1,6 @@
 """Fills the rows of a batch: decode, crop, choose a caption, tokenise. What the decoding threads run."""
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ import numpy as np
 
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.hooks import Hooks
-from data_pipelines.host import Memory, aligned_empty
+from data_pipelines.host import aligned_empty
 from data_pipelines.images import augment
-from data_pipelines.images.decode import Options, training_image
+from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.samples import Sample
 from data_pipelines.text.tokenizers import Tokenizer
 from data_pipelines.windows import Window
@@ -28,20 +29,25 @@ class Row(NamedTuple):
     word: int  # chooses the caption; what a user's transforms draw derives from it, too
 
 
-def empty_batch(
-    rows: int, size: int, length: int, memory: Memory | None = None, labels: int = 0
-) -> dict[str, np.ndarray]:
-    """Returns a batch to be filled, whose arrays nothing else uses; its images are in `memory`.
+def empty_batch(images: dict[str, np.ndarray], length: int, labels: int = 0) -> dict[str, np.ndarray]:
+    """Returns a batch to be filled, whose arrays nothing else uses.
 
-    With `labels` it has class ids, int32 [rows, labels].
+    Args:
+        images: from `ImageArrays.empty`.
+        length: tokens of a caption.
+        labels: classes of a sample, int32 [rows, labels]; 0 for none.
     """
+    rows = len(images["image"])
     classes = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
-    return classes | dict(
-        image=(memory or Memory()).empty(rows * size * size * 3).reshape(rows, size, size, 3),
-        text=aligned_empty((rows, length), np.int32),
-        text_valid=aligned_empty((rows, length), np.bool_),
-        key_id=aligned_empty((rows, 2), np.uint32),
-        caption_id=aligned_empty((rows, 2), np.uint32),
+    return (
+        images
+        | classes
+        | dict(
+            text=aligned_empty((rows, length), np.int32),
+            text_valid=aligned_empty((rows, length), np.bool_),
+            key_id=aligned_empty((rows, 2), np.uint32),
+            caption_id=aligned_empty((rows, 2), np.uint32),
+        )
     )
 
 
@@ -53,13 +59,18 @@ class RowFiller:
         tokenizer: encodes the captions.
         transform: `config.data.text.transform`.
 
+    Attributes:
+        images: makes the arrays of the images.
+
     Raises:
         DataError: the configuration asks for something that does not exist.
     """
 
     def __init__(self, image: Any, tokenizer: Tokenizer, transform: str = ""):
-        self._size, self._crop, self._options = image.size, augment.cropper(image), Options.of(image)
-        self._hooks = Hooks(image.transform, transform, image.size)
+        self.images, self._crop = ImageArrays(image), augment.cropper(image)
+        packing = self.images.naflex
+        example = (image.size,) * 2 if packing is None else packing.pixels(2, 3, packing.length)
+        self._hooks = Hooks(image.transform, transform, example)
         self._tokenizer = tokenizer
 
     def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[list[Fault]]:
@@ -75,7 +86,7 @@ class RowFiller:
         """
         texts, replaced = [], []
         for place, row in enumerate(rows, first):
-            sample, faults = self._image(row, batch["image"][place])
+            sample, faults = self._image(row, batch, place)
             if faults:
                 replaced.append(faults)
             captions = row.window.source.captions
@@ -91,16 +102,17 @@ class RowFiller:
         batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, length)
         return replaced
 
-    def _image(self, row: Row, out: np.ndarray) -> tuple[Sample, list[Fault]]:
+    def _image(self, row: Row, batch: dict[str, np.ndarray], place: int) -> tuple[Sample, list[Fault]]:
         crop = lambda height, width: self._crop(height, width, row.crop)
         window, faults = row.window, []
-        for place in itertools.chain((row.place,), _substitutes(row.place, len(window))):
-            sample = window[place]
+        for turn in itertools.chain((row.place,), _substitutes(row.place, len(window))):
+            sample = window[turn]
+            name = f"{sample.key} of {sample.shard}"
+            transform = functools.partial(self._hooks.image, word=row.word, sample=name)
             try:
                 if sample.fault:
                     raise BadSample(sample.fault)
-                training_image(sample.image, self._size, crop, self._options, out)
-                self._hooks.image(out, row.word, f"{sample.key} of {sample.shard}")
+                self.images.train(sample.image, crop, transform, batch, place)
                 return sample, faults
             except BadSample as bad:
                 faults.append(Fault(sample.shard, sample.key, bad.reason))

@@ -210,9 +210,11 @@ class Stream:
 
     def _schedule(self) -> _Pending:
         """Hands the next batch to the pool."""
+        images, first = self._filler.images, self._scheduled
         rows, length = self._rows()
         labels = self._config.label.most if self._config.label.field else 0
-        batch = empty_batch(len(rows), self._config.image.size, length, self._recycled, labels)
+        patches = images.naflex.draw(first, self._seed) if images.naflex else 0
+        batch = empty_batch(images.empty(len(rows), patches, self._recycled), length, labels)
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])
@@ -268,7 +270,8 @@ class Stream:
     def _memory(self) -> int:
         """Bytes at most: two windows for each lane and source, the batches ahead and the one in use."""
         rows = len(self._lanes) * self._per_lane
-        batches = (self._config.prefetch + 2) * rows * (3 * self._config.image.size**2 + 5 * self._config.text.length)
+        row = self._filler.images.nbytes() + 5 * self._config.text.length
+        batches = (self._config.prefetch + 2) * rows * row
         windows = 0.0
         for table in self._tables:
             held = min(self._config.window, -(-len(table) // self._order.lanes) + 1)

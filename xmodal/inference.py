@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.images.decode import Options, evaluation_pixels, full_image, on_white
-from data_pipelines.images.device import preprocess_images
+from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.images.decode import full_image, on_white
+from data_pipelines.images.device import preprocess_batch
 from xmodal.config import ConfigError
 from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
 from xmodal.distributed.sharding import shardings
@@ -118,10 +119,15 @@ class Model:
 
     def prepare_images(self, pictures: Sequence[Picture], first: int = 0) -> dict[str, np.ndarray]:
         """Returns the model's input for some pictures, of which the first is number `first` of the user's."""
-        image = self._data.image
-        show = functools.partial(_prepare, size=image.size, squash=image.crop == "squash", options=Options.of(image))
+        arrays = ImageArrays(self._data.image)
+        batch = arrays.empty(len(pictures))
+
+        def prepare(row: int, picture: Picture) -> None:
+            arrays.evaluate(_decoded(first + row, picture, arrays), batch, row)
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return {"image": np.stack(list(pool.map(show, itertools.count(first), pictures)))}
+            list(pool.map(prepare, itertools.count(), pictures))
+        return batch
 
     def prepare_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns the model's input for some texts."""
@@ -171,8 +177,7 @@ class Model:
         raise ConfigError(f"{self.stored.origin} has no contrastive objective between images and texts: no zero_shot")
 
     def _embed(self, model: Functional, name: str, params: Mapping, batch: Mapping) -> jax.Array:
-        if "image" in batch:
-            batch = {**batch, "image": preprocess_images(batch["image"], None, self._data.image)}
+        batch = preprocess_batch(batch, None, self._data.image)
         return normalize(model(params, batch, frozenset({f"{name}.pooled"}))[f"{name}.pooled"])
 
     def _run(self, kind: str, rows: Any, count: int) -> np.ndarray:
@@ -202,8 +207,8 @@ def own_inputs(model: Functional) -> dict[str, str]:
     return {name: t.embed.input for name, t in towers if t.embed and not t.reads and t.pool != "none"}
 
 
-def _prepare(number: int, picture: Picture, *, size: int, squash: bool, options: Options) -> np.ndarray:
-    """Reads a picture and cuts it to the model's square as the evaluations do."""
+def _decoded(number: int, picture: Picture, arrays: ImageArrays) -> Image.Image:
+    """Reads a picture as RGB."""
     try:
         if isinstance(picture, np.ndarray):
             grey = picture.ndim == 2
@@ -211,9 +216,9 @@ def _prepare(number: int, picture: Picture, *, size: int, squash: bool, options:
                 raise BadSample(f"expected uint8 [height, width, 3], got {picture.dtype} {picture.shape}")
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):
-            return evaluation_pixels(on_white(picture), size, squash, options)
+            return on_white(picture)
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        return evaluation_pixels(full_image(data, options), size, squash, options)
+        return full_image(data, arrays.options)
     except (BadSample, OSError, ValueError) as error:
         name = picture if isinstance(picture, str | os.PathLike) else f"number {number}"
         raise DataError(f"picture {name} cannot be used: {error}") from None

@@ -6,13 +6,13 @@ A family is one file with one table, and one line here.
 from xmodal.interop import open_clip
 from xmodal.interop.clip import CLIP
 from xmodal.interop.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
-from xmodal.interop.siglip import SIGLIP
+from xmodal.interop.siglip import SIGLIP, SIGLIP2
 from xmodal.interop.tables import Family
 from xmodal.interop.vit import VIT
 
 # By `model_type` of a Hugging Face config.json.
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (CLIP, SIGLIP, VIT, DINOV2, DINOV2_WITH_REGISTERS)
+    family.model_type: family for family in (CLIP, SIGLIP, SIGLIP2, VIT, DINOV2, DINOV2_WITH_REGISTERS)
 }
 # By `open_clip.kind_of` the model_cfg of an open_clip_config.json.
 OPEN_CLIP: dict[str, Family] = {"vit": open_clip.VIT}

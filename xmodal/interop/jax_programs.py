@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from data_pipelines.images.device import preprocess_images
+from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.images.device import preprocess_batch
 from xmodal.inference import Model, own_inputs
 from xmodal.interop.folder import Stored
 from xmodal.interop.tables import InteropError
@@ -41,7 +42,10 @@ def write(stored: Stored, folder: Path, dtype: str) -> list[str]:
     (rows,) = jax.export.symbolic_shape("batch")
     image, text = stored.config.data.image, stored.config.data.text
     inputs = {
-        "image": {"image": jax.ShapeDtypeStruct((rows, image.size, image.size, 3), np.uint8)},
+        "image": {
+            name: jax.ShapeDtypeStruct((rows, *shape), kind)
+            for name, (shape, kind) in ImageArrays(image).shapes().items()
+        },
         "text": {
             "text": jax.ShapeDtypeStruct((rows, text.length), np.int32),
             "text_valid": jax.ShapeDtypeStruct((rows, text.length), np.bool_),
@@ -88,8 +92,7 @@ def _embed(model: Functional, name: str, image: Mapping, weights: Mapping, batch
     floats = {p: jax.lax.bitcast_convert_type(a, jnp.bfloat16) if a.dtype == jnp.uint16 else a
               for p, a in weights.items()}  # fmt: skip
     params = {name: unflatten_dict({p: a.astype(jnp.float32) for p, a in floats.items()}, sep="/")}
-    if "image" in batch:
-        batch = {**batch, "image": preprocess_images(batch["image"], None, image)}
+    batch = preprocess_batch(batch, None, image)
     return normalize(model(params, batch, frozenset({f"{name}.pooled"}))[f"{name}.pooled"])
 
 

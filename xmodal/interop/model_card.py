@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import xmodal
+from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.images.naflex import Naflex
 from xmodal.interop.folder import Stored
 from xmodal.reporting.formatting import compact
 from xmodal.reporting.results import evaluation_tables
@@ -60,6 +62,8 @@ embeddings = tower.call(weights, {{{inputs}}})
 
 {preparation}"""
 _IMAGE = """Pictures are RGB, {how} with Pillow's {filter} filter; the program normalises them."""
+_PATCHES = """resized to at most {length} patches of {patch} x {patch} pixels at their own aspect ratio (as
+`Siglip2ImageProcessor` does it, `image_grid` says how many down and across), cut into them row by row,"""
 _TEXT = """Texts are tokenised by `tokenizer.json` (`tokenizers.Tokenizer.from_file`) to {length} ids, cut in front of
 the end mark and padded on the right with id {pad}; `text_valid` is true for all that is not padding."""
 
@@ -111,18 +115,30 @@ def _jax_use(stored: Stored) -> str:
         if tower.embed is None or tower.reads or tower.pool == "none":
             continue
         if tower.embed.input == "image":
-            inputs = f'"image": np.zeros((2, {image.size}, {image.size}, 3), np.uint8)'
-            side = f"{image.size} x {image.size} pixels"
-            how = f"resized to {side}" if image.crop == "squash" else (
-                f"their shorter side resized to {image.resize or image.size} pixels and the central {side} cut out,"
-            )  # fmt: skip
-            preparation = _IMAGE.format(how=how, filter=image.filter)
+            shapes = ImageArrays(image).shapes().items()
+            inputs = ", ".join(f'"{key}": np.ones({(2, *shape)}, np.{kind.__name__})' for key, (shape, kind) in shapes)
+            preparation = _IMAGE.format(how=_shown(image), filter=image.filter)
         else:
             shape = f"(2, {text.length})"
             inputs = f'"text": np.zeros({shape}, np.int32), "text_valid": np.ones({shape}, bool)'
             preparation = _TEXT.format(length=text.length, pad=stored.tokenizer.pad_id)
         blocks.append(f"### {name}\n\n" + _JAX.format(name=name, inputs=inputs, preparation=preparation))
     return "\n\n".join(blocks)
+
+
+def _room(image: Mapping[str, Any]) -> str:
+    packing = Naflex.of(image)
+    return f"{packing.lengths} patches at most" if packing else f"{image.size} pixels"
+
+
+def _shown(image: Mapping[str, Any]) -> str:
+    """Says how pictures get the shape that the model takes."""
+    if packing := Naflex.of(image):
+        return _PATCHES.format(length=packing.length, patch=packing.patch_size)
+    side = f"{image.size} x {image.size} pixels"
+    if image.crop == "squash":
+        return f"resized to {side}"
+    return f"their shorter side resized to {image.resize or image.size} pixels and the central {side} cut out,"
 
 
 def _towers(stored: Stored) -> str:
@@ -154,7 +170,7 @@ def _recipe(stored: Stored) -> str:
         "optimizer": f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, weight decay "
                      f"{config.optimizer.weight_decay:g}",
         "data": ", ".join(config.data.sources),
-        "pictures": f"{config.data.image.size} pixels, crop {config.data.image.crop}",
+        "pictures": f"{_room(config.data.image)}, crop {config.data.image.crop}",
         "started from": config.init_from or "random weights",
     }  # fmt: skip
     return _table(["setting", "value"], list(facts.items())) + "\n\nAll settings are in `xmodal_config.json`."

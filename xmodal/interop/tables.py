@@ -63,7 +63,8 @@ class Entry:
     def give(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `take`, for this part alone."""
         array = array if self.layer is None else array[self.layer]
-        return array.transpose(np.argsort(self.axes)) if self.axes else array.reshape(self.shape)
+        axes = self.axes or range(len(self.shape))
+        return array.reshape([self.shape[axis] for axis in axes]).transpose(np.argsort(axes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Family:
       with_names: (config.json, names of the weights) -> config.json, completed by what only the names tell.
       constants: spec -> arrays that the reference has and no tower here; not read, and written as they are given.
       any_size: the model resamples its positions, so its pictures are as large as their processor makes them.
+      packed: its pictures are packed patches, of any aspect ratio.
+      cased: tokenizer classes whose files keep capitals although the model was trained on lower-cased texts.
       objective: entry of `objectives` that the weights carry parameters for, such as dict(type="softmax"); {} for none.
       ignored: arrays that files carry beside the weights, such as index tables.
       check_marks: (config.json, tokenizer) -> None; raises an InteropError when the model would read a text in another
@@ -99,6 +102,8 @@ class Family:
     with_names: Callable[[Mapping[str, Any], Iterable[str]], dict] | None = None
     constants: Callable[[ModelSpec], dict[str, np.ndarray]] | None = None
     any_size: bool = False
+    packed: bool = False
+    cased: frozenset[str] = frozenset()
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     check_marks: Callable[[Mapping[str, Any], Any], None] | None = None

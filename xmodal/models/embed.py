@@ -12,6 +12,7 @@ from xmodal import keys as key_tools
 from xmodal.distributed.sharding import constrain
 from xmodal.models import init
 from xmodal.models.layers import Norm, sincos_positions
+from xmodal.models.naflex import NaflexEmbed, NaflexSpec
 from xmodal.models.resample import Filter, resample_grid
 from xmodal.models.tokens import Tokens
 
@@ -23,6 +24,8 @@ class PatchSpec:
     Attributes:
       image_size: pixels, a side or (height, width); 0 takes the data's size.
       patch_size: pixels; with a stem the strides of the stem are part of it.
+      ragged: images may be larger than a whole number of patches; what is left over, below and on the right, is not
+        looked at (So400m/14 at 384 pixels).
       stem: convolutions before the patch map (Xiao et al. 2021, "Early convolutions"), each (channels, kernel size,
         stride); () is the plain ViT.
       class_token: prepend a learned token.
@@ -42,6 +45,7 @@ class PatchSpec:
     type: Literal["patch"] = "patch"
     image_size: int | tuple[int, int] = 0
     patch_size: int = 16
+    ragged: bool = False
     stem: tuple[tuple[int, int, int], ...] = ()
     class_token: bool = True
     registers: int = 0
@@ -76,7 +80,7 @@ class PatchSpec:
 
     def _patches(self, size: int | tuple[int, int], what: str) -> tuple[int, int]:
         size = size if isinstance(size, tuple) else (size,) * 2
-        if any(s <= 0 or s % self.patch_size for s in size):
+        if any(s < self.patch_size or (s % self.patch_size and not self.ragged) for s in size):
             raise ValueError(f"{what} {size} is not a multiple of the patch size {self.patch_size}")
         return size[0] // self.patch_size, size[1] // self.patch_size
 
@@ -133,9 +137,11 @@ class PatchEmbed(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
         images, spec = batch[self.spec.input].astype(self.dtype), self.spec
+        down, across = spec.grid
+        if spec.ragged:
+            images = images[:, : down * spec.patch_size, : across * spec.patch_size]
         for i in range(len(spec.stem)):
             images = self.stem[str(i)](images)
-        down, across = spec.grid
         if images.shape[1] != down * self.kernel.shape[0] or images.shape[2] != across * self.kernel.shape[1]:
             raise ValueError(f"the model expects {spec.image_size} pixels, got images {batch[spec.input].shape}")
         x = patches_matmul(images, self.kernel[...].astype(self.dtype))
@@ -213,7 +219,7 @@ class TokenEmbed(nnx.Module):
         return Tokens(x, valid=valid, group=group, pos=pos, segments=((spec.input, ids.shape[1]),))
 
 
-EMBEDDERS = {"patch": (PatchSpec, PatchEmbed), "token": (TokenSpec, TokenEmbed)}
+EMBEDDERS = {"patch": (PatchSpec, PatchEmbed), "naflex": (NaflexSpec, NaflexEmbed), "token": (TokenSpec, TokenEmbed)}
 
 
 def patches_matmul(images: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
-from xmodal.models.embed import EMBEDDERS, PatchSpec, TokenSpec
+from xmodal.models.embed import EMBEDDERS, NaflexSpec, PatchSpec, TokenSpec
 from xmodal.models.init import scheme
 from xmodal.models.layers import Linear, Norm
 from xmodal.models.spec import Sublayer
@@ -38,7 +38,7 @@ class TowerSpec:
     """
 
     trunk: TrunkSpec
-    embed: PatchSpec | TokenSpec | None = None
+    embed: PatchSpec | NaflexSpec | TokenSpec | None = None
     reads: tuple[str, ...] = ()
     attends: str = ""
     connector: Literal["none", "linear", "linear_norm"] = "none"

@@ -151,6 +151,7 @@ class Loop:
         self.task, self.stream, self.checkpoints = task, stream, checkpoints
         self.evaluators, self.recorder, self.watchdog = evaluators, recorder, watchdog
         self._start = 0
+        self._compiled: set[tuple] = set()  # shapes of batches
         self._measured_at, self._measured = -1, {}  # a step, and {evaluator: metrics} of its weights
 
     def steps(self, state: dict, step_fn, start: int, runtime: Runtime) -> dict:
@@ -167,12 +168,15 @@ class Loop:
                 assert_same_rows(rows, self.task.mesh, self.task.config.batch_size)
             batch = to_global(rows, self.task.mesh)
             self.recorder.waited(time.perf_counter() - waiting)
-            if step == start:
+            shapes = tuple(sorted((name, array.shape) for name, array in batch.items()))
+            if shapes in self._compiled:
+                state, metrics = step_fn(state, batch)
+            else:  # the first batch, or the first of another length of texts or images
                 with self.watchdog.slow("compiling the step"):
                     state, metrics = step_fn(state, batch)
                     jax.block_until_ready(metrics)
-            else:
-                state, metrics = step_fn(state, batch)
+                self._compiled.add(shapes)
+                self.recorder.pause()
             step += 1
             self._push(pending)  # the step before: the host never waits for the one it just started
             pending = (step, self.stream.position, metrics)
