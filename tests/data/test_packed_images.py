@@ -131,9 +131,8 @@ def test_batches_hold_whole_images_at_their_own_shape(packed):
             number = int(tokenizer.decode(ids).removeprefix("thing "))
             width, height = SIZES[number % len(SIZES)]
             assert tuple(grid) == grid_for(height, width, PATCH, room) and np.prod(grid) <= room
-            whole = training_image(
-                image(number, extensions[number // 32]), lambda *_: tuple(PATCH * grid), lambda h, w: Box(0, 0, h, w)
-            )
+            shape, data = tuple(PATCH * grid), image(number, extensions[number // 32])
+            whole = training_image(data, lambda *_, shape=shape: shape, lambda h, w: Box(0, 0, h, w))
             np.testing.assert_array_equal(unpack(patches, grid, PATCH), whole)
             assert not patches[np.prod(grid) :].any()
             grids.add((room, *grid))
