@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,10 @@ _TEXT = """Texts are tokenised by `tokenizer.json` (`tokenizers.Tokenizer.from_f
 the end mark and padded on the right with id {pad}; `text_valid` is true for all that is not padding."""
 
 
-def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: Mapping[str, float], card: Card) -> None:
+def write_card(
+    folder: Path, to: str, stored: Stored, dtype: str, differences: Mapping[str, float], card: Card,
+    notes: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Writes README.md into an exported folder, and the model's settings beside it as xmodal_config.json.
 
     Args:
@@ -78,6 +81,7 @@ def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: M
       dtype: of the weights.
       differences: of the embeddings when the export was read back.
       card: what the command knows of the run.
+      notes: what its users should know.
     """
     config = stored.config.to_dict()
     for entry in (*config["data"]["sources"].values(), *config["evals"].values()):
@@ -95,7 +99,7 @@ def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: M
         "## Model", _towers(stored),
         "## Figures", _figures(card.results),
         "## Recipe", _recipe(stored),
-        "## Export", _checked(dtype, differences),
+        "## Export", _checked(dtype, differences), *(f"Note: {note}." for note in notes),
     ]  # fmt: skip
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

@@ -168,4 +168,5 @@ SIGLIP2 = Family(
     to_config=naflex_to_config, fits=lambda spec: _fits(spec, packed=True), packed=True,
     objective=dict(type="sigmoid"), ignored=SIGLIP.ignored,
     image_processor="Siglip2ImageProcessor", processor="Siglip2Processor", cased=_CASED,
+    tokenizer_class="Siglip2Tokenizer",
 )  # fmt: skip

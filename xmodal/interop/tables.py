@@ -84,6 +84,7 @@ class Family:
       any_size: the model resamples its positions, so its pictures are as large as their processor makes them.
       packed: its pictures are packed patches, of any aspect ratio.
       cased: tokenizer classes whose files keep capitals although the model was trained on lower-cased texts.
+      tokenizer_class: of the reference, if it makes one of any folder of this family, whatever its tokenizer.json says.
       objective: entry of `objectives` that the weights carry parameters for, such as dict(type="softmax"); {} for none.
       ignored: arrays that files carry beside the weights, such as index tables.
       check_marks: (config.json, tokenizer) -> None; raises an InteropError when the model would read a text in another
@@ -104,6 +105,7 @@ class Family:
     any_size: bool = False
     packed: bool = False
     cased: frozenset[str] = frozenset()
+    tokenizer_class: str = ""
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     check_marks: Callable[[Mapping[str, Any], Any], None] | None = None

@@ -136,6 +136,24 @@ def same_tokens(a: Tokenizer, b: Tokenizer) -> str:
     return ""
 
 
+def is_gemma(tokenizer: Tokenizer, lower: bool) -> bool:
+    """Whether a `Siglip2Tokenizer` made of its vocabulary and merges would give the same ids.
+
+    Args:
+      tokenizer: as the model was trained with.
+      lower: texts are lower-cased before.
+    """
+    stated = json.loads(tokenizer.json)
+    normalizer, model = stated.get("normalizer") or {}, stated["model"]
+    steps = [step for step in normalizer.get("normalizers", [normalizer]) if step.get("type") != "Lowercase"]
+    spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    return (
+        (lower or _lowers(normalizer))
+        and steps == spaces
+        and (model.get("type"), model.get("byte_fallback"), model.get("fuse_unk")) == ("BPE", True, True)
+    )
+
+
 # ---------------------------------------------------------------------------------------------- parts of the file
 
 
