@@ -107,7 +107,8 @@ def _image() -> dict:
         size=224,  # pixels of the square that the model sees
         # Training crop: random_resized | inception (the same, always with 5 to 100 % of the area) | resize_crop (a
         # square as large as the shorter side, anywhere) | center | squash (of `resize` pixels a square of `size`,
-        # anywhere). Evaluation: squash where that is chosen here, or else the shorter side; the central square.
+        # anywhere) | whole (naflex). Evaluation: squash where that is chosen here, or else the shorter side; the
+        # central square. With naflex always whole.
         crop="random_resized",
         # Evaluation: the shorter side (squash: both sides) gets this many pixels before the square is cut; 0: `size`.
         resize=0,
@@ -115,6 +116,14 @@ def _image() -> dict:
         rounding="even",  # of odd margins of that square: even (as torchvision, open_clip) | down (transformers)
         scale=(0.9, 1.0),  # share of the area that a random crop keeps (CLIP: 0.9 to 1)
         ratio=(0.75, 4 / 3),  # aspect ratio of a random crop
+        # Images at their own aspect ratio, as sequences of patches (SigLIP 2), for towers of presets.naflex. Then
+        # `size` means nothing, and `crop` is whole, random_resized or inception, whose parts keep their shape, too.
+        naflex=dict(
+            lengths=(),  # patches that a batch has room for, such as (128, 256, 576); one is drawn for each batch
+            weights=(),  # how often each of them is drawn; () equally often
+            length=0,  # patches in evaluation, embedding and export; 0: the longest
+            patch_size=16,  # pixels of a patch's side
+        ),
         exif=False,  # turn photographs as their EXIF orientation says; published CLIP and SigLIP models were not
         max_pixels=2**26,  # larger images are bad samples; a small file can claim any size
         mean=(0.48145466, 0.4578275, 0.40821073),  # of RGB in 0..1; subtracted on the device

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.host import aligned_empty, cores
-from data_pipelines.images.decode import Options, check_image, evaluation_image, full_image
+from data_pipelines.host import cores
+from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.images.decode import check_image, full_image
 from data_pipelines.index import NotIndexed
 from data_pipelines.io.storage import Files, basename
 from data_pipelines.io.urls import without_secrets
@@ -66,9 +67,9 @@ class EvalSet:
             DataError: data are missing, a configured field does not exist, or no sample can be used.
         """
         entry = data if isinstance(data, Mapping) else dict(urls=data if isinstance(data, str) else tuple(data))
-        self._size, self._squash = config.image.size, config.image.crop == "squash"
-        self._images, self._threads = has_images(config.modalities), config.threads or cores()
-        files, self._options = Files(**config.remote), Options.of(config.image)
+        images, self._threads = ImageArrays(config.image), config.threads or cores()
+        self._images = images if has_images(config.modalities) else None
+        files, self._options = Files(**config.remote), images.options
         weakref.finalize(self, files.close)  # pixels are read for as long as someone has the set
         self._source = _open(entry, config, files, where)
         self._blocks = self._source.blocks(_BLOCK_BYTES)
@@ -106,9 +107,8 @@ class EvalSet:
                 yield equally many batches.
 
         Yields:
-            `image` uint8 [rows, size, size, 3], where samples have images; `index` int32 [rows], into `records`;
-            `valid` bool [rows], False for the rows that fill up the last batch, whose image is black and whose index
-            is -1.
+            The arrays of `ImageArrays`, where samples have images; `index` int32 [rows], into `records`; `valid` bool
+            [rows], False for the rows that fill up the last batch, whose image is black and whose index is -1.
         """
         if batch_size < 1 or batch_size % shard[1]:
             raise DataError(f"batch_size={batch_size} is not a multiple of the {shard[1]} processes")
@@ -156,7 +156,7 @@ class EvalSet:
             try:
                 if sample.fault:
                     raise BadSample(sample.fault)
-                if self._images:
+                if self._images is not None:
                     check_image(sample.image, self._options)
                 found.append((self._record(sample), ""))
             except BadSample as bad:
@@ -181,10 +181,10 @@ class EvalSet:
         index = np.arange(first, first + rows, dtype=np.int32)
         valid = index < len(self)
         index[~valid] = -1
-        if not self._images:
+        if self._images is None:
             return dict(valid=valid, index=index), []
-        image = aligned_empty((rows, self._size, self._size, 3), np.uint8)
-        image[~valid] = 0
+        images = self._images.empty(rows)
+        self._images.blank(images, ~valid)
         places = self._places[first : first + rows]
         blocks = dict.fromkeys(place.block for place in places)
         for block in [block for block in reads if block not in blocks]:
@@ -196,14 +196,14 @@ class EvalSet:
         work = []
         for i in range(0, len(places), _CHUNK):
             part = [(reads[place.block], place.sample) for place in places[i : i + _CHUNK]]
-            work.append(pool.submit(self._fill, image[i : i + _CHUNK], part))
-        return dict(image=image, valid=valid, index=index), work
+            work.append(pool.submit(self._fill, images, i, part))
+        return images | dict(valid=valid, index=index), work
 
-    def _fill(self, image: np.ndarray, part: list[tuple[Future, int]]) -> None:
-        for row, (block, number) in enumerate(part):
+    def _fill(self, images: dict[str, np.ndarray], first: int, part: list[tuple[Future, int]]) -> None:
+        for row, (block, number) in enumerate(part, first):
             sample = block.result()[number]
             try:
-                image[row] = evaluation_image(_image(sample), self._size, self._squash, self._options)
+                self._images.evaluate(full_image(_image(sample), self._options), images, row)
             except BadSample as bad:
                 raise DataError(
                     f"{sample.key} of {sample.shard} could be used when the evaluation was set up, and not now: "

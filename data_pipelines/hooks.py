@@ -1,7 +1,7 @@
 """A user's own transforms of training samples, named in the config: "my_package.module:function".
 
     def add_noise(pixels, uniform):   # data.image.transform: after crop and resize, before the batch
-        ...                           # uint8 [size, size, 3], float64 [16] -> uint8 [size, size, 3]
+        ...                           # uint8 [height, width, 3], float64 [16] -> the same; squares but for naflex
 
     def shorten(caption, uniform):    # data.text.transform: after the choice of a caption, before the tokenizer
         ...                           # str, float64 [16] -> str, not empty
@@ -35,23 +35,23 @@ class Hooks:
     Args:
         image: dotted name of the transform of images; "" has none.
         text: dotted name of the transform of captions; "" has none.
-        size: pixels of the square that images are.
+        shape: height and width of an image to try it with.
 
     Raises:
         DataError: a name cannot be imported, or the function fails on an example.
     """
 
-    def __init__(self, image: str, text: str, size: int):
+    def __init__(self, image: str, text: str, shape: tuple[int, int]):
         self._image = image and _Hook("data.image.transform", image, "(pixels, uniform)", _check_pixels)
         self._text = text and _Hook("data.text.transform", text, "(caption, uniform)", _check_caption)
         if self._image:
-            ramp = np.arange(3 * size**2, dtype=np.uint32).reshape(size, size, 3)
+            ramp = np.arange(3 * shape[0] * shape[1], dtype=np.uint32).reshape(*shape, 3)
             self._image.probe(lambda: (ramp % 251).astype(np.uint8))
         if self._text:
             self._text.probe(lambda: "a photo of two cats")
 
     def image(self, pixels: np.ndarray, word: int, sample: str) -> None:
-        """Transforms pixels, uint8 [size, size, 3], in place.
+        """Transforms pixels, uint8 [height, width, 3], in place.
 
         Args:
             pixels: one row of a batch.

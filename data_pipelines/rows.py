@@ -1,5 +1,6 @@
 """Fills the rows of a batch: decode, crop, choose a caption, tokenise. What the decoding threads run."""
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ import numpy as np
 
 from data_pipelines.errors import BadSample, DataError, Fault, Replaced
 from data_pipelines.hooks import Hooks
-from data_pipelines.host import Memory, aligned_empty
+from data_pipelines.host import aligned_empty
 from data_pipelines.images import augment
-from data_pipelines.images.decode import Options, training_image
+from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.samples import Sample
 from data_pipelines.text.tokenizers import Tokenizer
 from data_pipelines.windows import Window
@@ -28,17 +29,18 @@ class Row(NamedTuple):
     word: int  # chooses the caption; what a user's transforms draw derives from it, too
 
 
-def empty_batch(
-    rows: int, size: int, length: int, memory: Memory | None = None, labels: int = 0
-) -> dict[str, np.ndarray]:
-    """Returns a batch to be filled, whose arrays nothing else uses; its images are in `memory`.
+def empty_batch(rows: int, length: int, images: dict[str, np.ndarray], labels: int = 0) -> dict[str, np.ndarray]:
+    """Returns a batch to be filled, whose arrays nothing else uses.
 
-    With `size` 0 it has no images. With `labels` it has class ids, int32 [rows, labels].
+    Args:
+        rows: of the batch.
+        length: tokens of a caption.
+        images: from `ImageArrays.empty`; {} where samples have none.
+        labels: classes of a sample, int32 [rows, labels]; 0 for none.
     """
-    own = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
-    if size:
-        own["image"] = (memory or Memory()).empty(rows * size * size * 3).reshape(rows, size, size, 3)
-    return own | dict(
+    classes = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
+    return classes | dict(
+        **images,
         text=aligned_empty((rows, length), np.int32),
         text_valid=aligned_empty((rows, length), np.bool_),
         key_id=aligned_empty((rows, 2), np.uint32),
@@ -54,13 +56,18 @@ class RowFiller:
         tokenizer: encodes the captions.
         transform: `config.data.text.transform`.
 
+    Attributes:
+        images: makes the arrays of the images.
+
     Raises:
         DataError: the configuration asks for something that does not exist.
     """
 
     def __init__(self, image: Any, tokenizer: Tokenizer, transform: str = ""):
-        self._size, self._crop, self._options = image.size, augment.cropper(image), Options.of(image)
-        self._hooks = Hooks(image.transform, transform, image.size)
+        self.images, self._crop = ImageArrays(image), augment.cropper(image)
+        packing = self.images.naflex
+        example = (image.size,) * 2 if packing is None else packing.pixels(2, 3, packing.length)
+        self._hooks = Hooks(image.transform, transform, example)
         self._tokenizer = tokenizer
 
     def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[Replaced]:
@@ -76,7 +83,7 @@ class RowFiller:
         """
         texts, replaced = [], []
         for place, row in enumerate(rows, first):
-            sample, faults = self._sample(row, batch["image"][place] if "image" in batch else None)
+            sample, faults = self._sample(row, batch, place)
             if faults:
                 replaced.append(Replaced(row.window.source.name, faults))
             captions = row.window.source.captions
@@ -92,18 +99,19 @@ class RowFiller:
         batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, length)
         return replaced
 
-    def _sample(self, row: Row, out: np.ndarray | None) -> tuple[Sample, list[Fault]]:
-        """Returns the sample of a row, whose image is written to `out` if there are images."""
+    def _sample(self, row: Row, batch: dict[str, np.ndarray], place: int) -> tuple[Sample, list[Fault]]:
+        """Returns the sample of a row, whose image is written into the batch if that has images."""
         crop = lambda height, width: self._crop(height, width, row.crop)
         window, faults = row.window, []
-        for place in itertools.chain((row.place,), _substitutes(row.place, len(window))):
-            sample = window[place]
+        for turn in itertools.chain((row.place,), _substitutes(row.place, len(window))):
+            sample = window[turn]
+            name = f"{sample.key} of {sample.shard}"
+            transform = functools.partial(self._hooks.image, word=row.word, sample=name)
             try:
                 if sample.fault:
                     raise BadSample(sample.fault)
-                if out is not None:
-                    training_image(sample.image, self._size, crop, self._options, out)
-                    self._hooks.image(out, row.word, f"{sample.key} of {sample.shard}")
+                if "image" in batch:
+                    self.images.train(sample.image, crop, transform, batch, place)
                 return sample, faults
             except BadSample as bad:
                 faults.append(Fault(sample.shard, sample.key, bad.reason))

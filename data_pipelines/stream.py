@@ -235,7 +235,7 @@ class Stream:
         """Hands the next batch to the pool."""
         rows, length = self._rows()
         labels = self._config.label.most if self._config.label.field else 0
-        batch = empty_batch(len(rows), self._pixels, length, self._recycled, labels)
+        batch = empty_batch(len(rows), length, self._image_arrays(len(rows)), labels)
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])
@@ -265,10 +265,17 @@ class Stream:
             raise CancelledError
         return self._filler.fill(batch, first, rows)
 
+    def _image_arrays(self, rows: int) -> dict[str, np.ndarray]:
+        """Returns what the next batch to schedule holds of its images; nothing where samples have none."""
+        if not self._has_images:
+            return {}
+        images = self._filler.images
+        patches = images.naflex.draw(self._scheduled, self._seed) if images.naflex else 0
+        return images.empty(rows, patches, self._recycled)
+
     @property
-    def _pixels(self) -> int:
-        """Pixels of the side of an image; 0 where samples have none."""
-        return self._config.image.size if has_images(self._config.modalities) else 0
+    def _has_images(self) -> bool:
+        return has_images(self._config.modalities)
 
     @property
     def _together(self) -> bool:
@@ -296,7 +303,8 @@ class Stream:
     def _memory(self) -> int:
         """Bytes at most: two windows for each lane and source, the batches ahead and the one in use."""
         rows = len(self._lanes) * self._per_lane
-        batches = (self._config.prefetch + 2) * rows * (3 * self._pixels**2 + 5 * self._config.text.length)
+        row = 5 * self._config.text.length + (self._filler.images.nbytes() if self._has_images else 0)
+        batches = (self._config.prefetch + 2) * rows * row
         windows = 0.0
         for table in self._tables:
             held = min(self._config.window, -(-len(table) // self._order.lanes) + 1)

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.images.decode import Options, evaluation_pixels, full_image, on_white
-from data_pipelines.images.device import preprocess_images
+from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.images.decode import full_image, on_white
+from data_pipelines.images.device import preprocess_batch
 from xmodal.config import ConfigError
 from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
 from xmodal.distributed.sharding import shardings
@@ -121,10 +122,15 @@ class Model:
 
     def prepare_images(self, pictures: Sequence[Picture], first: int = 0) -> dict[str, np.ndarray]:
         """Returns the model's input for some pictures, of which the first is number `first` of the user's."""
-        image = self._data.image
-        show = functools.partial(_prepare, size=image.size, squash=image.crop == "squash", options=Options.of(image))
+        arrays = ImageArrays(self._data.image)
+        batch = arrays.empty(len(pictures))
+
+        def prepare(row: int, picture: Picture) -> None:
+            arrays.evaluate(_decoded(first + row, picture, arrays), batch, row)
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return {"image": np.stack(list(pool.map(show, itertools.count(first), pictures)))}
+            list(pool.map(prepare, itertools.count(), pictures))
+        return batch
 
     def prepare_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns the model's input for some texts."""
@@ -183,8 +189,12 @@ class Model:
         images, texts = self.prepare_images([picture]), self.prepare_texts([text])
         patches, tokens = (self._local(kind, batch) for kind, batch in (("image", images), ("text", texts)))
         scores = score_words([places for _, places in words], tokens, patches)
-        rows, columns = grid_of(self.stored.spec.towers[self._names["image"]], patches.shape[0])
-        return WordMap(tuple(word for word, _ in words), scores.reshape(-1, rows, columns), images["image"][0])
+        if "image_grid" in images:
+            rows, columns = map(int, images["image_grid"][0])
+        else:
+            rows, columns = grid_of(self.stored.spec.towers[self._names["image"]], patches.shape[0])
+        scores = scores[:, : rows * columns].reshape(-1, rows, columns)  # behind them is padding
+        return WordMap(tuple(word for word, _ in words), scores, ImageArrays(self._data.image).shown(images, 0))
 
     def _local(self, kind: str, batch: Mapping) -> np.ndarray:
         """Unit patches or words of the first row, [seq, dim]."""
@@ -212,8 +222,7 @@ class Model:
         return normalize(self._output(model, f"{name}.local", params, batch)["x"])
 
     def _output(self, model: Functional, output: str, params: Mapping, batch: Mapping):
-        if "image" in batch:
-            batch = {**batch, "image": preprocess_images(batch["image"], None, self._data.image)}
+        batch = preprocess_batch(batch, None, self._data.image)
         return model(params, batch, frozenset({output}))[output]
 
     def embed_rows(self, kind: str, prepare: Callable[[int, int], Mapping[str, np.ndarray]], count: int) -> np.ndarray:
@@ -252,8 +261,8 @@ def own_inputs(model: Functional) -> dict[str, str]:
     return {name: t.embed.input for name, t in towers if t.embed and not t.reads and t.pool != "none"}
 
 
-def _prepare(number: int, picture: Picture, *, size: int, squash: bool, options: Options) -> np.ndarray:
-    """Reads a picture and cuts it to the model's square as the evaluations do."""
+def _decoded(number: int, picture: Picture, arrays: ImageArrays) -> Image.Image:
+    """Reads a picture as RGB."""
     try:
         if isinstance(picture, np.ndarray):
             grey = picture.ndim == 2
@@ -261,9 +270,9 @@ def _prepare(number: int, picture: Picture, *, size: int, squash: bool, options:
                 raise BadSample(f"expected uint8 [height, width, 3], got {picture.dtype} {picture.shape}")
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):
-            return evaluation_pixels(on_white(picture), size, squash, options)
+            return on_white(picture)
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        return evaluation_pixels(full_image(data, options), size, squash, options)
+        return full_image(data, arrays.options)
     except (BadSample, OSError, ValueError) as error:
         name = picture if isinstance(picture, str | os.PathLike) else f"number {number}"
         raise DataError(f"picture {name} cannot be used: {error}") from None

@@ -10,7 +10,7 @@ from data_pipelines.errors import DataError, did_you_mean
 
 WORDS = 24  # random words of a row: 10 attempts of (area, aspect), then the offsets, rounded up for `rng.row_words`
 _ATTEMPTS = 10
-_CROPS = ("random_resized", "inception", "resize_crop", "center", "squash")
+_CROPS = ("random_resized", "inception", "resize_crop", "center", "squash", "whole")
 _INCEPTION = dict(scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3))
 
 
@@ -88,4 +88,9 @@ def cropper(image: Any) -> Callable[[int, int, np.ndarray], Box]:
     if image.crop == "squash":
         share = image.size / (image.resize or image.size)
         return lambda height, width, u: squash(height, width, u, share)
+    if image.crop == "whole" and not image.naflex.lengths:
+        raise DataError("data.image.crop='whole' keeps the shape of images, which needs data.image.naflex.lengths; "
+                        "'squash' makes a square of the whole image")  # fmt: skip
+    if image.crop == "whole":
+        return lambda height, width, u: Box(0, 0, height, width)
     raise DataError(f"data.image.crop is {image.crop!r}, not one of {_CROPS}{did_you_mean(image.crop, _CROPS)}")

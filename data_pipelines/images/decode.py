@@ -70,13 +70,18 @@ class Options(NamedTuple):
             raise DataError(f"data.image.resize is {image.resize}, less than data.image.size, which is cut out of it")
         return cls(image.exif, image.max_pixels, image.resize, image.filter, image.rounding)
 
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's filter."""
+        return _FILTERS[self.filter]
+
 
 _DEFAULT = Options()
 
 
 def training_image(
     data: bytes | memoryview,
-    size: int,
+    size: int | Callable[[int, int], tuple[int, int]],
     crop: Callable[[int, int], Box],
     options: Options = _DEFAULT,
     out: np.ndarray | None = None,
@@ -85,13 +90,13 @@ def training_image(
 
     Args:
         data: encoded image.
-        size: pixels of the square to make.
+        size: pixels of the square to make, or a function that gives (height, width) for those of the upright crop.
         crop: gives the rectangle to show for (height, width) of the upright image.
         options: what to turn and what to refuse.
         out: receives the pixels, contiguous; None makes a new array.
 
     Returns:
-        uint8 [size, size, 3]: `out` where it was given.
+        uint8 [size, size, 3] or [height, width, 3]: `out` where it was given.
 
     Raises:
         BadSample: the data are no image, damaged or too large.
@@ -100,21 +105,25 @@ def training_image(
         height, width = stored
         orientation = _jpeg_orientation(data) if options.exif else 1
         box = _stored(crop, height, width, orientation)
+        down, across = _shape(size, box, orientation)
         pixels = _jpeg(
             data,
-            min_height=min(height, math.ceil(_OVERSAMPLING * size * height / box.height)),
-            min_width=min(width, math.ceil(_OVERSAMPLING * size * width / box.width)),
+            min_height=min(height, math.ceil(_OVERSAMPLING * down * height / box.height)),
+            min_width=min(width, math.ceil(_OVERSAMPLING * across * width / box.width)),
         )
         box = _scaled(box, pixels.shape[0] / height, pixels.shape[1] / width)
     else:
         pixels, orientation = _pillow(data, options)
         box = _stored(crop, *pixels.shape[:2], orientation)
+        down, across = _shape(size, box, orientation)
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    out = np.empty((size, size, 3), np.uint8) if out is None else out
-    if part.shape[:2] != (size, size):
-        shrinks = part.shape[0] >= size and part.shape[1] >= size
+    turned = orientation in _TURNS
+    if out is None:
+        out = np.empty((across, down, 3) if _swaps(orientation) else (down, across, 3), np.uint8)
+    if part.shape[:2] != (down, across):
+        shrinks = part.shape[0] >= down and part.shape[1] >= across
         filtering = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        part = cv2.resize(part, (size, size), None if orientation in _TURNS else out, interpolation=filtering)
+        part = cv2.resize(part, (across, down), None if turned else out, interpolation=filtering)
     if part is not out:  # neither turned nor copied where cv2 could write to the right place at once
         out[:] = _upright(part, orientation)
     return out
@@ -142,7 +151,7 @@ def evaluation_image(
 
 def evaluation_pixels(image: Image.Image, size: int, squash: bool = False, options: Options = _DEFAULT) -> np.ndarray:
     """Resizes a decoded RGB image with Pillow's filter on all pixels; arguments as for `evaluation_image`."""
-    kind, short, resized = _FILTERS[options.filter], min(image.size), options.resize or size
+    kind, short, resized = options.resampling, min(image.size), options.resize or size
     width, height = ((resized,) * 2) if squash else (int(resized * side / short) for side in image.size)
     left, top = (_ROUNDINGS[options.rounding]((side - size) / 2) for side in (width, height))
     if max(width, height) > _LONGEST * size:  # resized whole, a line of pixels would become an endless strip
@@ -231,6 +240,18 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """A view of [height, width, 3] as its EXIF orientation wants it to be shown."""
     swap, down, right = _TURNS.get(orientation, _NO_TURN)
     return (pixels.swapaxes(0, 1) if swap else pixels)[::down, ::right]
+
+
+def _swaps(orientation: int) -> bool:
+    """Whether what is stored as a row is shown as a column."""
+    return bool(_TURNS.get(orientation, _NO_TURN)[0])
+
+
+def _shape(size: int | Callable[[int, int], tuple[int, int]], box: Box, orientation: int) -> tuple[int, int]:
+    """Returns height and width of a result as it is stored, for a box of the stored image."""
+    if isinstance(size, int):
+        return size, size
+    return size(box.width, box.height)[::-1] if _swaps(orientation) else size(box.height, box.width)
 
 
 def _stored(crop: Callable[[int, int], Box], height: int, width: int, orientation: int) -> Box:

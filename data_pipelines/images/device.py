@@ -1,18 +1,35 @@
 """What is done to pixels on the accelerator: random changes, then normalisation. Runs inside `jax.jit`."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from data_pipelines.errors import DataError
+from data_pipelines.images.naflex import Naflex
 from data_pipelines.images.policies import make_policy
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's grey
 _SIGMA, _SIGMA_SIDE = (0.1, 2.0), 224  # pixels of blur, at this size of image; in proportion at others
 _ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the area and height / width of what is erased
 _ERASE_ATTEMPTS = 10
+
+
+def preprocess_batch(batch: Mapping[str, jax.Array], keys: jax.Array | None, spec: Any) -> dict[str, jax.Array]:
+    """Turns the pixels of a batch, squares or packed patches, into the input of a tower.
+
+    Args:
+        batch: with the arrays of `ImageArrays`, or without images.
+        keys: as for `preprocess_images`.
+        spec: `config.data.image`.
+    """
+    if "image" not in batch:
+        return dict(batch)
+    if "image_grid" in batch:
+        return {**batch, "image": preprocess_patches(batch["image"], batch["image_grid"], keys, spec)}
+    return {**batch, "image": preprocess_images(batch["image"], keys, spec)}
 
 
 def preprocess_images(images: jax.Array, keys: jax.Array | None, spec: Any) -> jax.Array:
@@ -48,8 +65,37 @@ def preprocess_images(images: jax.Array, keys: jax.Array | None, spec: Any) -> j
         return pixels
 
 
+def preprocess_patches(patches: jax.Array, grid: jax.Array, keys: jax.Array | None, spec: Any) -> jax.Array:
+    """Turns packed patches into the input of a tower; changes that need squares are refused by `Naflex.of`.
+
+    Args:
+        patches: uint8 [batch, length, 3 * patch_size**2], see `data_pipelines.images.naflex.pack`.
+        grid: int32 [batch, 2], patches of each image (down, across).
+        keys: as for `preprocess_images`.
+        spec: `config.data.image`: in the order in which they act, `flip`, `jitter`, `grey`, `solarize`, `mean`, `std`.
+
+    Returns:
+        float32, of the shape of `patches`, normalised; padding is 0.
+    """
+    check_augmentation(spec)
+    with jax.named_scope("preprocess_patches"):
+        shape, side = patches.shape, spec.naflex.patch_size
+        pixels = patches.reshape(*shape[:2], side**2, 3).astype(jnp.float32) / 255
+        inside = (jnp.arange(shape[1]) < jnp.prod(grid, axis=1, keepdims=True))[:, :, None, None]
+        if keys is not None and spec.flip:
+            pixels = jax.vmap(_flip_patches)(pixels, grid, keys)
+        if keys is not None and spec.jitter > 0:
+            pixels = jax.vmap(_jitter, in_axes=(0, 0, None, 0))(pixels, keys, spec.jitter, inside)
+        for name, function in (("grey", _decolour), ("solarize", _solarize)):
+            if keys is not None and spec[name] > 0:
+                pixels = jax.vmap(function, in_axes=(0, 0, None))(pixels, keys, spec[name])
+        pixels = (pixels - jnp.array(spec.mean)) / jnp.array(spec.std)
+        return jnp.where(inside, pixels, 0.0).reshape(shape)
+
+
 def check_augmentation(spec: Any) -> None:
-    """Raises DataError if `config.data.image` asks for an augmentation that does not exist."""
+    """Raises DataError if `config.data.image` asks for an augmentation that does not exist, or not for its images."""
+    Naflex.of(spec)
     make_policy(spec.policy)
     if not 0 <= spec.jitter < math.inf:
         raise DataError(f"data.image.jitter is {spec.jitter}; expected a strength from 0")
@@ -62,14 +108,27 @@ def _flip(pixels: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 0)), pixels[:, ::-1], pixels)
 
 
-def _jitter(pixels: jax.Array, key: jax.Array, strength: float) -> jax.Array:
-    """Brightness, contrast, saturation, in this order, each blended by a factor in [1 - strength, 1 + strength]."""
+def _flip_patches(pixels: jax.Array, grid: jax.Array, key: jax.Array) -> jax.Array:
+    """`_flip` of [length, patch_size**2, 3]: patches change places within their row, and are mirrored themselves."""
+    length, area, _ = pixels.shape
+    down, across = jnp.divmod(jnp.arange(length), grid[1])
+    place = jnp.where(down < grid[0], (down + 1) * grid[1] - 1 - across, 0)
+    side = math.isqrt(area)
+    mirrored = pixels[place].reshape(length, side, side, 3)[:, :, ::-1].reshape(pixels.shape)
+    return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 0)), mirrored, pixels)
+
+
+def _jitter(pixels: jax.Array, key: jax.Array, strength: float, inside: jax.Array | None = None) -> jax.Array:
+    """Brightness, contrast, saturation, in this order, each blended by a factor in [1 - strength, 1 + strength].
+
+    The mean of the image is that of the pixels that are `inside`; None takes all.
+    """
     low = max(0.0, 1.0 - strength)
     brightness, contrast, saturation = jax.random.uniform(
         jax.random.fold_in(key, 1), (3,), minval=low, maxval=1.0 + strength
     )
     pixels = jnp.clip(pixels * brightness, 0, 1)
-    mean = jnp.mean(_grey(pixels))
+    mean = jnp.mean(_grey(pixels), where=inside)
     pixels = jnp.clip(mean + contrast * (pixels - mean), 0, 1)
     grey = _grey(pixels)
     return jnp.clip(grey + saturation * (pixels - grey), 0, 1)

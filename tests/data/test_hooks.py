@@ -56,7 +56,7 @@ def module(tmp_path, monkeypatch):
 
 def hooks(image: str = "", text: str = "") -> Hooks:
     named = lambda function: function and f"my_hooks.made:{function}"
-    return Hooks(named(image), named(text), 8)
+    return Hooks(named(image), named(text), (8, 8))
 
 
 def test_images_are_transformed_in_place():
@@ -108,7 +108,7 @@ def test_numbers_belong_to_the_row():
 )
 def test_an_unusable_transform_is_refused_at_the_start(name, message):
     with pytest.raises(DataError, match=message) as caught:
-        Hooks(name, "", 8)
+        Hooks(name, "", (8, 8))
     assert str(caught.value).startswith(f"data.image.transform={name!r}")
 
 
@@ -137,7 +137,7 @@ def test_captions_of_rows(config):
     filler = RowFiller(config.image, tokenizer, "my_hooks.made:shout")
     with open_stream(config, batch_size=16, seed=3) as stream:
         plain = next(stream)
-    batch = empty_batch(16, 16, 16)
+    batch = empty_batch(16, 16, filler.images.empty(16))
     with open_stream(config, batch_size=16, seed=3) as stream:
         assert filler.fill(batch, 0, stream._rows()[0]) == []
     for row, text in zip(batch["text"], plain["text"]):

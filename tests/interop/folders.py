@@ -42,6 +42,36 @@ def tokenizer(bos=True) -> dict:
     return json.loads(words.to_str())
 
 
+def gemma_tokenizer(texts, vocab=420) -> dict:
+    """A tokenizer.json built as SigLIP 2's of Gemma: BPE over whole texts with spaces as "▁", bytes for the rest.
+
+    It ends texts without beginning them, and keeps capitals.
+    """
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    model = tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    pieces = tokenizers.Tokenizer(model)
+    pieces.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")
+    decoders = tokenizers.decoders
+    pieces.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=[*marks, *(f"<0x{i:02X}>" for i in range(256))], show_progress=False
+    )
+    pieces.train_from_iterator(texts, trainer)
+    pieces.post_processor = tokenizers.processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    stated = json.loads(pieces.to_str())
+    stated["added_tokens"] = [token for token in stated["added_tokens"] if token["content"] in marks]
+    return stated
+
+
+# tokenizer_config.json of SigLIP 2: of a fixed resolution, which says nothing that would lower-case, and NaFlex.
+SIGLIP2_MARKS = dict(
+    tokenizer_class="GemmaTokenizer", add_bos_token=False, add_eos_token=True, bos_token="<bos>", eos_token="<eos>",
+    pad_token="<pad>", unk_token="<unk>", do_lower_case=True, padding_side="right", model_max_length=64,
+    model_input_names=["input_ids"],
+)  # fmt: skip
+
+
 def write_json(path, value):
     path.write_text(json.dumps(value))
 

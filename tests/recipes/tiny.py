@@ -1,8 +1,8 @@
 """Recipes for the tests: every part of a real one, at a size that compiles and trains in seconds.
 
 `:clip` (default) is plain; `:noisy` has all that is random or averaged (crops, jitter, dropout, patch dropout,
-stochastic depth, EMA, accumulation); `:coca` writes captions as well. The tests name shards and tokenizer on the
-command line.
+stochastic depth, EMA, accumulation); `:coca` writes captions as well; `:naflex` is SigLIP 2 over packed patches. The
+tests name shards and tokenizer on the command line.
 """
 
 from configs import base
@@ -34,7 +34,18 @@ def get_config(variant: str = "clip"):
     c.evals = dict(held_out=dict(type="retrieval", urls="", every="100%", batch_size=24, examples=4))
     c.checkpoint.update(every="2steps", keep_last=20)
     c.log.update(every=1, tensorboard=False)
-    return {"clip": lambda c: c, "noisy": noisy, "coca": coca}[variant](c)
+    return {"clip": lambda c: c, "noisy": noisy, "coca": coca, "naflex": naflex}[variant](c)
+
+
+def naflex(c):
+    image = presets.image_tower(WIDTH, 1, HEADS, patch_size=8, style="siglip", scan=False)
+    text = presets.text_tower(WIDTH, 1, HEADS, style="siglip", embed_dim=WIDTH, scan=False)
+    c.model = presets.dual_tower(image=presets.naflex(image, positions=4), text=text)
+    c.objectives = dict(contrastive=dict(type="sigmoid", between=("image", "text"), weight=1.0))
+    c.data.image.update(crop="random_resized", scale=(0.3, 1.0), ratio=(0.3, 3.0), flip=True)
+    c.data.image.naflex.update(lengths=(4, 9), length=6, patch_size=8)
+    c.evals.named = dict(type="zero_shot", urls="", captions=("{label}",), every="100%", batch_size=24)
+    return c
 
 
 def noisy(c):

@@ -32,6 +32,8 @@ def _measure(config, steps: int) -> list[list]:
     from xmodal.training.startup import abstract_batch, model_facts
     from xmodal.training.task import build_task
 
+    config.data.text.buckets = ()  # one program is measured: that of the longest batches
+    config.data.image.naflex.update(lengths=config.data.image.naflex.lengths[-1:], weights=(), length=0)
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.accumulation, mesh)
     tokenizer = Tokenizer.load(config.data.text.tokenizer)

@@ -9,7 +9,6 @@ device are those of the stream. Other samples are chosen with `--config.seed=1`.
 
 import argparse
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,7 @@ def _show(config: Any, chosen: list[tuple[Any, Any]], tokenizer: Any, views: int
     places = usable * views
     rows = [Row(_window(*chosen[i]), 0, crop, word) for i, crop, word in zip(places, crops, words)]
     pixels = _pixels(config, rows, tokenizer)
-    hooks, own = Hooks(data.image.transform, data.text.transform, data.image.size), {i: [] for i in usable}
+    hooks, own = Hooks("", data.text.transform, (1, 1)), {i: [] for i in usable}
     for i, row, image in zip(places, rows, pixels):
         source, sample = chosen[i]
         caption = hooks.text(source.captions.choose(sample.record, row.word), row.word, sample.key)
@@ -117,10 +116,11 @@ def _window(source: Any, sample: Any) -> Any:
     return Window(source, WindowPlan(zero, zero, zero), (block,))
 
 
-def _pixels(config: Any, rows: list, tokenizer: Any) -> Sequence[np.ndarray | None]:
-    """Returns what enters the model, normalisation undone; uint8 [rows, size, size, 3], or nothing of texts alone."""
+def _pixels(config: Any, rows: list, tokenizer: Any) -> list[np.ndarray | None]:
+    """Returns what enters the model, normalisation undone: for each row uint8 [height, width, 3], None of a text."""
     import jax
 
+    from data_pipelines.images.naflex import unpack
     from data_pipelines.rows import RowFiller, empty_batch
     from data_pipelines.samples import has_images
     from data_pipelines.text.tokenizers import Tokenizer
@@ -132,11 +132,16 @@ def _pixels(config: Any, rows: list, tokenizer: Any) -> Sequence[np.ndarray | No
     if not has_images(config.data.modalities):
         return [None] * len(rows)
     rows = rows + rows[-1:] * (len(rows) % 2)  # mixing takes pairs
-    batch = empty_batch(len(rows), image.size, text.length)
-    RowFiller(image, tokenizer or Tokenizer.load(DEMO_TOKENIZER), text.transform).fill(batch, 0, rows)
+    filler = RowFiller(image, tokenizer or Tokenizer.load(DEMO_TOKENIZER), text.transform)
+    batch = empty_batch(len(rows), text.length, filler.images.empty(len(rows)))
+    filler.fill(batch, 0, rows)
     row_keys = keys.fold(keys.sample_keys(config.seed, 0, len(rows)), "preprocess")
-    normal = np.asarray(jax.jit(preprocessor(image))(dict(image=batch["image"]), row_keys)["image"])
-    return np.clip(np.round(255 * (normal * np.array(image.std) + np.array(image.mean))), 0, 255).astype(np.uint8)
+    images = {name: array for name, array in batch.items() if name.startswith("image")}
+    normal = np.asarray(jax.jit(preprocessor(image))(images, row_keys)["image"])
+    if packing := filler.images.naflex:
+        normal = [unpack(*row, packing.patch_size) for row in zip(normal, batch["image_grid"])]
+    undo = lambda a: np.round(255 * (a * np.array(image.std) + np.array(image.mean)))
+    return [np.clip(undo(shown), 0, 255).astype(np.uint8) for shown in normal]
 
 
 def _read(caption: str, tokenizer: Any, length: int) -> tuple[list[str], int, str]:
@@ -156,7 +161,9 @@ def _settings(data: Any) -> list[str]:
     if not has_images(data.modalities):
         return [*([f"transform {data.text.transform}"] if data.text.transform else []), f"{data.text.length} tokens"]
     crop = image.crop + (f" {image.scale[0]:g} to {image.scale[1]:g} of the area" * (image.crop == "random_resized"))
-    parts = [f"{image.size} pixels", crop, *(["flip"] if image.flip else []), *([image.policy] if image.policy else [])]
+    packing = image.naflex.lengths
+    size = f"at most {image.naflex.length or packing[-1]} patches" if packing else f"{image.size} pixels"
+    parts = [size, crop, *(["flip"] if image.flip else []), *([image.policy] if image.policy else [])]
     parts += [f"{name} {image[name]:g}" for name in _SHADES if image[name]]
     parts += [f"transform {hook}" for hook in (image.transform, data.text.transform) if hook]
     return [*parts, f"{data.text.length} tokens"]

@@ -32,12 +32,14 @@ def run(args: argparse.Namespace) -> None:
         for name, tower in stored.spec.towers.items()
     }
     image, text = stored.config.data.image, stored.config.data.text
-    resized = f"{image.resize or image.size} pixels, {image.filter}"
+    shown = f"{image.size} pixels, crop {image.crop} of {image.resize or image.size} pixels"
+    if image.naflex.lengths:
+        shown = f"at most {image.naflex.lengths[-1]} patches of {image.naflex.patch_size} pixels"
     print_summary(
         f"xmodal import · {args.out}",
         {
             **towers,
-            "pictures": f"{image.size} pixels, crop {image.crop} of {resized}, mean {image.mean}, std {image.std}",
+            "pictures": f"{shown}, {image.filter}, mean {image.mean}, std {image.std}",
             "texts": f"{text.length} tokens, vocabulary {stored.tokenizer.vocab_size:,}" if stored.tokenizer else "",
             "next": ("python -m xmodal export --workdir DIR --to ...", "xmodal.load(DIR)", "init_from in a recipe"),
         },

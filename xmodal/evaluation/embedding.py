@@ -43,7 +43,8 @@ def image_batches(dataset: EvalSet, context: EvalContext, batch_size: int) -> It
     shard = process_shard(context.mesh, batch_size)
     for batch in dataset.batches(batch_size, shard=shard):
         index = to_global({"index": np.where(batch["valid"], batch["index"], -1)}, context.mesh)["index"]
-        yield to_global({"image": batch["image"]}, context.mesh), gather(index)
+        images = {name: array for name, array in batch.items() if name not in ("index", "valid")}
+        yield to_global(images, context.mesh), gather(index)
 
 
 def text_batches(texts: list[str], context: EvalContext, batch_size: int) -> Iterator[tuple[dict, np.ndarray]]:

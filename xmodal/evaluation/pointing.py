@@ -64,6 +64,9 @@ class Pointing(Evaluator):
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
+        if context.data.image.naflex.lengths:
+            raise DataError("pointing needs square images, and data.image.naflex gives each its own shape: leave this "
+                            "evaluation out")  # fmt: skip
         dataset = self.open(name, context)
         make = self._boxed if self.boxes else self._pairs
         prefix, size = f"pointing/{name}", batch_size_for(context, self.batch_size)

@@ -28,7 +28,7 @@ class WordMap:
     Attributes:
       words: of the text, in order.
       scores: float32 [words, rows, columns], cosines with the patches.
-      picture: uint8 [size, size, 3], as the model saw it.
+      picture: uint8 [height, width, 3], as the model saw it.
     """
 
     words: tuple[str, ...]

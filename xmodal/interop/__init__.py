@@ -11,14 +11,26 @@ from xmodal.interop.convnext import CONVNEXT
 from xmodal.interop.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from xmodal.interop.efficientnet import EFFICIENTNET
 from xmodal.interop.resnet import RESNET
-from xmodal.interop.siglip import SIGLIP
+from xmodal.interop.siglip import SIGLIP, SIGLIP2
 from xmodal.interop.tables import Family
 from xmodal.interop.vit import VIT
 
 # By `model_type` of a Hugging Face config.json.
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (CLIP, SIGLIP, VIT, DINOV2, DINOV2_WITH_REGISTERS, BERT, CONVNEXT, RESNET, EFFICIENTNET, ALIGN)
+    for family in (
+        CLIP,
+        SIGLIP,
+        SIGLIP2,
+        VIT,
+        DINOV2,
+        DINOV2_WITH_REGISTERS,
+        BERT,
+        CONVNEXT,
+        RESNET,
+        EFFICIENTNET,
+        ALIGN,
+    )
 }
 # By `open_clip.kind_of` the model_cfg of an open_clip_config.json.
 OPEN_CLIP: dict[str, Family] = {"vit": open_clip.VIT, "resnet": open_clip_resnet.RESNET}

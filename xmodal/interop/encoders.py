@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from xmodal.interop.tables import CONV, Entry, InteropError, differences, fail, linear, norm
 from xmodal.models import presets
-from xmodal.models.embed import PatchSpec, TokenSpec
+from xmodal.models.embed import NaflexSpec, PatchSpec, TokenSpec
 from xmodal.models.model import ModelSpec
 from xmodal.models.spec import Sublayer
 from xmodal.models.tower import TowerSpec
@@ -66,12 +66,12 @@ def activation(name: str) -> str:
 
 def vision_config(tower: TowerSpec, where: str = IMAGE) -> dict:
     """The `vision_config` of an image tower: the way back of `towers_of`."""
-    down, across = tower.embed.grid
+    size, (down, across) = tower.embed.image_size, tower.embed.grid
     if down != across:
-        raise InteropError(f"{where}/embed/image_size: {tower.embed.image_size} is not square; the reference takes "
-                           "one side only")  # fmt: skip
-    patch = tower.embed.patch_size
-    return encoder_config(tower.trunk, where) | dict(image_size=down * patch, patch_size=patch, num_channels=3)
+        raise InteropError(f"{where}/embed/image_size: {size} is not square; the reference takes one side only")
+    size = size if isinstance(size, int) else size[0]
+    patches = dict(image_size=size, patch_size=tower.embed.patch_size, num_channels=3)
+    return encoder_config(tower.trunk, where) | patches
 
 
 def text_config(tower: TowerSpec, where: str = TEXT) -> dict:
@@ -141,14 +141,25 @@ def encoder_entries(name: str, path: str, trunk: TrunkSpec) -> Iterator[Entry]:
 # ---------------------------------------------------------------------------------------------- what is possible
 
 
-def check_towers(spec: ModelSpec, reference: str, image: dict, text: dict) -> tuple[TowerSpec, TowerSpec]:
+# Fields of an embedder that are sizes, or matter in training alone.
+_FREE_EMBED = {
+    PatchSpec: ("image_size", "patch_size", "ragged", "patch_dropout", "input"),
+    NaflexSpec: ("patch_size", "positions", "length", "input"),
+    TokenSpec: ("vocab_size", "length", "dropout", "input"),
+}
+
+
+def check_towers(
+    spec: ModelSpec, reference: str, image: dict, text: dict, patches: type = PatchSpec
+) -> tuple[TowerSpec, TowerSpec]:
     """Returns the image and the text tower if the reference can express them.
 
     Args:
       spec: the model.
       reference: class of the reference, for the message.
-      image: what it fixes: fields of `TowerSpec`, and of the `PatchSpec` under "embed".
+      image: what it fixes: fields of `TowerSpec`, and of the embedder under "embed".
       text: the same with a `TokenSpec`.
+      patches: the image tower's embedder.
 
     Raises:
       InteropError: listing every setting that stands in the way.
@@ -156,7 +167,7 @@ def check_towers(spec: ModelSpec, reference: str, image: dict, text: dict) -> tu
     missing = [name for name in (IMAGE, TEXT) if name not in spec.towers]
     fail(f"{reference} needs the towers {IMAGE!r} and {TEXT!r}",
          [f"missing: {name!r}, the model has {', '.join(spec.towers)}" for name in missing])  # fmt: skip
-    problems = encoder_differences(spec.towers[IMAGE], IMAGE, PatchSpec, image)
+    problems = encoder_differences(spec.towers[IMAGE], IMAGE, patches, image)
     fail(f"{reference} has no such model", problems + encoder_differences(spec.towers[TEXT], TEXT, TokenSpec, text))
     return spec.towers[IMAGE], spec.towers[TEXT]
 
@@ -174,10 +185,10 @@ def encoder_differences(tower: TowerSpec, name: str, kind: type, fixed: dict) ->
 def _as_fixed(tower: TowerSpec, kind: type, fixed: dict) -> TowerSpec:
     """The tower with everything at its default or as the reference fixes it, but its sizes."""
     # Built from the classes' defaults, so that an option that is added later is refused until a table knows it.
-    own = fixed["embed"]
-    free = ("image_size", "patch_size", "patch_dropout") if kind is PatchSpec else ("vocab_size", "length", "dropout")
-    unused = () if own.get("pre_norm") or own.get("norm") else ("norm_eps",)
-    embed = kind(**{f: getattr(tower.embed, f) for f in (*free, *unused, "input")} | own)
+    own, free = fixed["embed"], _FREE_EMBED[kind]
+    if kind is not NaflexSpec and not (own.get("pre_norm") or own.get("norm")):
+        free = (*free, "norm_eps")  # of no norm
+    embed = kind(**{f: getattr(tower.embed, f) for f in free} | own)
     if own.get("pre_norm"):
         embed = dataclasses.replace(embed, norm_eps=tower.trunk.norm_eps)
     trunk = _trunk_as_fixed(tower.trunk)

@@ -19,7 +19,7 @@ from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_fo
 from xmodal.interop.huggingface import family_for
 from xmodal.interop.model_card import Card, write_card
 from xmodal.interop.tables import InteropError, fail
-from xmodal.interop.tokenizer_files import swap_ids, write_tokenizer
+from xmodal.interop.tokenizer_files import is_gemma, swap_ids, write_tokenizer
 from xmodal.interop.weights import cast, write_weights
 from xmodal.paths import flatten_paths, map_paths
 
@@ -73,7 +73,7 @@ def export(stored: Stored, out: Path, *, to: str, dtype: str = "f32", card: Card
     with whole_folder(out) as folder:
         reread, more = writers[to](stored, folder, dtype)
         differences = compare(Model(stored, dtype="float32", batch_size=8), reread(), TOLERANCE[dtype])
-        write_card(folder, to, stored, dtype, differences, card or Card())
+        write_card(folder, to, stored, dtype, differences, card or Card(), (*notes, *more))
     return Exported(Path(out), to, differences, (*notes, *more))
 
 
@@ -126,6 +126,11 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
     if stored.tokenizer is not None:
         config.get("text_config", config).update(_mark_ids(stored))
         _write_texts(stored, folder, family.processor)
+        if family.tokenizer_class and not is_gemma(stored.tokenizer, stored.config.data.text.lower):
+            notes.append(
+                f"AutoTokenizer makes a {family.tokenizer_class}, which is Gemma's, of every folder of this kind: load "
+                "this tokenizer with PreTrainedTokenizerFast.from_pretrained(DIR)"
+            )
     config |= _labels(stored) if "id2label" in config else {}
     config["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
     _write_json(folder / CONFIG, config)
@@ -133,13 +138,26 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
         image = stored.config.data.image
         processor = preprocessing.to_processor(image, family.image_processor, family.processor)
         _write_json(folder / "preprocessor_config.json", processor)
-        if image.crop != "squash" and image.rounding != "down":
+        if image.naflex.lengths:
+            notes += _packing_notes(image)
+        elif image.crop != "squash" and image.rounding != "down":
             notes.append(
                 "transformers rounds odd margins of the central square down, this model's evaluations to even: "
                 "pictures that are not square can be shifted by one pixel"
             )
     write_weights(folder / WEIGHTS, cast(family.to_weights(stored.params, stored.spec), dtype), {"format": "pt"})
     return lambda: Model(open_stored(f"hf:{folder}"), batch_size=8), notes
+
+
+def _packing_notes(image: Mapping[str, Any]) -> list[str]:
+    """What the reference's processor of images and texts does not read from its file."""
+    length, patch = image.naflex.length or image.naflex.lengths[-1], image.naflex.patch_size
+    if (length, patch) == (256, 16):
+        return []
+    return [
+        f"AutoProcessor takes max_num_patches=256 and patch_size=16 unless it is told {length} and {patch}; "
+        "AutoImageProcessor reads them from its file"
+    ]
 
 
 def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Model], list[str]]:

@@ -26,6 +26,7 @@ from xmodal.interop.lora import merge_lora
 from xmodal.interop.tables import Family, InteropError, fail
 from xmodal.interop.tokenizer_files import read_tokenizer
 from xmodal.interop.weights import open_weights, refuse_pickles, write_weights
+from xmodal.models.embed import PatchSpec
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.paths import flatten_paths
 
@@ -225,7 +226,10 @@ def _open_hf(path: Path) -> Stored:
         embed = model.towers.image.embed
         with embed.ignore_type():  # a pair of sides may become one
             embed.image_size = preprocessing.shown_size(data, embed.image_size)
-    image = lambda size: preprocessing.from_processor(data, size, str(path))
+    if family.packed:
+        image = lambda embed: preprocessing.from_packing_processor(data, embed.patch_size, str(path))
+    else:
+        image = lambda embed: preprocessing.from_processor(data, _side(embed, path), str(path))
     stored = _converted(path, path, WEIGHTS, family, model, image if data else None)
     if family.labels and (names := family.labels(config)):
         stored.config.objectives = dict(classification=dict(type="classification", tower="image", weight=1.0))
@@ -258,12 +262,21 @@ def _open_open_clip(path: Path) -> Stored:
         raise InteropError(f"{where}: model_cfg has no {error}") from None
     except InteropError as error:
         raise InteropError(f"{where}: {error}") from None
-    image = lambda size: preprocessing.from_open_clip(config.get("preprocess_cfg") or {}, size, str(where))
+    preprocess = config.get("preprocess_cfg") or {}
+    image = lambda embed: preprocessing.from_open_clip(preprocess, _side(embed, folder), str(where))
     return _converted(path, folder, name, OPEN_CLIP[kind], model, image)
 
 
+def _side(embed: PatchSpec, folder: Path) -> int:
+    if not isinstance(embed.image_size, int):
+        raise InteropError(
+            f"{folder}: pictures of {embed.image_size} pixels are not square, which is all that is prepared here"
+        )
+    return embed.image_size
+
+
 def _converted(origin: Path, folder: Path, name: str, family: Family, model: ConfigDict, image: Any) -> Stored:
-    """A model of a reference in our terms; `image` gives the keys of `data.image` for a size."""
+    """A model of a reference in our terms; `image` gives the keys of `data.image` for an embedder."""
     spec = make_spec(ModelSpec, model, where=f"{folder}: model")
     try:
         Functional.build(spec)
@@ -276,15 +289,10 @@ def _converted(origin: Path, folder: Path, name: str, family: Family, model: Con
     if objective:
         config.objectives = dict(contrastive=objective | dict(between=("image", "text"), weight=1.0))
     if image is not None:
-        size = spec.towers["image"].embed.image_size
-        if not isinstance(size, int):
-            raise InteropError(
-                f"{folder}: pictures of {size} pixels are not square, which is all that is prepared here"
-            )
-        config.data.image.update(image(size))
+        config.data.image.update(image(spec.towers["image"].embed))
     tokenizer = None
     if _has_text(config):
-        tokenizer, length = read_tokenizer(folder)
+        tokenizer, length = read_tokenizer(folder, cased=family.cased)
         embed = next(t.embed for t in spec.towers.values() if getattr(t.embed, "type", "") == "token")
         if tokenizer.vocab_size > embed.vocab_size:
             raise InteropError(

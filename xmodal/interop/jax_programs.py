@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from data_pipelines.images.device import preprocess_images
+from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.images.device import preprocess_batch
 from xmodal.inference import Model, own_inputs
 from xmodal.interop.folder import Stored
 from xmodal.interop.tables import InteropError
@@ -42,7 +43,10 @@ def write(stored: Stored, folder: Path, dtype: str) -> list[str]:
     (rows,) = jax.export.symbolic_shape("batch")
     image, text = stored.config.data.image, stored.config.data.text
     inputs = {
-        "image": {"image": jax.ShapeDtypeStruct((rows, image.size, image.size, 3), np.uint8)},
+        "image": {
+            name: jax.ShapeDtypeStruct((rows, *shape), kind)
+            for name, (shape, kind) in ImageArrays(image).shapes().items()
+        },
         "text": {
             "text": jax.ShapeDtypeStruct((rows, text.length), np.int32),
             "text_valid": jax.ShapeDtypeStruct((rows, text.length), np.bool_),
@@ -91,8 +95,7 @@ def _embed(model: Functional, name: str, image: Mapping, weights: Mapping, batch
               for p, a in weights.items()}  # fmt: skip
     tower = unflatten_dict({p: a.astype(jnp.float32) for p, a in floats.items()}, sep="/")
     params = {STATISTICS: {name: tower.pop(STATISTICS, {})}, name: tower}
-    if "image" in batch:
-        batch = {**batch, "image": preprocess_images(batch["image"], None, image)}
+    batch = preprocess_batch(batch, None, image)
     return normalize(model(params, batch, frozenset({f"{name}.pooled"}))[f"{name}.pooled"])
 
 

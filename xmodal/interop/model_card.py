@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xmodal
+from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.images.naflex import Naflex
 from xmodal.interop.folder import Stored
 from xmodal.reporting.formatting import compact
 from xmodal.reporting.results import evaluation_tables
@@ -66,11 +68,16 @@ embeddings = tower.call(weights, {{{inputs}}})
 
 {preparation}"""
 _IMAGE = """Pictures are RGB, {how} with Pillow's {filter} filter; the program normalises them."""
+_PATCHES = """resized to at most {length} patches of {patch} x {patch} pixels at their own aspect ratio (as
+`Siglip2ImageProcessor` does it, `image_grid` says how many down and across), cut into them row by row,"""
 _TEXT = """Texts are tokenised by `tokenizer.json` (`tokenizers.Tokenizer.from_file`) to {length} ids, cut in front of
 the end mark and padded on the right with id {pad}; `text_valid` is true for all that is not padding."""
 
 
-def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: Mapping[str, float], card: Card) -> None:
+def write_card(
+    folder: Path, to: str, stored: Stored, dtype: str, differences: Mapping[str, float], card: Card,
+    notes: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Writes README.md into an exported folder, and the model's settings beside it as xmodal_config.json.
 
     Args:
@@ -80,6 +87,7 @@ def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: M
       dtype: of the weights.
       differences: of the embeddings when the export was read back.
       card: what the command knows of the run.
+      notes: what its users should know.
     """
     config = stored.config.to_dict()
     for entry in (*config["data"]["sources"].values(), *config["evals"].values()):
@@ -97,7 +105,7 @@ def write_card(folder: Path, to: str, stored: Stored, dtype: str, differences: M
         "## Model", _towers(stored),
         "## Figures", _figures(card.results),
         "## Recipe", _recipe(stored),
-        "## Export", _checked(dtype, differences),
+        "## Export", _checked(dtype, differences), *(f"Note: {note}." for note in notes),
     ]  # fmt: skip
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -121,21 +129,31 @@ def _jax_use(stored: Stored) -> str:
         if tower.embed is None or tower.reads or tower.pool == "none":
             continue
         if tower.embed.input == "image":
-            inputs = f'"image": np.zeros((2, {image.size}, {image.size}, 3), np.uint8)'
-            side = f"{image.size} x {image.size} pixels"
-            larger, cut = image.resize or image.size, f"the central {side} cut out,"
-            how = f"their shorter side resized to {larger} pixels and {cut}"
-            if image.crop == "squash":
-                how = (
-                    f"resized to {side}" if larger == image.size else f"resized to {larger} x {larger} pixels and {cut}"
-                )
-            preparation = _IMAGE.format(how=how, filter=image.filter)
+            shapes = ImageArrays(image).shapes().items()
+            inputs = ", ".join(f'"{key}": np.ones({(2, *shape)}, np.{kind.__name__})' for key, (shape, kind) in shapes)
+            preparation = _IMAGE.format(how=_shown(image), filter=image.filter)
         else:
             shape = f"(2, {text.length})"
             inputs = f'"text": np.zeros({shape}, np.int32), "text_valid": np.ones({shape}, bool)'
             preparation = _TEXT.format(length=text.length, pad=stored.tokenizer.pad_id)
         blocks.append(f"### {name}\n\n" + _JAX.format(name=name, inputs=inputs, preparation=preparation))
     return "\n\n".join(blocks)
+
+
+def _room(image: Mapping[str, Any]) -> str:
+    packing = Naflex.of(image)
+    return f"{packing.lengths} patches at most" if packing else f"{image.size} pixels"
+
+
+def _shown(image: Mapping[str, Any]) -> str:
+    """Says how pictures get the shape that the model takes."""
+    if packing := Naflex.of(image):
+        return _PATCHES.format(length=packing.length, patch=packing.patch_size)
+    side, larger = f"{image.size} x {image.size} pixels", image.resize or image.size
+    cut = f"the central {side} cut out,"
+    if image.crop != "squash":
+        return f"their shorter side resized to {larger} pixels and {cut}"
+    return f"resized to {side}" if larger == image.size else f"resized to {larger} x {larger} pixels and {cut}"
 
 
 def _towers(stored: Stored) -> str:
@@ -170,7 +188,7 @@ def _recipe(stored: Stored) -> str:
         "optimizer": f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, weight decay "
                      f"{config.optimizer.weight_decay:g}",
         "data": ", ".join(config.data.sources),
-        "pictures": f"{config.data.image.size} pixels, crop {config.data.image.crop}",
+        "pictures": f"{_room(config.data.image)}, crop {config.data.image.crop}",
         "started from": config.init_from or "random weights",
     }  # fmt: skip
     return _table(["setting", "value"], list(facts.items())) + "\n\nAll settings are in `xmodal_config.json`."

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xmodal.interop.tables import InteropError
+from data_pipelines.images.naflex import Naflex
+from xmodal.interop.tables import InteropError, fail
 
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # numbers of Pillow
 _UNIT = 1 / 255
@@ -80,12 +81,7 @@ def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
     Raises:
       InteropError: it does something that the evaluation here does not.
     """
-    problems = [f"{key} is false" for key in ("do_resize", "do_rescale", "do_normalize") if not config.get(key, True)]
-    if abs(config.get("rescale_factor", _UNIT) - _UNIT) > 1e-9:
-        problems.append(f"rescale_factor is {config['rescale_factor']}, needs 1/255")
-    kind = config.get("resample", 3)
-    if kind not in _FILTERS:
-        problems.append(f"resample is {kind}, needs 0 (nearest), 2 (bilinear) or 3 (bicubic)")
+    problems, kind = _common(config, default=3)
     resized, crop = config.get("size", size), config.get("crop_size", size)
     if not isinstance(resized, Mapping):  # files of before 2022: CLIP meant the shorter side, and crops; ViT both
         both = dict(height=resized, width=resized)
@@ -100,12 +96,32 @@ def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
         problems.append(f"both sides are resized, to {both[0]} x {both[1]} pixels, and {shown[0]} x {shown[1]} cut out")
     if shown != (size, size):
         problems.append(f"it makes pictures of {shown[0]} x {shown[1]} pixels, and the model takes {size} x {size}")
-    if problems:
-        raise InteropError(f"{where}: these pictures cannot be prepared here:\n  " + "\n  ".join(problems))
+    fail(f"{where}: these pictures cannot be prepared here", problems)
     numbers = config["image_mean"], config["image_std"]
     if both is not None:
         return _image(size, *numbers, _FILTERS[kind], both[0], "down", squash=True)
     return _image(size, *numbers, _FILTERS[kind], short, "down")
+
+
+def from_packing_processor(config: Mapping[str, Any], patch_size: int, where: str) -> dict:
+    """Returns keys of `data.image` that prepare pictures as `Siglip2ImageProcessor` does: packed patches.
+
+    Args:
+      config: of the processor.
+      patch_size: of the model, in pixels.
+      where: its file, for messages.
+
+    Raises:
+      InteropError: it does something that the evaluation here does not.
+    """
+    problems, kind = _common(config, default=2)
+    if config.get("patch_size", 16) != patch_size:
+        problems.append(f"patch_size is {config.get('patch_size', 16)}, and the model takes {patch_size}")
+    fail(f"{where}: these pictures cannot be prepared here", problems)
+    lengths = (config.get("max_num_patches", 256),)
+    numbers = {key: tuple(map(float, config.get(f"image_{key}", (0.5,) * 3))) for key in ("mean", "std")}
+    naflex = dict(lengths=lengths, weights=(), length=0, patch_size=patch_size)
+    return dict(crop="whole", filter=_FILTERS[kind], naflex=naflex, **numbers)
 
 
 def to_processor(image: Mapping[str, Any], image_processor: str, processor: str) -> dict:
@@ -118,7 +134,9 @@ def to_processor(image: Mapping[str, Any], image_processor: str, processor: str)
     """
     size, square = image["size"], dict(height=image["size"], width=image["size"])
     resized = image["resize"] or size
-    if image["crop"] == "squash":
+    if packing := Naflex.of(image):
+        shape = dict(patch_size=packing.patch_size, max_num_patches=packing.length)
+    elif image["crop"] == "squash":
         cut = dict(do_center_crop=True, crop_size=square) if resized != size else dict(do_center_crop=False)
         shape = dict(size=dict(height=resized, width=resized), **cut)
     else:
@@ -174,6 +192,17 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise InteropError(f"{path} holds a {type(value).__name__}, not an object")
     return value
+
+
+def _common(config: Mapping[str, Any], default: int) -> tuple[list[str], int]:
+    """Returns what a processor does that is not done here, and its filter by Pillow's number."""
+    problems = [f"{key} is false" for key in ("do_resize", "do_rescale", "do_normalize") if not config.get(key, True)]
+    if abs(config.get("rescale_factor", _UNIT) - _UNIT) > 1e-9:
+        problems.append(f"rescale_factor is {config['rescale_factor']}, needs 1/255")
+    kind = config.get("resample", default)
+    if kind not in _FILTERS:
+        problems.append(f"resample is {kind}, needs 0 (nearest), 2 (bilinear) or 3 (bicubic)")
+    return problems, kind
 
 
 def _sides(size: Any) -> tuple[int, int]:

@@ -30,7 +30,9 @@ def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
     saved = load_saved(path / CONFIG)
     config.init_from, config.model, config.objectives = str(where), saved.model, saved.objectives
     config.data.image.update({key: saved.data.image[key] for key in _IMAGE if key in saved.data.image})
-    if saved.data.image.crop == "squash" or config.data.image.crop == "squash":
+    config.data.image.naflex.update(saved.data.image.get("naflex", {}))
+    whole = ("squash", "whole")
+    if saved.data.image.crop in whole or config.data.image.crop in whole:
         config.data.image.crop = saved.data.image.crop
     if (path / TOKENIZER).is_file():
         config.data.text.update({key: saved.data.text[key] for key in _TEXT} | {"tokenizer": str(path / TOKENIZER)})

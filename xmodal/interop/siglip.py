@@ -1,8 +1,13 @@
-"""SigLIP: Hugging Face's `SiglipModel`."""
+"""SigLIP and SigLIP 2: Hugging Face's `SiglipModel`, and `Siglip2Model` for packed patches (NaFlex).
 
+SigLIP 2 of a fixed resolution is published as `SiglipModel`, with the tokenizer of Gemma.
+"""
+
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from xmodal.interop.encoders import (
@@ -10,6 +15,7 @@ from xmodal.interop.encoders import (
     OBJECTIVE,
     TEXT,
     check_towers,
+    encoder_config,
     encoder_entries,
     hidden,
     patch_entries,
@@ -19,18 +25,25 @@ from xmodal.interop.encoders import (
     vision_config,
     with_defaults,
 )
-from xmodal.interop.tables import Entry, Family, InteropError, linear, norm, packed_attention
+from xmodal.interop.tables import LINEAR, Entry, Family, InteropError, linear, norm, packed_attention
+from xmodal.models import presets
+from xmodal.models.embed import NaflexSpec
 from xmodal.models.model import ModelSpec
+from xmodal.models.tower import TowerSpec
 
 # Defaults of the reference's configuration classes.
 _SHARED = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
                hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)  # fmt: skip
 _VISION = _SHARED | dict(image_size=224, patch_size=16)
+_NAFLEX = _SHARED | dict(num_patches=256, patch_size=16)
 _TEXT = _SHARED | dict(vocab_size=32000, max_position_embeddings=64, projection_size=None)
+# The tokenizers of SigLIP 2: it was trained on lower-cased texts, which of these classes only the last one knows.
+_CASED = frozenset({"GemmaTokenizer", "GemmaTokenizerFast", "Siglip2Tokenizer"})
 # What the reference fixes.
 _IMAGE_TOWER = dict(
     pool="map", embed_dim=0, embed=dict(class_token=False, position="learned", bias=True, pre_norm=False)
 )
+_NAFLEX_TOWER = dict(pool="map", embed_dim=0, embed={})
 _TEXT_TOWER = dict(
     pool="last", projection_bias=True, embed=dict(position="learned", causal=False, mask_padding=False)
 )  # fmt: skip
@@ -38,26 +51,71 @@ _TEXT_TOWER = dict(
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of a `SiglipConfig`."""
-    vision = with_defaults(config, "vision_config", _VISION)
-    words = with_defaults(config, "text_config", _TEXT)
+    vision = _with_head(with_defaults(config, "vision_config", _VISION))
+    model = towers_of("siglip", vision, *_words(config))
+    # So400m/14 at 384 pixels: its patches end six pixels before the picture does.
+    model.towers.image.embed.ragged = bool(np.any(np.mod(vision["image_size"], vision["patch_size"])))
+    return model
+
+
+def naflex_config(config: Mapping[str, Any]) -> ConfigDict:
+    """Returns the `model` section of a `Siglip2Config`."""
+    vision = _with_head(with_defaults(config, "vision_config", _NAFLEX))
+    patch, positions = vision["patch_size"], math.isqrt(vision["num_patches"])
+    if positions**2 != vision["num_patches"] or not isinstance(patch, int):
+        raise InteropError(
+            f"vision_config.num_patches is {vision['num_patches']} and patch_size {patch}: needs the number of a "
+            "square grid and one side"
+        )
+    model = towers_of("siglip", vision | dict(image_size=patch * positions), *_words(config))
+    image = presets.naflex(model.towers.image.to_dict(), positions)
+    return presets.dual_tower(image=image, text=model.towers.text)
+
+
+def _with_head(vision: dict) -> dict:
     if not vision.get("vision_use_head", True):
         raise InteropError("vision_config.vision_use_head is false: a SigLIP without its pooling head has no image "
                            "embedding. Import the whole model")  # fmt: skip
-    return towers_of("siglip", vision, words, 0, words["projection_size"] or words["hidden_size"])
+    return vision
+
+
+def _words(config: Mapping[str, Any]) -> tuple[dict, int, int]:
+    """The complete `text_config`, and the widths of the projections of images (none) and texts."""
+    words = with_defaults(config, "text_config", _TEXT)
+    return words, 0, words["projection_size"] or words["hidden_size"]
 
 
 def table(spec: ModelSpec) -> list[Entry]:
     """Returns every array of the `SiglipModel` that `spec` describes."""
     image, text = check_towers(spec, "SiglipModel", _IMAGE_TOWER, _TEXT_TOWER)
+    return _rows(image, text, patch_entries(image))
+
+
+def naflex_table(spec: ModelSpec) -> list[Entry]:
+    """Returns every array of the `Siglip2Model` that `spec` describes."""
+    image, text = check_towers(spec, "Siglip2Model", _NAFLEX_TOWER, _TEXT_TOWER, NaflexSpec)
+    return _rows(image, text, _packed_entries(image))
+
+
+def _rows(image: TowerSpec, text: TowerSpec, patches: Iterator[Entry]) -> list[Entry]:
     return [
         Entry("logit_scale", f"objectives/{OBJECTIVE}/logit_scale", (1,), own=()),
         Entry("logit_bias", f"objectives/{OBJECTIVE}/logit_bias", (1,), own=()),
         *text_entries(text, "text_model.head", bias=True),
-        *patch_entries(image),
+        *patches,
         *encoder_entries("vision_model.encoder", f"{IMAGE}/trunk", image.trunk),
         *norm("vision_model.post_layernorm", f"{IMAGE}/trunk/final_norm", image.width),
         *map_head("vision_model.head", f"{IMAGE}/pool", image.width, hidden(image.trunk)),
     ]
+
+
+def _packed_entries(tower: TowerSpec) -> Iterator[Entry]:
+    """Patch map, a matrix in the reference, and positions."""
+    name, path, width, side = "vision_model.embeddings", f"{IMAGE}/embed", tower.width, tower.embed.patch_size
+    inputs = side * side * 3
+    yield Entry(f"{name}.patch_embedding.weight", f"{path}/kernel", (width, inputs), LINEAR, own=(side, side, 3, width))
+    yield Entry(f"{name}.patch_embedding.bias", f"{path}/bias", (width,))
+    yield Entry(f"{name}.position_embedding.weight", f"{path}/position", (tower.embed.positions**2, width))
 
 
 def map_head(name: str, path: str, width: int, inner: int) -> Iterator[Entry]:
@@ -72,18 +130,43 @@ def map_head(name: str, path: str, width: int, inner: int) -> Iterator[Entry]:
 def to_config(spec: ModelSpec) -> dict:
     """Returns the config.json of a model that `table` accepts."""
     image, text = check_towers(spec, "SiglipModel", _IMAGE_TOWER, _TEXT_TOWER)
+    return _config("siglip", vision_config(image), text)
+
+
+def naflex_to_config(spec: ModelSpec) -> dict:
+    """Returns the config.json of a model that `naflex_table` accepts."""
+    image, text = check_towers(spec, "Siglip2Model", _NAFLEX_TOWER, _TEXT_TOWER, NaflexSpec)
+    patches = dict(num_patches=image.embed.positions**2, patch_size=image.embed.patch_size, num_channels=3)
+    return _config("siglip2", encoder_config(image.trunk, IMAGE) | patches, text)
+
+
+def _config(kind: str, vision: dict, text: TowerSpec) -> dict:
     words = text_config(text) | dict(projection_size=text.embed_dim)
     return dict(
-        architectures=["SiglipModel"], model_type="siglip",
-        text_config=dict(model_type="siglip_text_model", **words),
-        vision_config=dict(model_type="siglip_vision_model", **vision_config(image)),
+        architectures=[f"{kind.capitalize()}Model"], model_type=kind,
+        text_config=dict(model_type=f"{kind}_text_model", **words),
+        vision_config=dict(model_type=f"{kind}_vision_model", **vision),
+    )  # fmt: skip
+
+
+def _fits(spec: ModelSpec, packed: bool) -> bool:
+    image = spec.towers.get(IMAGE)
+    return TEXT in spec.towers and image is not None and image.pool == "map" and packed == isinstance(
+        image.embed, NaflexSpec
     )  # fmt: skip
 
 
 SIGLIP = Family(
     model_type="siglip", architecture="SiglipModel", model_config=model_config, table=table, to_config=to_config,
-    fits=lambda spec: {IMAGE, TEXT} <= spec.towers.keys() and spec.towers[IMAGE].pool == "map",
+    fits=lambda spec: _fits(spec, packed=False),
     objective=dict(type="sigmoid"),
     ignored=frozenset({"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}),
-    image_processor="SiglipImageProcessor", processor="SiglipProcessor",
+    image_processor="SiglipImageProcessor", processor="SiglipProcessor", cased=_CASED,
+)  # fmt: skip
+SIGLIP2 = Family(
+    model_type="siglip2", architecture="Siglip2Model", model_config=naflex_config, table=naflex_table,
+    to_config=naflex_to_config, fits=lambda spec: _fits(spec, packed=True), packed=True,
+    objective=dict(type="sigmoid"), ignored=SIGLIP.ignored,
+    image_processor="Siglip2ImageProcessor", processor="Siglip2Processor", cased=_CASED,
+    tokenizer_class="Siglip2Tokenizer",
 )  # fmt: skip

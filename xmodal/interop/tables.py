@@ -67,8 +67,8 @@ class Entry:
     def give(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `take`, for this part alone."""
         array = array if self.layer is None else array[self.layer]
-        moved = array.reshape([self.shape[axis] for axis in self.axes] if self.axes else self.shape)
-        moved = moved.transpose(np.argsort(self.axes)) if self.axes else moved
+        axes = self.axes or range(len(self.shape))
+        moved = array.reshape([self.shape[axis] for axis in axes]).transpose(np.argsort(axes))
         return moved if self.values is None else self.values[1](moved)
 
 
@@ -87,6 +87,9 @@ class Family:
       with_names: (config.json, names of the weights) -> config.json, completed by what only the names tell.
       constants: spec -> arrays that the reference has and no tower here; not read, and written as they are given.
       any_size: the model resamples its positions, so its pictures are as large as their processor makes them.
+      packed: its pictures are packed patches, of any aspect ratio.
+      cased: tokenizer classes whose files keep capitals although the model was trained on lower-cased texts.
+      tokenizer_class: of the reference, if it makes one of any folder of this family, whatever its tokenizer.json says.
       objective: entry of `objectives` that the weights carry parameters for, such as dict(type="softmax"); {} for none.
       ignored: arrays that files carry beside the weights, such as index tables.
       alias: name of an array in a file -> its name in the table, where older files call it otherwise.
@@ -106,6 +109,9 @@ class Family:
     with_names: Callable[[Mapping[str, Any], Iterable[str]], dict] | None = None
     constants: Callable[[ModelSpec], dict[str, np.ndarray]] | None = None
     any_size: bool = False
+    packed: bool = False
+    cased: frozenset[str] = frozenset()
+    tokenizer_class: str = ""
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     alias: Callable[[str], str] | None = None

@@ -1,13 +1,14 @@
 """Tokenizers in and out: what a folder says beside its tokenizer.json is written into it, and back.
 
 A `tokenizer.json` alone does not always say what the reference does: the padding of SigLIP (its end mark) and the marks
-of Gemma's are in tokenizer_config.json. Here the file states all of it, in its template and its padding, and the
-stream, the inference and the exports read nothing else.
+of Gemma's are in tokenizer_config.json, and that SigLIP 2 was trained on lower-cased texts is nowhere. Here the file
+states all of it, in its normaliser, its template and its padding, and the stream, the inference and the exports read
+nothing else.
 """
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from xmodal.interop.tables import InteropError
 _ENDLESS = 10**6  # "no limit" of a tokenizer_config.json is 1e30
 
 
-def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
+def read_tokenizer(folder: Path, cased: Collection[str] = ()) -> tuple[Tokenizer, int]:
     """Reads the tokenizer of a Hugging Face or open_clip folder.
+
+    Args:
+      folder: to read.
+      cased: classes of the reference whose files keep capitals, for a model that was trained on lower-cased texts.
 
     Returns:
       The tokenizer, and the tokens per text that its folder states, or 0.
@@ -41,6 +46,13 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
         if pad not in ids:
             raise InteropError(f"{folder}: the padding token {pad!r} is not in the vocabulary of tokenizer.json")
         stated["padding"] = _padding(ids[pad], pad)
+    if settings.get("padding_side", "right") != "right":
+        raise InteropError(
+            f"{folder}: padding_side is {settings['padding_side']!r} in tokenizer_config.json, and texts are padded on "
+            "the right here. Set it to 'right' if that is how the model was trained"
+        )
+    if settings.get("tokenizer_class") in cased and not _lowers(stated.get("normalizer")):
+        stated["normalizer"] = _lowering(stated.get("normalizer"))
     stated["truncation"] = None
     try:
         tokenizer = Tokenizer(json.dumps(stated, ensure_ascii=False), str(path))
@@ -90,8 +102,7 @@ def write_tokenizer(
     )
     marks = {key: names[i] for key, i in marks.items() if i is not None}
     if lower:
-        steps = [{"type": "Lowercase"}, *([stated["normalizer"]] if stated.get("normalizer") else [])]
-        stated["normalizer"] = {"type": "Sequence", "normalizers": steps}
+        stated["normalizer"] = _lowering(stated.get("normalizer"))
     stated["post_processor"] = _template(
         *((marks[key], getattr(tokenizer, key.replace("token", "id"))) if key in marks else None
           for key in ("bos_token", "eos_token"))
@@ -143,6 +154,24 @@ def same_tokens(a: Tokenizer, b: Tokenizer) -> str:
     return ""
 
 
+def is_gemma(tokenizer: Tokenizer, lower: bool) -> bool:
+    """Whether a `Siglip2Tokenizer` made of its vocabulary and merges would give the same ids.
+
+    Args:
+      tokenizer: as the model was trained with.
+      lower: texts are lower-cased before.
+    """
+    stated = json.loads(tokenizer.json)
+    normalizer, model = stated.get("normalizer") or {}, stated["model"]
+    steps = [step for step in normalizer.get("normalizers", [normalizer]) if step.get("type") != "Lowercase"]
+    spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    return (
+        (lower or _lowers(normalizer))
+        and steps == spaces
+        and (model.get("type"), model.get("byte_fallback"), model.get("fuse_unk")) == ("BPE", True, True)
+    )
+
+
 # ---------------------------------------------------------------------------------------------- parts of the file
 
 
@@ -154,6 +183,16 @@ def _ids(stated: Mapping[str, Any]) -> dict[str, int]:
 
 def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _lowering(normalizer: dict | None) -> dict:
+    """A normaliser that lower-cases, and then does what this one does."""
+    return {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *([normalizer] if normalizer else [])]}
+
+
+def _lowers(normalizer: dict | None) -> bool:
+    steps = (normalizer or {}).get("normalizers", [normalizer or {}])
+    return any(step.get("type") == "Lowercase" for step in steps)
 
 
 def _set_marks(stated: dict, settings: Mapping[str, Any], ids: Mapping[str, int]) -> None:

@@ -16,6 +16,7 @@ from xmodal.models.conv import convolve
 from xmodal.models.convnext import ConvNext, ConvNextSpec
 from xmodal.models.efficientnet import EfficientNet, EfficientNetSpec
 from xmodal.models.layers import Norm, patches_matmul, sincos_positions
+from xmodal.models.naflex import NaflexEmbed, NaflexSpec
 from xmodal.models.resample import Filter, resample_grid
 from xmodal.models.resnet import ResNetEmbed, ResNetSpec
 from xmodal.models.tokens import Tokens
@@ -28,6 +29,8 @@ class PatchSpec:
     Attributes:
       image_size: pixels, a side or (height, width); 0 takes the data's size.
       patch_size: pixels; with a stem the strides of the stem are part of it.
+      ragged: images may be larger than a whole number of patches; what is left over, below and on the right, is not
+        looked at (So400m/14 at 384 pixels).
       stem: convolutions before the patch map (Xiao et al. 2021, "Early convolutions"), each (channels, kernel size,
         stride); () is the plain ViT.
       class_token: prepend a learned token.
@@ -47,6 +50,7 @@ class PatchSpec:
     type: Literal["patch"] = "patch"
     image_size: int | tuple[int, int] = 0
     patch_size: int = 16
+    ragged: bool = False
     stem: tuple[tuple[int, int, int], ...] = ()
     class_token: bool = True
     registers: int = 0
@@ -81,7 +85,7 @@ class PatchSpec:
 
     def _patches(self, size: int | tuple[int, int], what: str) -> tuple[int, int]:
         size = size if isinstance(size, tuple) else (size,) * 2
-        if any(s <= 0 or s % self.patch_size for s in size):
+        if any(s < self.patch_size or (s % self.patch_size and not self.ragged) for s in size):
             raise ValueError(f"{what} {size} is not a multiple of the patch size {self.patch_size}")
         return size[0] // self.patch_size, size[1] // self.patch_size
 
@@ -141,9 +145,11 @@ class PatchEmbed(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
         images, spec = batch[self.spec.input].astype(self.dtype), self.spec
+        down, across = spec.grid
+        if spec.ragged:
+            images = images[:, : down * spec.patch_size, : across * spec.patch_size]
         for i in range(len(spec.stem)):
             images = self.stem[str(i)](images)
-        down, across = spec.grid
         if images.shape[1] != down * self.kernel.shape[0] or images.shape[2] != across * self.kernel.shape[1]:
             raise ValueError(f"the model expects {spec.image_size} pixels, got images {batch[spec.input].shape}")
         x = patches_matmul(images, self.kernel[...].astype(self.dtype))
@@ -225,6 +231,7 @@ class TokenEmbed(nnx.Module):
 # path, of which those are None that used their running statistics).
 EMBEDDERS = {
     "patch": (PatchSpec, PatchEmbed),
+    "naflex": (NaflexSpec, NaflexEmbed),
     "convnext": (ConvNextSpec, ConvNext),
     "resnet": (ResNetSpec, ResNetEmbed),
     "efficientnet": (EfficientNetSpec, EfficientNet),

@@ -1,8 +1,9 @@
 """Presets: plain ConfigDicts for the field's towers, to be changed key by key in a recipe.
 
 Widths, depths and heads follow the papers: ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021), OpenCLIP's H/14
-(Cherti et al. 2023), SigLIP (Zhai et al. 2023), BERT (Devlin et al. 2019; the small ones Turc et al. 2019), ResNet (He
-et al. 2015). Vocabulary, text length and image size are 0 here: they are taken from the tokenizer and the data section.
+(Cherti et al. 2023), SigLIP (Zhai et al. 2023), SigLIP 2 (Tschannen et al. 2025), BERT (Devlin et al. 2019; the small
+ones Turc et al. 2019), ResNet (He et al. 2015). Vocabulary, text length and image size are 0 here: they are taken from
+the tokenizer and the data section.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,11 @@ VIT = {
     "L14": (1024, 24, 16, 14),
     "H14": (1280, 32, 16, 14),
     "g14": (1536, 40, 24, 14),
+    "So400m14": (1152, 27, 16, 14),
+    "So400m16": (1152, 27, 16, 16),
+    "gopt16": (1536, 40, 16, 16),
 }
+_MLP = {"So400m": dict(hidden=4304)}  # where it is not four times the width
 # blocks and channels of the stages
 CONVNEXT = {
     "T": ((3, 3, 9, 3), (96, 192, 384, 768)),
@@ -98,6 +103,11 @@ _CLIP_HEAD = 64  # width of an attention head in all of CLIP
 _ATTENTION = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")  # fields of attention
 
 
+def _size(variant: str) -> str:
+    """The size of a variant, without its patches: "B" of "B16"."""
+    return variant.rstrip("0123456789")
+
+
 def _lookup(table: Mapping, name: str, what: str) -> tuple:
     if name not in table:
         raise ValueError(f"unknown {what} {name!r}: known are {', '.join(table)}")
@@ -147,8 +157,9 @@ def vit(variant: str = "B16", *, style: str = "clip", embed_dim: int | None = No
       **changes: fields of the trunk or its sublayers, see `trunk`; `embed` updates the patch embedder.
     """
     width, depth, heads, patch = _lookup(VIT, variant, "image tower")
+    changes = _MLP.get(_size(variant), {}) | changes
     return image_tower(width, depth, heads, patch_size=patch, style=style, **changes) | dict(
-        embed_dim=(_lookup(CLIP_TEXT, variant.rstrip("0123456789"), "size")[3] if style == "clip" else 0)
+        embed_dim=(_lookup(CLIP_TEXT, _size(variant), "size")[3] if style == "clip" else 0)
         if embed_dim is None
         else embed_dim
     )
@@ -220,6 +231,19 @@ def efficientnet_tower(width_factor: float, depth_factor: float, *, embed_dim: i
 def no_trunk(width: int, **changes) -> dict:
     """The empty trunk behind an embedder that is a whole network; `changes` are fields of `TrunkSpec`."""
     return dict(width=width, depth=0, pattern=(), final_norm=False, init="bert") | changes
+
+
+def naflex(tower: Mapping, positions: int = 16) -> dict:
+    """An image tower of `vit` for packed patches: pictures of any aspect ratio and resolution (SigLIP 2).
+
+    Args:
+      tower: without class token, such as `vit("B16", style="siglip")`.
+      positions: learned ones along a side of their grid; SigLIP 2: 16.
+    """
+    embed = tower["embed"]
+    if embed["class_token"] or embed["pre_norm"] or embed["stem"] or embed["position"] != "learned":
+        raise ValueError("packed patches have learned positions and no class token, norm or stem: use style='siglip'")
+    return dict(tower) | dict(embed=dict(type="naflex", patch_size=embed["patch_size"], positions=positions, length=0))
 
 
 def classifier(tower: Mapping, classes: int) -> dict:
@@ -295,9 +319,15 @@ def clip_text(size: str = "B", **changes) -> dict:
 
 
 def siglip_text(variant: str = "B16", **changes) -> dict:
-    """SigLIP's text tower: as wide as the image tower, full attention without padding mask, last position, biased."""
-    width, depth, heads, _ = _lookup(VIT, variant, "text tower")
-    return text_tower(width, depth, heads, style="siglip", **(dict(embed_dim=width) | changes))
+    """SigLIP's text tower: as wide as the image tower, full attention without padding mask, last position, biased.
+
+    Only the giant one of SigLIP 2, "gopt16", is smaller: that of So400m, projected to the width of the image tower.
+    """
+    embed_dim, *_ = _lookup(VIT, variant, "text tower")
+    own = "So400m16" if variant == "gopt16" else variant
+    width, depth, heads, _ = VIT[own]
+    changes = dict(embed_dim=embed_dim) | _MLP.get(_size(own), {}) | changes
+    return text_tower(width, depth, heads, style="siglip", **changes)
 
 
 def bert(size: str = "base", **changes) -> dict:

@@ -1,4 +1,4 @@
-"""Position embeddings on another grid: the two bicubic filters of `torch.nn.functional.interpolate`, differentiable.
+"""Position embeddings on another grid: three filters of `torch.nn.functional.interpolate`, differentiable.
 
 Published models were trained with one or the other, and differ in the third digit when the wrong one is taken.
 """
@@ -33,6 +33,32 @@ def resample_grid(table: jax.Array, old: tuple[int, int], new: tuple[int, int], 
     grid = table[prefix:].reshape(*old, width)
     grid = jnp.einsum("ia,jb,abd->ijd", down, across, grid, precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([table[:prefix], grid.reshape(-1, width)])
+
+
+def sample_grid(table: jax.Array, old: tuple[int, int], new: jax.Array, places: jax.Array) -> jax.Array:
+    """Resamples a table to a grid of its own for each sample: bilinear, antialiased, as `jax.image.resize` does it.
+
+    Args:
+      table: [old patches, width].
+      old: patches (down, across) of the table.
+      new: int [batch, 2], patches wanted, at least 1; data, not shapes.
+      places: int [batch, seq, 2], which (down, across) of the new grid each token is at.
+
+    Returns:
+      [batch, seq, width], of the table's type.
+    """
+    down, across = (_triangle(old[axis], new[:, axis, None], places[..., axis]) for axis in range(2))
+    # One product with the whole table: two, one after the other, would need all columns of all rows in between.
+    weights = (down[..., :, None] * across[..., None, :]).reshape(*places.shape[:2], -1)
+    return jnp.matmul(weights.astype(table.dtype), table, precision=jax.lax.Precision.HIGHEST)
+
+
+def _triangle(old: int, new: jax.Array, places: jax.Array) -> jax.Array:
+    """Weights [batch, seq, old] along one axis; `new` [batch, 1], `places` [batch, seq]."""
+    step = (old / new)[..., None]
+    distance = (places[..., None] + 0.5) * step - (jnp.arange(old) + 0.5)
+    weights = jnp.maximum(1.0 - jnp.abs(distance) / jnp.maximum(step, 1.0), 0.0)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
 @functools.cache

@@ -22,8 +22,8 @@ from PIL import Image
 from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.host import cores
-from data_pipelines.images.decode import Options as Decoding
-from data_pipelines.images.decode import evaluation_pixels, full_image
+from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.images.decode import full_image
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources import Source
@@ -183,7 +183,7 @@ class _Seen(NamedTuple):
     """A sample whose picture was looked at; `reason` says why it cannot be used."""
 
     record: dict[str, str]
-    pixels: np.ndarray | None = None
+    shown: dict[str, np.ndarray] | None = None  # what the model reads of it, a batch of one
     thumbnail: bytes = b""
     reason: str = ""
 
@@ -192,17 +192,14 @@ class _Seen(NamedTuple):
 class _Rules:
     """How pictures are shown to the model, and to people."""
 
-    size: int
-    squash: bool
-    decoding: Decoding
+    arrays: ImageArrays
     thumbnails: int
     images: bool
 
     @classmethod
     def of(cls, known: Known, options: Options) -> "_Rules":
-        image = known.model.stored.config.data.image
         images = "image" in options.what
-        return cls(image.size, image.crop == "squash", Decoding.of(image), options.thumbnails * images, images)
+        return cls(ImageArrays(known.model.stored.config.data.image), options.thumbnails * images, images)
 
     def look(self, samples: Sequence[Sample], source: Source) -> list[_Seen]:
         """Looks at samples."""
@@ -216,9 +213,9 @@ class _Rules:
         try:
             if sample.fault:
                 raise BadSample(sample.fault)
-            image = full_image(sample.image, self.decoding)
-            pixels = evaluation_pixels(image, self.size, self.squash, self.decoding)
-            return _Seen(record, pixels, _thumbnail(image, self.thumbnails) if self.thumbnails else b"")
+            image, shown = full_image(sample.image, self.arrays.options), self.arrays.empty(1)
+            self.arrays.evaluate(image, shown, 0)
+            return _Seen(record, shown, _thumbnail(image, self.thumbnails) if self.thumbnails else b"")
         except BadSample as bad:
             return _Seen(record, reason=bad.reason)
 
@@ -273,16 +270,19 @@ def _take(
     job: Job, part: int, model: Model, seen: Iterator[_Seen], advance: Callable[[int], None]
 ) -> tuple[list[_Seen], np.ndarray | None]:
     """Takes the samples of a part; returns them without their pixels, and what the model makes of those."""
-    count, size, rows = job.samples(part), model.stored.config.data.image.size, []
+    count, arrays, rows = job.samples(part), ImageArrays(model.stored.config.data.image), []
 
     def pictures(start: int, stop: int) -> dict[str, np.ndarray]:
-        pixels = np.zeros((stop - start, size, size, 3), np.uint8)  # a bad one stays black, and is left out later
+        batch = arrays.empty(stop - start)
         for place, one in enumerate(itertools.islice(seen, stop - start)):
-            if one.pixels is not None:
-                pixels[place] = one.pixels
-            rows.append(one._replace(pixels=None))
+            if one.shown is None:  # a bad one: left out later
+                arrays.blank(batch, place)
+            else:
+                for name, array in one.shown.items():
+                    batch[name][place] = array[0]
+            rows.append(one._replace(shown=None))
         advance(stop - start)
-        return dict(image=pixels)
+        return batch
 
     if "image" in job.options.what:
         images = model.embed_rows("image", pictures, count)

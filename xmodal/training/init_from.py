@@ -4,6 +4,7 @@ Strict: every parameter of the model must be there and fit, every weight must be
 activation, a norm's epsilon, the tokenizer) must be the same. `init_from_except` names by pattern what need not.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -15,14 +16,16 @@ from xmodal.interop.folder import Stored, open_stored
 from xmodal.interop.positions import resize_grid
 from xmodal.interop.tables import differences, fail
 from xmodal.interop.tokenizer_files import same_tokens
+from xmodal.models.embed import NaflexSpec, PatchSpec
 from xmodal.models.model import ModelSpec
+from xmodal.models.tower import TowerSpec
 from xmodal.paths import flatten_paths
 from xmodal.training.task import Task
 
 # Settings that change neither what a weight means nor its shape, or whose shapes are compared by themselves.
 _FREE = re.compile(
     r".*/(dropout|attn_dropout|drop_path|patch_dropout|momentum|scan|remat(/\d+)?|init|gate_init|image_size"
-    r"|position_size|position_filter|vocab_size|length|head|depth|pattern/.*/lora(/.*)?)"
+    r"|position_size|position_filter|positions|ragged|vocab_size|length|head|depth|pattern/.*/lora(/.*)?)"
 )
 _TOKENS = "text/embed/embedding"
 
@@ -90,8 +93,9 @@ def _resized(path: str, array: np.ndarray, shape: tuple, theirs: ModelSpec, ours
     if rest not in ("embed/position", "pool/position") or array.shape == shape or tower not in theirs.towers:
         return array
     old, new = (getattr(spec.towers[tower], "embed", None) for spec in (theirs, ours))
-    if hasattr(old, "grid") and hasattr(new, "grid"):
-        return resize_grid(array, *(getattr(embed, "position_grid", embed.grid) for embed in (old, new)))
+    grids = [getattr(embed, "position_grid", None) or getattr(embed, "grid", None) for embed in (old, new)]
+    if all(grids):
+        return resize_grid(array, *grids)
     # A shorter text has the first positions; a longer one needs some that were never trained, and stays an error.
     return array[: shape[0]]
 
@@ -101,9 +105,10 @@ def _meanings(stored: Stored, task: Task, patterns: tuple[str, ...]) -> list[str
     problems, spec = [], task.losses.model.spec
     for name, tower in spec.towers.items():
         if name in stored.spec.towers:
+            pair = _as_squares(tower, stored.spec.towers[name])
             problems += [
                 line
-                for line in differences(tower, stored.spec.towers[name], name, ("is", "the weights have"))
+                for line in differences(*pair, name, ("is", "the weights have"))
                 if not _FREE.fullmatch(option := line.partition(": ")[0]) and not matches(option, patterns)
             ]
     taken = any(getattr(t.embed, "type", "") == "token" for t in spec.towers.values()) and stored.tokenizer is not None
@@ -125,6 +130,18 @@ def _meanings(stored: Stored, task: Task, patterns: tuple[str, ...]) -> list[str
             if not np.allclose(image[key], theirs[key], atol=1e-4) and not matches(f"data/image/{key}", patterns)
         ]
     return problems
+
+
+def _as_squares(ours: TowerSpec, theirs: TowerSpec) -> tuple[TowerSpec, TowerSpec]:
+    """Where one tower takes squares and the other packed patches, both as squares: their parameters mean the same."""
+    if {type(ours.embed), type(theirs.embed)} != {PatchSpec, NaflexSpec}:
+        return ours, theirs
+    squares = next(tower.embed for tower in (ours, theirs) if isinstance(tower.embed, PatchSpec))
+    same = dict(stem=(), class_token=False, registers=0, position="learned", bias=True, pre_norm=False)
+    as_patches = lambda tower: dataclasses.replace(
+        tower, embed=dataclasses.replace(squares, patch_size=tower.embed.patch_size, **same)
+    )
+    return tuple(as_patches(t) if isinstance(t.embed, NaflexSpec) else t for t in (ours, theirs))
 
 
 def _like(array: np.ndarray, leaf: jax.Array) -> jax.Array:

@@ -180,13 +180,15 @@ class Loop:
                 assert_same_rows(rows, self.task.mesh, self.task.config.batch_size)
             batch = to_global(rows, self.task.mesh)
             self.recorder.waited(time.perf_counter() - waiting)
-            if (shape := rows["text"].shape) not in compiled:  # the first step, and the first of each length
-                compiled.add(shape)
+            shapes = tuple(sorted((name, array.shape) for name, array in batch.items()))
+            if shapes in compiled:
+                state, metrics = step_fn(state, batch)
+            else:  # the first batch, or the first of another length of texts or images
                 with self.watchdog.slow("compiling the step"):
                     state, metrics = step_fn(state, batch)
                     jax.block_until_ready(metrics)
-            else:
-                state, metrics = step_fn(state, batch)
+                compiled.add(shapes)
+                self.recorder.pause()
             step += 1
             self._push(pending)  # the step before: the host never waits for the one it just started
             pending = (step, self.stream.position, metrics)

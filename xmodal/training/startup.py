@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.images.naflex import Naflex
 from data_pipelines.samples import has_images
 from data_pipelines.stream import Stream
 from xmodal.config import ConfigError
@@ -29,13 +31,14 @@ class ModelFacts:
     flops_per_sample: float
 
 
-def abstract_batch(task: Task) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global host batch, without data."""
+def abstract_batch(task: Task, patches: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global host batch, without data; `patches` is the room of packed ones, 0 that of the evaluation."""
     rows, data = task.batch_size, task.config.data
     shape = lambda *s, dtype: jax.ShapeDtypeStruct((rows, *s), dtype)
     own = {"label": shape(data.label.most, dtype=np.int32)} if data.label.field else {}
     if has_images(data.modalities):
-        own["image"] = shape(data.image.size, data.image.size, 3, dtype=np.uint8)
+        images = ImageArrays(data.image).shapes(patches)
+        own |= {name: shape(*row, dtype=kind) for name, (row, kind) in images.items()}
     return own | {
         "text": shape(data.text.length, dtype=np.int32),
         "text_valid": shape(data.text.length, dtype=np.bool_),
@@ -48,15 +51,19 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
     """Counts parameters, state bytes and FLOPs from shapes alone.
 
     FLOPs are those of one forward and backward pass without recomputation (three forward passes), per sample; they
-    are what MFU is measured against.
+    are what MFU is measured against. Where batches have several lengths they are the mean of what is drawn.
     """
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     on_device = lambda s: math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize
-    forward = count_flops(lambda p, b: task.losses(p, b, None)[0], abstract["params"], abstract_batch(task))
+    packing = Naflex.of(task.config.data.image)
+    lengths, weights = (packing.lengths, packing.weights) if packing else ((0,), (1.0,))
+    loss = lambda p, b: task.losses(p, b, None)[0]
+    flops = [count_flops(loss, abstract["params"], abstract_batch(task, length)) for length in lengths]
+    forward = np.average(flops, weights=weights)
     return ModelFacts(
         parameters={part: count(tree) for part, tree in abstract["params"].items() if part != STATISTICS},
         state_bytes_per_device=sum(on_device(leaf) for leaf in jax.tree.leaves(abstract)),
-        flops_per_sample=3.0 * forward / task.batch_size,
+        flops_per_sample=3.0 * float(forward) / task.batch_size,
     )
 
 

@@ -8,8 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
-from data_pipelines.images.device import check_augmentation, preprocess_images
+from data_pipelines.images.device import check_augmentation, preprocess_batch
 from data_pipelines.images.mix import mix_images
+from data_pipelines.images.naflex import Naflex
 from data_pipelines.samples import has_images
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal import keys as key_tools
@@ -17,7 +18,7 @@ from xmodal.config import ConfigError, did_you_mean, make_spec
 from xmodal.distributed.mesh import num_batch_shards
 from xmodal.distributed.sharding import shardings
 from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
-from xmodal.models.embed import EMBEDDERS, TokenSpec, inputs_of
+from xmodal.models.embed import EMBEDDERS, NaflexSpec, TokenSpec, inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES, Objective
 from xmodal.reporting.bootstrap import METHODS
@@ -211,12 +212,10 @@ def preprocessor(image: ConfigDict) -> Callable:
     mixes = dict(mixup=image.mixup, cutmix=image.cutmix)
 
     def preprocess(batch: Mapping, keys: jax.Array | None) -> dict:
-        if "image" not in batch:
-            return dict(batch)
-        images = preprocess_images(batch["image"], keys, image)
-        if keys is None or not any(mixes.values()):
-            return {**batch, "image": images}
-        return {**batch, **mix_images(images, key_tools.fold(keys, "mix"), **mixes)}
+        batch = preprocess_batch(batch, keys, image)
+        if keys is None or not any(mixes.values()) or "image" not in batch:
+            return batch
+        return {**batch, **mix_images(batch["image"], key_tools.fold(keys, "mix"), **mixes)}
 
     return preprocess
 
@@ -242,7 +241,14 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
             )
         if not embed:
             continue
-        if hasattr(EMBEDDERS.get(embed.type, (None,))[0], "image_size"):
+        squares = hasattr(EMBEDDERS.get(embed.type, (None,))[0], "image_size")
+        if squares or embed.type == NaflexSpec.type:
+            _check_packing(embed, config.data.image, where)
+        if embed.type == NaflexSpec.type:
+            packing = Naflex.of(config.data.image)
+            _fill(embed, "patch_size", packing.patch_size, f"{where}.embed.patch_size", "data.image.naflex.patch_size")
+            _fill(embed, "length", packing.length, f"{where}.embed.length", "data.image.naflex.length")
+        elif squares:
             _fill(embed, "image_size", config.data.image.size, f"{where}.embed.image_size", "data.image.size")
         elif embed.type == TokenSpec.type:
             vocab, length = tokenizer.vocab_size, config.data.text.length
@@ -267,6 +273,17 @@ def _check_images(config: ConfigDict) -> None:
     if images and not readers:
         raise ConfigError("no tower of the model reads images: set data.modalities=('text',), which neither asks for "
                           "nor decodes them")  # fmt: skip
+
+
+def _check_packing(embed: ConfigDict, image: ConfigDict, where: str) -> None:
+    """Raises a ConfigError when the data are squares and the tower takes packed patches, or the other way round."""
+    packed = bool(image.naflex.lengths)
+    if packed != (embed.type == NaflexSpec.type):
+        makes, takes = ("packed patches", "squares") if packed else ("squares", "packed patches")
+        raise ConfigError(
+            f"data.image.naflex.lengths={image.naflex.lengths} makes {makes}, and {where}.embed takes {takes}: set the "
+            "one to patches at most, such as (128, 256), and the other to a tower of presets.naflex; or neither"
+        )
 
 
 def _fill(section: ConfigDict, key: str, value: int, where: str, source: str, at_least: bool = False) -> None:
