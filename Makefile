@@ -29,7 +29,7 @@ demo: $(READY)  ## Train a small CLIP on the emoji data (about 6 minutes on 2 co
 	$(BIN)/python train.py --config $(RECIPE) --workdir $(WORKDIR)
 
 test: $(READY)  ## Run the whole test suite (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)  ## Check style and formatting
 	$(BIN)/ruff check .
