@@ -56,6 +56,6 @@ def get_config():
     c.model = presets.dual_tower(**towers(hidden=512))
     c.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
     c.optimizer.update(name="adamw", lr=7e-4, weight_decay=0.1, b2=0.98)
-    c.schedule.update(total="11epochs", warmup="5%", decay="cosine")
+    c.schedule.update(total="10epochs", warmup="5%", decay="cosine")
     c.checkpoint.update(every="25%", keep_last=2, best="retrieval/unseen_vendor/image_to_text/R@10")
     return c
