@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from xmodal.evaluation import health
+from xmodal.evaluation import health, linear
 from xmodal.evaluation.classes import ensemble
 from xmodal.evaluation.classification import several
 from xmodal.evaluation.linear import fit_logistic, fit_means, fit_ridge
@@ -73,6 +73,15 @@ def test_logistic_regression_is_that_of_scikit_learn():
     for got, want in zip(logits, expected):
         np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
         np.testing.assert_array_equal(np.argmax(got, axis=1), np.argmax(want, axis=1))
+
+
+def test_more_samples_than_are_held_at_once(monkeypatch):
+    given = part("probes")
+    arguments = given["train"], given["labels"], 5, given["l2"][2:3]
+    whole = fit_logistic(*arguments)
+    monkeypatch.setattr(linear, "_AT_ONCE", 1)  # 64 of 160 at a time: the last part is half padding
+    for got, want in zip(fit_logistic(*arguments), whole):
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("rows", ["all", "few"])  # fewer samples than dimensions: another system of equations

@@ -66,7 +66,8 @@ def test_a_validation_set_of_its_own_is_used_for_training_too(world, train, know
     options = dict(label_field="kind", l2=L2[:1], iterations=30, batch_size=16)
     own = world.evaluate(LinearProbe(world.urls, train=train, val=dict(urls=world.urls), **options)).metrics
     x, y, test, labels = known
-    kernel, bias = fit_logistic(np.concatenate([x, test]), np.concatenate([y, labels]), 2, np.array(L2[:1]), 30)
+    both = np.concatenate([x, test]), np.concatenate([y, labels])
+    kernel, bias = fit_logistic(*both, 2, np.array(L2[:1]), 30)
     top1 = np.mean(np.argmax(test @ kernel[0] + bias[0], axis=1) == labels)
     assert own["linear_probe/x/top1"] == pytest.approx(top1)
 

@@ -31,8 +31,7 @@ def fit_logistic(
       kernels [penalties, dim, classes] and biases [penalties, classes].
     """
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)  # centred features make a better-shaped problem
-    rows = max(256, _AT_ONCE // (len(l2) * classes))
-    rows = min(rows, len(features))
+    rows = min(max(64, _AT_ONCE // (len(l2) * classes)), len(features))
     parts = -(-len(features) // rows)
     pad = parts * rows - len(features)
     x = np.pad(features - mean, ((0, pad), (0, 0))).reshape(parts, rows, -1)

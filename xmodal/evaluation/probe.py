@@ -72,29 +72,24 @@ class LinearProbe(Probe):
         train, train_values = self.labelled(name, context, "train")
         classes = sorted(set(train_values) - {""})
         val, val_values = self.labelled(name, context, "val") if self.val else (None, [])
-        own = number(train_values, classes, (), train.where)
         labels = number(test_values, classes, (), test.where)
+        own = number(train_values, classes, (), train.where)
         held = stratified(own, self.val_share) if val is None else np.zeros(len(own), bool)
-        held_labels = own[held] if val is None else number(val_values, classes, (), val.where)
-        if not np.any(held_labels >= 0) or not self.l2:
+        if val is not None:
+            own = np.concatenate([own, number(val_values, classes, (), val.where)])
+            held = np.concatenate([held, np.ones(len(val), bool)])
+        if not np.any(held & (own >= 0)) or not self.l2:
             raise DataError(f"val_share={self.val_share} of {train.where} leaves no sample to choose the penalty by")
         embedder, prefix = Embedder(context, self.batch_size), f"linear_probe/{name}"
-        fit = lambda x, y, l2: fit_logistic(x[y >= 0], y[y >= 0], len(classes), np.array(l2), self.iterations)
 
         def run(params: Mapping) -> EvalResult:
-            features = embedder.images(params, train)
-            seen = features[held] if val is None else embedder.images(params, val)
-            kernels, biases = fit(features[~held], own[~held], self.l2)
-            right = [np.mean(np.argmax((seen @ k + b)[held_labels >= 0], axis=1) == held_labels[held_labels >= 0])
-                     for k, b in zip(kernels, biases)]  # fmt: skip
-            best = max(range(len(self.l2)), key=lambda i: (right[i], self.l2[i]))  # of equals the stronger penalty
-            every = np.concatenate([features, seen]) if val is not None else features
-            kernel, bias = fit(
-                every, np.concatenate([own, held_labels]) if val is not None else own, self.l2[best : best + 1]
-            )
+            sets = [train] if val is None else [train, val]
+            features = np.concatenate([embedder.images(params, dataset) for dataset in sets])[own >= 0]
+            l2, val_top1 = self._penalty(features, own[own >= 0], held[own >= 0], len(classes))
+            kernel, bias = fit_logistic(features, own[own >= 0], len(classes), np.array([l2]), self.iterations)
             logits = embedder.images(params, test) @ kernel[0] + bias[0]
             metrics, scores = accuracy(logits, labels, test.names)
-            metrics |= dict(train_images=float(np.sum(own >= 0)), val_top1=float(right[best]), l2=self.l2[best])
+            metrics |= dict(train_images=float(len(features)), val_top1=val_top1, l2=l2)
             details = confusion(logits, labels, classes)
             return EvalResult(
                 {f"{prefix}/{key}": value for key, value in metrics.items()}, scores={prefix: scores},
@@ -102,6 +97,13 @@ class LinearProbe(Probe):
             )  # fmt: skip
 
         return run
+
+    def _penalty(self, x: np.ndarray, y: np.ndarray, held: np.ndarray, classes: int) -> tuple[float, float]:
+        """Returns the penalty that is best on the samples that are held out, and the accuracy there."""
+        kernels, biases = fit_logistic(x[~held], y[~held], classes, np.array(self.l2), self.iterations)
+        right = [float(np.mean(np.argmax(x[held] @ k + b, axis=1) == y[held])) for k, b in zip(kernels, biases)]
+        top1, l2 = max(zip(right, self.l2))  # of equals the stronger penalty
+        return l2, top1
 
 
 @dataclasses.dataclass(frozen=True)
