@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# glibc then puts large buffers into huge pages: a step of the demo spends half as much time in the kernel.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 RECIPE ?= configs/demo.py
 WORKDIR ?= runs/demo
 
