@@ -76,9 +76,11 @@ def small(c):
     c.objectives.contrastive.logit_bias = -4.8  # of 128 pairs one is right; -10 is for batches of 30,000
     c.model = presets.dual_tower(
         image=presets.naflex(presets.image_tower(256, 3, 4, patch_size=16, style="siglip", scan=False), positions=4),
-        text=presets.text_tower(256, 1, 4, style="siglip", embed_dim=256, scan=False),
-    )
-    c.optimizer.update(name="adamw", lr=1e-3, b2=0.95, weight_decay=1e-4)
+        text=presets.text_tower(
+            256, 1, 4, act="gelu_tanh", embed_dim=256, pool="mean", scan=False, embed=dict(causal=False)
+        ),
+    )  # fmt: skip
+    c.optimizer.update(name="adamw", lr=7e-4, weight_decay=0.1, b2=0.98)
     c.schedule.update(total="12epochs", warmup="5%", decay="cosine")
     c.checkpoint.update(every="25%", keep_last=2, best="retrieval/unseen_vendor/image_to_text/R@10")
     return c

@@ -9,6 +9,7 @@ from configs import base
 from tests import helpers, tiny_runs
 from tests.interop import folders
 from xmodal.config import ConfigError
+from xmodal.distributed.mesh import make_mesh
 from xmodal.distributed.watchdog import Watchdog
 from xmodal.interop.export import export
 from xmodal.interop.folder import open_stored, write_stored
@@ -16,6 +17,7 @@ from xmodal.interop.positions import resize_grid
 from xmodal.interop.recipe import continue_from
 from xmodal.models import presets
 from xmodal.paths import flatten_paths
+from xmodal.training import loop
 from xmodal.training.init_from import start_from
 from xmodal.training.task import Task, build_task
 
@@ -25,6 +27,14 @@ SHAPES = ((24, 20), (60, 15), (9, 40), (7, 5))  # width, height
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return tiny_runs.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Runs on one of the devices: nothing here is about how a batch is cut, and eight shards compile slowly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -101,9 +101,11 @@ def test_flip_tunes_what_it_has_masked():
     assert counts["emoji"] < 0.65 * counts["emoji_tune"]
 
 
-@pytest.mark.parametrize(
-    "recipe", ["lit.py:B14", "lit.py:S14", "lit.py:L14", "flip.py:B16_tune", "vit_classify.py:S16"]
-)
+FULL_SIZE = ("lit.py:B14", "lit.py:S14", "lit.py:L14", "flip.py:B16_tune", "vit_classify.py:S16", "siglip2.py:L16",
+             "siglip2.py:So400m16", "siglip2.py:So400m16_naflex")  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", FULL_SIZE)
 def test_full_size_recipes_fit_together(recipe):
     config = load_config(f"configs/{recipe}")
     config.data.text.update(tokenizer="data_pipelines/emoji/tokenizer.json")

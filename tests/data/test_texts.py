@@ -78,7 +78,7 @@ def test_without_images_the_message_says_what_to_set(texts):
     texts.modalities = ("image", "text")
     texts.sources.main.urls = texts.sources.main.urls.replace("{0,1}", "1")
     write_tar(Path(texts.sources.main.urls), {f"{i:03d}": text(i) for i in range(4)})
-    with pytest.raises(DataError, match=r"no usable sample .*no image: 4\)\. Of texts alone, set data\.modalities="):
+    with pytest.raises(DataError, match=r"no usable sample .*no image: 4\)\. .*of texts alone, set data\.modalities="):
         read(texts)
 
 
