@@ -24,14 +24,14 @@ class EvalContext:
       model: the towers as pure functions.
       mesh: batches are split over all its devices.
       preprocess: (batch, None) -> batch with float images, on the device.
-      tokenizer: that the run trains with.
+      tokenizer: that the run trains with; None for a model of images alone.
       data: `config.data`.
     """
 
     model: Functional
     mesh: jax.sharding.Mesh
     preprocess: Callable
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     data: Any
 
     def open(

@@ -91,7 +91,8 @@ def write_card(
     """
     config = stored.config.to_dict()
     for entry in (*config["data"]["sources"].values(), *config["evals"].values()):
-        entry.pop("urls", None)  # where someone's data lie is nobody's business, and an address can hold a password
+        for place in ("urls", "source", "train", "val"):  # where data lie is nobody's business, and may hold a password
+            entry.pop(place, None)
     (folder / "xmodal_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     library = {"hf": "transformers", "open_clip": "open_clip", "jax": "jax"}[to]
     task, use = _use(stored, to)
