@@ -2,16 +2,16 @@
 
     python train.py --config configs/bert.py --workdir runs/bert_emoji
     python -m xmodal data build 'corpus/*.jsonl' --texts --out shards
-    python train.py --config configs/bert.py:base --workdir runs/bert --config.mesh.fsdp=8 \
+    python train.py --config configs/bert.py:base --workdir runs/bert_base --config.mesh.fsdp=8 \
         --config.data.sources.train.urls='shards/*.tar' --config.data.text.tokenizer=bert/tokenizer.json \
         --config.evals.held_out.urls='held_out/*.tar'
-    python train.py --config configs/bert.py:base --workdir runs/bert_512 --config.init_from=runs/bert \
-        --config.data.text.length=512 --config.schedule.total=100_000steps ...      # the last tenth, on long texts
+    python train.py --config configs/bert.py:base_512 --workdir runs/bert_base_512 ...      # the last tenth
 
-`:base` and `:large` have the published settings: batch 256, a million steps of which nine tenths at 128 tokens, 15 %
-of the tokens hidden, dropout 0.1. Expect, from the paper: GLUE 79.6 and 82.1 on average, SQuAD 1.1 F1 88.5 and 90.9,
-each after fine-tuning elsewhere (`python -m xmodal export --to hf`). Two things differ: no second sentence is
-predicted, and a sample is one text, cut to length, rather than neighbouring sentences packed to it. Not run here.
+`:base` and `:large` have the published settings: batch 256, 900,000 steps at 128 tokens, 100,000 at 512 (`:base_512`,
+`:large_512`, from the weights of the former), a learning rate that falls to 0 over all of them, 15 % of the tokens
+hidden, dropout 0.1. Expect, from the paper: GLUE 79.6 and 82.1 on average, SQuAD 1.1 F1 88.5 and 90.9, each after
+fine-tuning elsewhere (`python -m xmodal export --to hf`). Two things differ: no second sentence is predicted, and a
+sample is one text, cut to length, rather than neighbouring sentences packed to it. Not run here.
 
 `:emoji` learns names and keywords of 1,630 concepts in six languages and is measured on 181 others. Run here: model,
 loss and gradients against the reference implementation at small size, and 30 steps of `:emoji`: the loss falls from
@@ -23,7 +23,6 @@ from configs.demo import SHARDS
 from xmodal.models import presets
 
 LANGUAGES = ("en", "de", "es", "fr", "zh", "ja")
-LEARNING_RATE = {"base": 1e-4, "large": 1e-4}
 
 
 def get_config(variant: str = "emoji"):
@@ -31,7 +30,12 @@ def get_config(variant: str = "emoji"):
     c.data.modalities = ("text",)
     c.objectives = dict(masked=dict(type="masked_text", tower="text", weight=1.0))
     c.optimizer.update(name="adamw", b1=0.9, b2=0.999, weight_decay=0.01)
-    return emoji(c) if variant == "emoji" else published(c, variant)
+    if variant == "emoji":
+        return emoji(c)
+    size, _, phase = variant.partition("_")
+    if size not in ("base", "large") or phase not in ("", "512"):
+        raise KeyError(variant)
+    return long_texts(published(c, size), size) if phase else published(c, size)
 
 
 def published(c, size: str):
@@ -43,9 +47,18 @@ def published(c, size: str):
     c.data.text.update(tokenizer="tokenizer.json", length=128, lower=False)  # an uncased tokenizer lower-cases itself
     c.data.lanes = 64
     c.evals = dict(held_out=dict(type="masked_text", urls="data/held_out-0000.tar", every="10%", limit=10_000))
-    c.optimizer.lr = LEARNING_RATE[size]
-    c.schedule.update(total="1_000_000steps", warmup="10_000steps", decay="linear")
+    c.optimizer.lr = 1e-4
+    c.schedule.update(total="900_000steps", warmup="10_000steps", decay="linear", final=0.1)
     c.checkpoint.update(every="10_000steps", keep_last=2, keep_every="10%")
+    return c
+
+
+def long_texts(c, size: str):
+    """Goes on where `published` ends, at its last learning rate; the optimizer's moments start afresh."""
+    c.init_from = f"runs/bert_{size}"
+    c.data.text.length = 512
+    c.optimizer.lr = 1e-5
+    c.schedule.update(total="100_000steps", warmup="100steps", final=0.0)
     return c
 
 

@@ -57,10 +57,11 @@ def test_a_bert_is_trained_measured_exported_and_continued(tmp_path):
     assert task.losses.objectives["masked"].mask_id == Tokenizer.load(tmp_path / "hf" / "tokenizer.json").mask_id == 4
 
 
-@pytest.mark.parametrize("recipe", ["bert.py:base", "bert.py:large", "clip_modern.py:B16", "clip_modern.py:H14"])
+@pytest.mark.parametrize("recipe", ["bert.py:base", "bert.py:large_512", "clip_modern.py:B16", "clip_modern.py:H14"])
 def test_full_size_recipes_fit_together(recipe):
     config = load_config(f"configs/{recipe}")
     config.data.text.update(tokenizer="data_pipelines/emoji/wordpiece.json")
+    config.init_from = ""
     for tower in config.model.towers.values():
         tower.trunk.depth = 1
     assert task_of(config, batch_size=64).total_steps > 0
