@@ -82,6 +82,7 @@ def _data() -> dict:
             count=0,  # number of classes where the field holds ids and not names
             most=1,  # classes of one sample; more than 1 for multi-label data
         ),
+        modalities=("image", "text"),  # what a sample must have; ("text",): texts alone, images are not looked at
         group_key="",  # json field that names equal content (multi-positive labels); "" uses the tar key
         lanes=8,  # virtual readers; the order depends on it, the host count must divide it
         window=32,  # blocks that a lane shuffles together
@@ -104,12 +105,12 @@ def _image() -> dict:
     return dict(
         size=224,  # pixels of the square that the model sees
         # Training crop: random_resized | inception (the same, always with 5 to 100 % of the area) | resize_crop (a
-        # square as large as the shorter side, anywhere) | center | squash. Evaluation: squash where that is chosen
-        # here, or else center.
+        # square as large as the shorter side, anywhere) | center | squash (of `resize` pixels a square of `size`,
+        # anywhere). Evaluation: squash where that is chosen here, or else the shorter side; the central square.
         crop="random_resized",
-        # Evaluation without squash: the shorter side gets this many pixels before the square is cut out; 0: `size`.
+        # Evaluation: the shorter side (squash: both sides) gets this many pixels before the square is cut; 0: `size`.
         resize=0,
-        filter="bicubic",  # of the evaluation's resizing: bicubic | bilinear
+        filter="bicubic",  # of the evaluation's resizing: bicubic | bilinear | nearest
         rounding="even",  # of odd margins of that square: even (as torchvision, open_clip) | down (transformers)
         scale=(0.9, 1.0),  # share of the area that a random crop keeps (CLIP: 0.9 to 1)
         ratio=(0.75, 4 / 3),  # aspect ratio of a random crop

@@ -19,7 +19,7 @@ from data_pipelines.index import NotIndexed
 from data_pipelines.io.storage import Files, basename
 from data_pipelines.io.urls import without_secrets
 from data_pipelines.rows import sample_name
-from data_pipelines.samples import Sample
+from data_pipelines.samples import Sample, has_images
 from data_pipelines.sources import Source, index_source, open_source
 
 _BLOCK_BYTES = 256 * 1024  # read at a time: little, as a batch of one process begins and ends anywhere
@@ -66,7 +66,7 @@ class EvalSet:
         """
         entry = data if isinstance(data, Mapping) else dict(urls=data if isinstance(data, str) else tuple(data))
         self._size, self._squash = config.image.size, config.image.crop == "squash"
-        self._threads = config.threads or cores()
+        self._images, self._threads = has_images(config.modalities), config.threads or cores()
         files, self._options = Files(**config.remote), Options.of(config.image)
         weakref.finalize(self, files.close)  # pixels are read for as long as someone has the set
         self._source = _open(entry, config, files, where)
@@ -94,8 +94,9 @@ class EvalSet:
                 yield equally many batches.
 
         Yields:
-            `image` uint8 [rows, size, size, 3]; `index` int32 [rows], into `records`; `valid` bool [rows], False for
-            the rows that fill up the last batch, whose image is black and whose index is -1.
+            `image` uint8 [rows, size, size, 3], where samples have images; `index` int32 [rows], into `records`;
+            `valid` bool [rows], False for the rows that fill up the last batch, whose image is black and whose index
+            is -1.
         """
         if batch_size < 1 or batch_size % shard[1]:
             raise DataError(f"batch_size={batch_size} is not a multiple of the {shard[1]} processes")
@@ -143,7 +144,8 @@ class EvalSet:
             try:
                 if sample.fault:
                     raise BadSample(sample.fault)
-                check_image(sample.image, self._options)
+                if self._images:
+                    check_image(sample.image, self._options)
                 found.append((self._record(sample), ""))
             except BadSample as bad:
                 found.append(({}, bad.reason))
@@ -164,10 +166,13 @@ class EvalSet:
         self, pool: ThreadPoolExecutor, first: int, rows: int, reads: dict[int, Future]
     ) -> tuple[dict[str, np.ndarray], list[Future]]:
         """Starts a batch; `reads` are the blocks of the one before, and become its own."""
-        image = aligned_empty((rows, self._size, self._size, 3), np.uint8)
         index = np.arange(first, first + rows, dtype=np.int32)
         valid = index < len(self)
-        image[~valid], index[~valid] = 0, -1
+        index[~valid] = -1
+        if not self._images:
+            return dict(valid=valid, index=index), []
+        image = aligned_empty((rows, self._size, self._size, 3), np.uint8)
+        image[~valid] = 0
         places = self._places[first : first + rows]
         blocks = dict.fromkeys(place.block for place in places)
         for block in [block for block in reads if block not in blocks]:

@@ -253,14 +253,15 @@ def _examine(
     entry: ShardIndex, group: Group, read: Read, captions: Captions, measures: Sequence[Measure]
 ) -> tuple[int, ...]:
     """Returns the numbers of a usable sample; raises BadSample for any other."""
-    image = image_member(group)
+    image = image_member(group, captions.images)
     record = read_record(group, lambda member: read(member.offset, member.size), captions)
     if not entry.available:
         entry.available = field_names(record.fields)
     for name in captions.filled(record):
         entry.filled[name] = entry.filled.get(name, 0) + 1
     captions.check(record)
-    content = read(image.offset, image.size) if any(measure.needs_image for measure in measures) else b""
+    wanted = image is not None and any(measure.needs_image for measure in measures)
+    content = read(image.offset, image.size) if wanted else b""
     return tuple(measure.of(group.key, record, content) for measure in measures)
 
 
@@ -305,4 +306,5 @@ def _check(index: Index, urls: str | Iterable[str], captions: Captions) -> None:
         captions.check_fields(filled, available, where)
     if not index.samples:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in index.skipped.items()) or "they hold no samples"
-        raise DataError(f"no usable sample in the {len(index.shards)} shards of {where} ({reasons})")
+        hint = ". Of texts alone, set data.modalities=('text',)" if "no image" in index.skipped else ""
+        raise DataError(f"no usable sample in the {len(index.shards)} shards of {where} ({reasons}){hint}")

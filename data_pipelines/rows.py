@@ -33,11 +33,12 @@ def empty_batch(
 ) -> dict[str, np.ndarray]:
     """Returns a batch to be filled, whose arrays nothing else uses; its images are in `memory`.
 
-    With `labels` it has class ids, int32 [rows, labels].
+    With `size` 0 it has no images. With `labels` it has class ids, int32 [rows, labels].
     """
-    classes = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
-    return classes | dict(
-        image=(memory or Memory()).empty(rows * size * size * 3).reshape(rows, size, size, 3),
+    own = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
+    if size:
+        own["image"] = (memory or Memory()).empty(rows * size * size * 3).reshape(rows, size, size, 3)
+    return own | dict(
         text=aligned_empty((rows, length), np.int32),
         text_valid=aligned_empty((rows, length), np.bool_),
         key_id=aligned_empty((rows, 2), np.uint32),
@@ -75,7 +76,7 @@ class RowFiller:
         """
         texts, replaced = [], []
         for place, row in enumerate(rows, first):
-            sample, faults = self._image(row, batch["image"][place])
+            sample, faults = self._sample(row, batch["image"][place] if "image" in batch else None)
             if faults:
                 replaced.append(faults)
             captions = row.window.source.captions
@@ -91,7 +92,8 @@ class RowFiller:
         batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, length)
         return replaced
 
-    def _image(self, row: Row, out: np.ndarray) -> tuple[Sample, list[Fault]]:
+    def _sample(self, row: Row, out: np.ndarray | None) -> tuple[Sample, list[Fault]]:
+        """Returns the sample of a row, whose image is written to `out` if there are images."""
         crop = lambda height, width: self._crop(height, width, row.crop)
         window, faults = row.window, []
         for place in itertools.chain((row.place,), _substitutes(row.place, len(window))):
@@ -99,8 +101,9 @@ class RowFiller:
             try:
                 if sample.fault:
                     raise BadSample(sample.fault)
-                training_image(sample.image, self._size, crop, self._options, out)
-                self._hooks.image(out, row.word, f"{sample.key} of {sample.shard}")
+                if out is not None:
+                    training_image(sample.image, self._size, crop, self._options, out)
+                    self._hooks.image(out, row.word, f"{sample.key} of {sample.shard}")
                 return sample, faults
             except BadSample as bad:
                 faults.append(Fault(sample.shard, sample.key, bad.reason))

@@ -1,23 +1,24 @@
 """From the members of a tar to a sample that can be used, or the reason why not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from data_pipelines.errors import BadSample
+from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.tar import Group, Member
 from data_pipelines.text.captions import Captions, Record
 
 _MAX_TEXT_BYTES = 4 * 2**20  # of a .txt or .json member; more is an attack or a mistake
+_MODALITIES = (("image", "text"), ("text",))
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 
 
 class Sample(NamedTuple):
-    """One image-text pair.
+    """One image-text pair, or a text.
 
     Attributes:
         shard: path of its tar.
         key: name inside the tar.
-        image: encoded image.
+        image: encoded image; empty where samples are texts alone.
         record: the text side, checked.
         fault: why the image could not be fetched, where it comes from far away; "" if it could.
     """
@@ -29,14 +30,27 @@ class Sample(NamedTuple):
     fault: str = ""
 
 
-def image_member(group: Group) -> Member:
+def has_images(modalities: Sequence[str]) -> bool:
+    """Whether samples have an image beside their text: what `data.modalities` says. Raises DataError for others."""
+    if tuple(modalities) not in _MODALITIES:
+        raise DataError(f"data.modalities is {modalities!r}; expected {' or '.join(map(repr, _MODALITIES))}")
+    return "image" in modalities
+
+
+def image_member(group: Group, needed: bool = True) -> Member | None:
     """Returns the image of a group: the first member in the tar with an image's extension.
+
+    Args:
+        group: members of one key.
+        needed: whether samples have images; if not, none is looked for.
 
     Raises:
         BadSample: there is none, it is empty, or an extension occurs twice.
     """
     if group.repeated:
         raise BadSample("repeated member")
+    if not needed:
+        return None
     for extension, member in group.members.items():
         if extension in IMAGE_EXTENSIONS:
             if not member.size:

@@ -28,6 +28,7 @@ from data_pipelines.io.storage import Files
 from data_pipelines.mixture import curriculum
 from data_pipelines.order import Order, epoch_size
 from data_pipelines.rows import Row, RowFiller, empty_batch
+from data_pipelines.samples import has_images
 from data_pipelines.sources import Source, open_source
 from data_pipelines.text.tokenizers import Tokenizer
 from data_pipelines.windows import Windows
@@ -212,7 +213,7 @@ class Stream:
         """Hands the next batch to the pool."""
         rows, length = self._rows()
         labels = self._config.label.most if self._config.label.field else 0
-        batch = empty_batch(len(rows), self._config.image.size, length, self._recycled, labels)
+        batch = empty_batch(len(rows), self._pixels, length, self._recycled, labels)
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])
@@ -243,6 +244,11 @@ class Stream:
         return self._filler.fill(batch, first, rows)
 
     @property
+    def _pixels(self) -> int:
+        """Pixels of the side of an image; 0 where samples have none."""
+        return self._config.image.size if has_images(self._config.modalities) else 0
+
+    @property
     def _together(self) -> bool:
         """Whether all samples of a batch come from one part."""
         return self._config.batches == "by_source" or bool(self._config.text.buckets)
@@ -268,7 +274,7 @@ class Stream:
     def _memory(self) -> int:
         """Bytes at most: two windows for each lane and source, the batches ahead and the one in use."""
         rows = len(self._lanes) * self._per_lane
-        batches = (self._config.prefetch + 2) * rows * (3 * self._config.image.size**2 + 5 * self._config.text.length)
+        batches = (self._config.prefetch + 2) * rows * (3 * self._pixels**2 + 5 * self._config.text.length)
         windows = 0.0
         for table in self._tables:
             held = min(self._config.window, -(-len(table) // self._order.lanes) + 1)

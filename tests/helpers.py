@@ -46,6 +46,12 @@ def text(style="clip", *, embed=None, **changes):
     return tower | dict(vocab_size=VOCAB)
 
 
+def bert(*, embed=None, **changes):
+    """A tiny BERT."""
+    embed = dict(vocab_size=VOCAB, length=LENGTH) | (embed or {})
+    return presets.bert_tower(**SIZE, embed=embed, **changes)
+
+
 def clip(image_changes=None, text_changes=None, **both):
     """Two towers without wiring, in CLIP's style or (`style="siglip"`) in SigLIP's."""
     return dict(image=image(**both, **(image_changes or {})), text=text(**both, **(text_changes or {})))

@@ -10,8 +10,9 @@ Needs, besides the requirements of this repository, a renderer for the SVG drawi
 
     python -m data_pipelines.emoji.build --packages DIR --out data_pipelines/emoji
 
-writes `shards/*.tar.gz` and `tokenizer.json` below `--out`. The same packages and library versions give the same
-bytes: every choice (split, order) follows from hashes of the names, and the archives carry no times or owners.
+writes `shards/*.tar.gz`, `tokenizer.json` and `wordpiece.json` below `--out`. The same packages and library versions
+give the same bytes: every choice (split, order) follows from hashes of the names, and the archives carry no times or
+owners.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from data_pipelines.emoji.drawings import (
     read_package,
     render,
 )
-from data_pipelines.text.tokenizers import train_bpe
+from data_pipelines.text.tokenizers import train_bpe, train_wordpiece
 
 LABELS = "emojibase-data@17.0.0"
 LANGUAGES = ("en", "zh", "de", "es", "ja", "fr")
@@ -44,6 +45,7 @@ CONCEPTS = 1811  # that all five vendors draw
 UNSEEN_CONCEPTS = 181
 TRAIN_SHARDS = 4
 VOCAB_SIZE = 4096
+WORDPIECE_SIZE = 8192  # of which ideographs and kana take a third
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,20 @@ def caption_texts(concepts: Iterable[Concept]) -> Iterator[str]:
         yield ", ".join(concept.tags["en"]).lower()
 
 
+def all_texts(records: Iterable[dict]) -> Iterator[str]:
+    """Yields the lower-cased names and keywords in every language of the json members of some concepts."""
+    for record in records:
+        for language in LANGUAGES:
+            yield record["labels"][language].lower()
+            yield ", ".join(record["tags_by_language"][language]).lower()
+
+
 def build(packages: Path, out: Path) -> list[Path]:
     """Builds everything.
 
     Args:
         packages: directory of the .tgz archives.
-        out: directory that receives `shards/` and `tokenizer.json`.
+        out: directory that receives `shards/` and the tokenizers.
 
     Returns:
         The files written.
@@ -225,11 +235,16 @@ def build(packages: Path, out: Path) -> list[Path]:
         )
         print(f"{path}: {len(pairs):,} samples, {path.stat().st_size:,} bytes", flush=True)
         written.append(path)
-    seen = (concept for hexcode, concept in concepts.items() if hexcode not in unseen)
-    tokenizer = train_bpe(caption_texts(seen), VOCAB_SIZE)
-    (out / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-    print(f"{out / 'tokenizer.json'}: {tokenizer.vocab_size:,} tokens")
-    return [*written, out / "tokenizer.json"]
+    seen = [concept for hexcode, concept in concepts.items() if hexcode not in unseen]
+    records = (concept.record("", "") for concept in seen)
+    for name, tokenizer in (
+        ("tokenizer.json", train_bpe(caption_texts(seen), VOCAB_SIZE)),
+        ("wordpiece.json", train_wordpiece(all_texts(records), WORDPIECE_SIZE)),
+    ):
+        (out / name).write_text(tokenizer.json, encoding="utf-8")
+        print(f"{out / name}: {tokenizer.vocab_size:,} tokens")
+        written.append(out / name)
+    return written
 
 
 def main() -> None:

@@ -171,7 +171,8 @@ def _measure(part: Part, sources: Sequence[Source], tables: Sequence[Blocks], ru
     samples = read_part(part, sources, tables)
     captions = sources[part.source].captions
     _measure_texts([captions.every(sample.record) for sample in samples], rules, found)
-    _measure_images(samples, rules, found)
+    if captions.images:
+        _measure_images(samples, rules, found)
     kinds = {kind: likeness(kind, captions) for kind in LIKENESS}
     for sample in samples:
         name = f"{sample.key} of {sample.shard.rpartition('/')[2]}"

@@ -25,7 +25,7 @@ class Findings:
 
     Attributes:
         samples: looked at.
-        bytes: of their images.
+        bytes: of their images; of texts alone 0.
         faults: reason -> samples that cannot be used, although the index says that they can.
         sources: source -> reason -> the same.
     """
@@ -94,7 +94,8 @@ def check_part(part: Part, sources: Sequence[Source], tables: Sequence[Blocks], 
         try:
             if sample.fault:
                 raise BadSample(sample.fault)
-            full_image(sample.image, options)
+            if sources[part.source].captions.images:
+                full_image(sample.image, options)
         except BadSample as bad:
             faults.append((Fault(sample.shard, sample.key, bad.reason), 1))
     return _Checked(part, sum(len(sample.image) for sample in samples), faults)

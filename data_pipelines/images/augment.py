@@ -61,6 +61,12 @@ def center(height: int, width: int) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
+def squash(height: int, width: int, u: np.ndarray, share: float) -> Box:
+    """A rectangle of this share of both sides, anywhere: what becomes a square wherever it is (ALIGN)."""
+    h, w = max(1, round(share * height)), max(1, round(share * width))
+    return Box(int(u[0] * (height - h + 1)), int(u[1] * (width - w + 1)), h, w)
+
+
 def cropper(image: Any) -> Callable[[int, int, np.ndarray], Box]:
     """Returns the training crop of `config.data.image` as a function of (height, width, uniform numbers).
 
@@ -80,5 +86,6 @@ def cropper(image: Any) -> Callable[[int, int, np.ndarray], Box]:
     if image.crop == "center":
         return lambda height, width, u: center(height, width)
     if image.crop == "squash":
-        return lambda height, width, u: Box(0, 0, height, width)
+        share = image.size / (image.resize or image.size)
+        return lambda height, width, u: squash(height, width, u, share)
     raise DataError(f"data.image.crop is {image.crop!r}, not one of {_CROPS}{did_you_mean(image.crop, _CROPS)}")

@@ -23,13 +23,15 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images.augment import Box
 
 MAX_PIXELS = 2**26  # of a decoded image; a small file can claim any size
-_LONGEST = 16  # long side / short side above which the evaluation resizes only the part that it shows
+_LONGEST = 16  # resized side / shown side above which the evaluation resizes only the part that it shows
 _OVERSAMPLING = 1.5  # pixels decoded for each output pixel and axis
 _ORIENTATION = 0x0112  # EXIF tag
 # How an image of each orientation is turned upright: swap its axes or not, then go down and right along them.
 _TURNS = {2: (0, 1, -1), 3: (0, -1, -1), 4: (0, -1, 1), 5: (1, 1, 1), 6: (1, 1, -1), 7: (1, -1, -1), 8: (1, -1, 1)}
 _NO_TURN = (0, 1, 1)
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST
+}  # fmt: skip
 _ROUNDINGS = {"even": round, "down": math.floor}
 _FORMATS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 
@@ -42,8 +44,9 @@ class Options(NamedTuple):
     Attributes:
         exif: turn images as their EXIF orientation says.
         max_pixels: larger images are rejected before they are decoded.
-        resize: pixels of the shorter side from which the evaluation cuts its central square; 0: as many as the square.
-        filter: of the evaluation's resizing, "bicubic" or "bilinear".
+        resize: pixels of the shorter side (of both sides, where images are squashed) from which the evaluation cuts its
+            central square; 0: as many as the square.
+        filter: of the evaluation's resizing, "bicubic", "bilinear" or "nearest" (published EfficientNets).
         rounding: of an odd margin of the evaluation's square, "even" (torchvision) or "down" (transformers).
     """
 
@@ -125,7 +128,7 @@ def evaluation_image(
     Args:
         data: encoded image.
         size: pixels of the square to make.
-        squash: resize both sides to `size`; otherwise the shorter one, and cut out the central square.
+        squash: resize both sides alike; otherwise the shorter one. The central square is cut out.
         options: what to turn and what to refuse, and the resizing.
 
     Returns:
@@ -139,13 +142,10 @@ def evaluation_image(
 
 def evaluation_pixels(image: Image.Image, size: int, squash: bool = False, options: Options = _DEFAULT) -> np.ndarray:
     """Resizes a decoded RGB image with Pillow's filter on all pixels; arguments as for `evaluation_image`."""
-    kind = _FILTERS[options.filter]
-    if squash:
-        return np.asarray(image.resize((size, size), kind))
-    short = min(image.size)
-    width, height = (int((options.resize or size) * side / short) for side in image.size)
+    kind, short, resized = _FILTERS[options.filter], min(image.size), options.resize or size
+    width, height = ((resized,) * 2) if squash else (int(resized * side / short) for side in image.size)
     left, top = (_ROUNDINGS[options.rounding]((side - size) / 2) for side in (width, height))
-    if max(image.size) > _LONGEST * short:  # resized whole, a line of pixels would become an endless strip
+    if max(width, height) > _LONGEST * size:  # resized whole, a line of pixels would become an endless strip
         across, down = image.width / width, image.height / height
         part = (left * across, top * down, (left + size) * across, (top + size) * down)
         return np.asarray(image.resize((size, size), kind, box=part))

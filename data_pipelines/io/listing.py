@@ -68,19 +68,20 @@ class Listing(abc.ABC):
     _image: str = ""
     _caption: str = ""
 
-    def use(self, image: str, caption: str, fields: Sequence[str] | None) -> None:
+    def use(self, image: str, caption: str, fields: Sequence[str] | None, images: bool = True) -> None:
         """Chooses the columns that rows are read with; to be called before anything is read.
 
         Args:
             image: column of the image; "" takes the first of IMAGE_COLUMNS that there is.
             caption: column of the caption; "" takes the first of CAPTION_COLUMNS, if any.
             fields: other columns that are wanted, nested ones dotted; None for all.
+            images: rows have an image; otherwise there need be no such column.
 
         Raises:
             DataError: there is no such column, or none that could be the image.
         """
-        self._image = self._column("image", image, IMAGE_COLUMNS)
-        if not self._image:
+        self._image = self._column("image", image, IMAGE_COLUMNS) if images else ""
+        if not self._image and images:
             raise DataError(
                 f"{printable(self.path)} has no column {', '.join(IMAGE_COLUMNS)}; say with `image` which of its "
                 f"columns holds the images: {', '.join(self.columns)}"
@@ -301,7 +302,7 @@ class Folder(Listing):
         if not names:
             raise DataError(f"no images ({', '.join(IMAGE_EXTENSIONS)}) in {path}")
 
-    def use(self, image: str, caption: str, fields: Sequence[str] | None) -> None:
+    def use(self, image: str, caption: str, fields: Sequence[str] | None, images: bool = True) -> None:
         """See `Listing`."""
         if image or caption:
             raise DataError(f"`image` and `caption` name columns of lists, and {self.path} is a folder")

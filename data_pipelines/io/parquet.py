@@ -46,11 +46,11 @@ class Parquet(Listing):
         vars(self).update(state)
         self._open()
 
-    def use(self, image: str, caption: str, fields: Sequence[str] | None) -> None:
+    def use(self, image: str, caption: str, fields: Sequence[str] | None, images: bool = True) -> None:
         """See `Listing`."""
-        super().use(image, caption, fields)
+        super().use(image, caption, fields, images)
         arrow, _ = _pyarrow()
-        kind = self._schema.field(self._image).type
+        kind = self._schema.field(self._image).type if images else arrow.null()
         self._holder = arrow.types.is_struct(kind)  # {bytes, path}
         self._embedded = self._holder or _is_binary(arrow, kind)
         if self._holder and kind.get_field_index("bytes") < 0:
@@ -67,6 +67,7 @@ class Parquet(Listing):
             and not _is_binary(arrow, self._schema.field(name).type)
             and (names is None or name in names)
         ]
+        self._read = [*self._others, *([self._image] if images else [])]
 
     def edges(self) -> Sequence[int]:
         """See `Listing`."""
@@ -79,7 +80,7 @@ class Parquet(Listing):
             for group, first in enumerate(self._starts[:-1]):
                 certain = self._embedded and self._never_null(group)
                 size, number = self._mean_size(group), first
-                columns = self._others if certain else [*self._others, self._image]
+                columns = self._others if certain else self._read
                 rows = self._starts[group + 1] - first
                 if not columns:  # without a column there are no rows to count
                     yield from (Row(first + i, b"", size) for i in range(rows))
@@ -117,7 +118,7 @@ class Parquet(Listing):
                 return table
         _, parquet = _pyarrow()
         with self._files.open(self.path) as file, parquet.ParquetFile(file, metadata=self._footer) as opened:
-            table = opened.read_row_group(group, columns=[*self._others, self._image], use_threads=False)
+            table = opened.read_row_group(group, columns=self._read, use_threads=False)
         with self._lock:
             self._groups[group] = table
             kept = sum(other.nbytes for other in self._groups.values())

@@ -51,7 +51,7 @@ class Limits:
     """Size of a shard: it ends before the first block that would make it larger.
 
     Attributes:
-        bytes: of its images, as they come from the source.
+        bytes: of its images, as they come from the source, or of texts alone.
         samples: in it.
     """
 
@@ -183,7 +183,8 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
                     if sample.fault:
                         raise BadSample(sample.fault)
                     text = job.source.captions.every(sample.record)[0]
-                    members = sample_members(sample.image, text, sample.record.fields, job.images)
+                    image = sample.image if job.captions.images else None
+                    members = sample_members(image, text, sample.record.fields, job.images)
                     # The place counts bad samples too, so that a key names the same row whatever fails.
                     writer.add(f"{shard:06d}{place:06d}", members)
                 except BadSample as bad:

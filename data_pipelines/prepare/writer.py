@@ -128,12 +128,12 @@ def is_draft(name: str) -> bool:
 
 
 def sample_members(
-    image: bytes | memoryview, text: str, fields: Mapping[str, Any], rule: ImageRule
+    image: bytes | memoryview | None, text: str, fields: Mapping[str, Any], rule: ImageRule
 ) -> dict[str, bytes]:
     """Returns the members of a sample, extension -> content.
 
     Args:
-        image: encoded.
+        image: encoded; None of a text alone.
         text: for the .txt member.
         fields: for the .json member; none if there are no fields.
         rule: what becomes of the image.
@@ -141,8 +141,8 @@ def sample_members(
     Raises:
         BadSample: the image cannot be decoded.
     """
-    extension, content = prepare_image(image, rule)
-    members = {extension: content, "txt": text.encode("utf-8", "replace")}
+    members = {} if image is None else dict([prepare_image(image, rule)])
+    members["txt"] = text.encode("utf-8", "replace")
     if fields:
         record = json.dumps(_finite(fields), ensure_ascii=False, default=str)
         members["json"] = record.encode("utf-8", "replace")

@@ -10,6 +10,7 @@ from data_pipelines.errors import DataError, did_you_mean
 from data_pipelines.io.storage import Files
 from data_pipelines.labels import open_labels
 from data_pipelines.measures import LIKENESS, Measure, TokenCount, first_of_each, likeness
+from data_pipelines.samples import has_images
 from data_pipelines.sources.base import Source, SourceSpec, read_spec
 from data_pipelines.sources.files import FilesSource
 from data_pipelines.sources.selected import Selected
@@ -136,10 +137,15 @@ def _plan(
     spec = read_spec(cls.Spec, entry, where)
     text = config.text if spec.templates is None else _Replaced(config.text, templates=spec.templates)
     group_key = config.group_key if spec.group_key is None else spec.group_key
-    captions = Captions(text, group_key, keep=spec.filter, always_json=every_field, labels=open_labels(config.label))
+    captions = Captions(
+        text, group_key, keep=spec.filter, always_json=every_field, labels=open_labels(config.label),
+        images=has_images(config.modalities),
+    )  # fmt: skip
     if spec.unique and spec.unique not in LIKENESS:
         close = did_you_mean(spec.unique, LIKENESS)
         raise DataError(f"unique is {spec.unique!r}, not one of {', '.join(LIKENESS)}{close}")
+    if spec.unique == "image" and not captions.images:
+        raise DataError("unique is 'image', and by data.modalities samples have none")
     unique = likeness(spec.unique, captions) if spec.unique else None
     tokens = TokenCount(captions, tokenizer, config.text.length) if tokenizer else None
     return _Opening(cls, spec, captions, unique, tokens)

@@ -28,6 +28,7 @@ _VERSION = 1  # of the format; files of another one are not looked at
 _CHUNK = 4096  # rows whose files are looked at together
 _LISTED = 1000  # names kept per reason; the counts are exact
 _DISTANT = 128 * 1024  # bytes, about, of an image that has not been fetched yet
+_TEXT = 64  # bytes, about, of a text that is made of other columns
 _SPOTS, _RUN = 16, 16  # places of a list, and rows there, whose files are looked for again
 
 _log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def _examine(
                 if row.problem:
                     raise BadSample(row.problem)
                 captions.check(captions.from_fields(row.fields, row.text))
-                sizes.append(_size(row, image, stats, found))
+                sizes.append(_size(row, image, stats, found) if captions.images else len(row.text or "") or _TEXT)
             except BadSample as bad:
                 sizes.append(UNUSED)
                 found.skip(listing.name(row), bad.reason)

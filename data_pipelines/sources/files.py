@@ -58,7 +58,7 @@ class FilesSource(Source):
         self.name, self.spec, self.captions, self._files = name, spec, captions, files
         self._lists = [open_list(path, files, spec.columns) for path in _lists(spec.urls, files)]
         for listing in self._lists:
-            listing.use(spec.image, spec.caption, None if captions.every_field else captions.fields)
+            listing.use(spec.image, spec.caption, None if captions.every_field else captions.fields, captions.images)
         self._found = self._examine()
         sizes = [found.sizes[found.sizes != UNUSED] for found in self._found]
         self.samples, self.bytes = sum(map(len, sizes)), sum(int(part.sum(dtype=np.int64)) for part in sizes)
@@ -85,6 +85,8 @@ class FilesSource(Source):
                 f"stale index: rows {start + 1:,} to {end:,} of {path} were usable and are not now ({bad.reason}); the "
                 f"list changed during the run. Start the run again"
             ) from None
+        if not self.captions.images:
+            return [Sample(path, listing.name(row), b"", record) for row, record in zip(rows, records)]
         images = self._fetch([self._place(listing, row) for row in rows])
         return [
             Sample(path, listing.name(row), image, record, fault)
@@ -130,8 +132,8 @@ class FilesSource(Source):
         return self.captions.from_fields(row.fields, row.text)
 
     def _place(self, listing: Listing, row: Row) -> str | bytes | None:
-        """Returns where an image lies, or an embedded image itself."""
-        image = row.image
+        """Returns where an image lies, or an embedded image itself; None where samples have none."""
+        image = row.image if self.captions.images else None
         if not isinstance(image, str) or not image or is_remote(image) or os.path.isabs(image):
             return image
         return join(self.spec.root or listing.folder or ".", image)

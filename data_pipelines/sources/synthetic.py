@@ -18,6 +18,7 @@ from data_pipelines.text.captions import Captions
 _SIZES = ((640, 480), (480, 640), (512, 512), (768, 512), (1024, 768), (500, 375), (320, 240))  # width, height
 _DISTINCT = 64  # images; the samples take turns, so that making them does not hide the cost of reading them
 _SHARD = 10_000  # samples
+_TEXT = 64  # bytes of a caption
 _DETAIL = 8  # pixels of one random colour: files as large as those of photographs
 _COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey", "brown")
 _THINGS = ("dog", "cat", "boat", "house", "tree", "chair", "mountain", "bicycle", "clock", "bridge")
@@ -65,7 +66,7 @@ class SyntheticSource(Source):
         for row in range(int(blocks.start[i]), int(blocks.end[i])):
             number = shard * _SHARD + row
             record = self.captions.from_fields(_fields(seed, number), _caption(seed, number))
-            image = synthetic_jpeg(seed, number % _DISTINCT, self.spec.scale)
+            image = synthetic_jpeg(seed, number % _DISTINCT, self.spec.scale) if self.captions.images else b""
             samples.append(Sample(f"synthetic-{shard:06d}", f"{number:09d}", image, record))
         return samples
 
@@ -74,7 +75,9 @@ class SyntheticSource(Source):
         return self.spec.samples, self.spec.seed, self.spec.scale
 
     def _size(self) -> int:
-        """Returns the bytes of an image, about."""
+        """Returns the bytes of an image, about, or of a text."""
+        if not self.captions.images:
+            return _TEXT
         pixels = sum(width * height for width, height in _SIZES) / len(_SIZES)
         return max(1, int(0.25 * pixels * self.spec.scale**2))
 

@@ -88,13 +88,13 @@ def parse_block(path: str, content: bytes | memoryview, start: int, captions: Ca
     try:
         for group in groups(read, start, start + len(content)):
             try:
-                image = image_member(group)
+                image = image_member(group, captions.images)
                 record = read_record(group, lambda member: read(member.offset, member.size), captions)
                 captions.check(record)
             except BadSample:  # counted when the shard was indexed
                 continue
-            image = view[image.offset - start : image.offset - start + image.size]
-            samples.append(Sample(path, group.key, image, record))
+            pixels = b"" if image is None else view[image.offset - start : image.offset - start + image.size]
+            samples.append(Sample(path, group.key, pixels, record))
     except TarDamage as damage:
         raise DataError(f"stale index: {path} was readable when it was indexed and is not now: {damage}") from None
     return samples

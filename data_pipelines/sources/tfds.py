@@ -91,7 +91,7 @@ class TfdsSource(Source):
             try:
                 record = self._record(example)
                 self.captions.check(record)
-                fault = "" if image else "empty image"
+                fault = "" if image or not self.captions.images else "empty image"
             except BadSample as bad:
                 fault = bad.reason
             samples.append(Sample(path, f"example {row - first}", image, record, fault))
@@ -112,11 +112,10 @@ class TfdsSource(Source):
 
         builder = _builder(tfds, self.spec)
         self._info = builder.info
-        self._image = self._image_feature(tfds)
+        self._image = self._image_feature(tfds) if self.captions.images else ""
         try:
-            self._examples = builder.as_data_source(
-                split=self.spec.split, decoders={self._image: tfds.decode.SkipDecoding()}
-            )
+            skip = {self._image: tfds.decode.SkipDecoding()} if self._image else None
+            self._examples = builder.as_data_source(split=self.spec.split, decoders=skip)
         except (ValueError, KeyError, NotImplementedError) as error:
             splits = ", ".join(self._info.splits) or "none"
             raise DataError(

@@ -45,6 +45,7 @@ class Captions:
         labels: reads the classes, or None.
         from_text: captions are the texts of the samples, and do not come from templates.
         every_field: records hold all fields, used or not.
+        images: samples have an image, too.
         signature: of the rule of what is usable.
         rendering: of the rule of what captions look like.
 
@@ -54,13 +55,14 @@ class Captions:
         keep: a condition on the json fields, see `expressions`; other samples are left out. "" keeps all.
         always_json: read the json member where there is one that can be read, although no caption needs it.
         labels: reads the classes of a sample; samples without one are left out. None where none are asked for.
+        images: samples have an image, too; others are left out.
 
     Raises:
         DataError: the condition is malformed, a template is not a `(weight, pattern)` pair or its pattern is malformed.
     """
 
     def __init__(self, text: Any, group_key: str = "", *, keep: str = "", always_json: bool = False,
-                 labels: Labels | None = None):  # fmt: skip
+                 labels: Labels | None = None, images: bool = True):  # fmt: skip
         self._templates = tuple(t for t in map(_template, text.templates) if t.weight > 0)
         if text.templates and not self._templates:
             raise DataError("every template of data.text.templates has weight 0")
@@ -73,7 +75,7 @@ class Captions:
         self._max_list, self._lower, self._basic = text.max_list, text.lower, text.clean == "basic"
         self._group_key, self._always_json = group_key, always_json
         self._keep = expressions.parse(keep) if keep else None
-        self.labels = labels
+        self.labels, self.images = labels, images
         self.from_text, self.every_field = not self._templates, always_json
         kept_by = self._keep.fields if self._keep else ()
         own = {group_key, labels.field if labels else ""} - {""}
@@ -85,6 +87,7 @@ class Captions:
         cleaned = self._basic and self.from_text  # which may leave nothing of a text
         rules = [str(self._keep)] * bool(keep) + [dict(clean="basic")] * cleaned
         rules += [labels.signature] if labels else []
+        rules += [] if images else [dict(images=False)]
         patterns = [t.pattern for t in self._templates]
         self.signature = json.dumps([patterns, group_key, *rules])
         self.rendering = json.dumps([patterns, self._max_list, self._lower, self._basic])

@@ -52,6 +52,9 @@ def test_evaluation_pixels_are_pillows_bicubic():
     assert np.abs(decode.evaluation_image(data, 32).astype(int) - np.asarray(resized)).max() <= 2
     squashed = np.asarray(Image.open(io.BytesIO(encoded(image, "PNG"))).resize((32, 32), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(decode.evaluation_image(encoded(image, "PNG"), 32, squash=True), squashed)
+    larger = image.resize((45, 45), Image.Resampling.BICUBIC).crop((6, 6, 38, 38))  # of an odd margin the even half
+    cut = decode.evaluation_image(encoded(image, "PNG"), 32, squash=True, options=Options(resize=45))
+    np.testing.assert_array_equal(cut, np.asarray(larger))
 
 
 def test_an_image_of_the_right_size_is_untouched():
@@ -284,6 +287,11 @@ def test_crops_by_name():
     assert augment.cropper(image)(7, 7, u[0]) == Box(0, 0, 7, 7)
     image.crop = "squash"
     assert augment.cropper(image)(200, 300, u[0]) == Box(0, 0, 200, 300)
+    image.size, image.resize = 60, 80
+    boxes = np.array([augment.cropper(image)(200, 300, row) for row in u])
+    assert (boxes[:, 2:] == (150, 225)).all() and (boxes[:, :2].min(axis=0) == 0).all()
+    assert boxes[:, :2].max(axis=0).tolist() == [50, 75]
+    assert augment.cropper(image)(1, 2, u[0])[2:] == (1, 2)
 
 
 def test_crop_settings_are_checked():

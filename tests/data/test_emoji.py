@@ -12,6 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from data_pipelines.emoji import build, drawings
+from data_pipelines.text.tokenizers import train_wordpiece
 
 EMOJI = Path(build.__file__).parent
 SHARDS = {
@@ -152,6 +153,17 @@ def png(image):
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()
+
+
+def test_word_pieces_follow_from_the_training_concepts(samples):
+    """The file is what training on these texts gives, and reads every language in short."""
+    records = {s["json"]["hexcode"]: s["json"] for s in samples["train"].values()}
+    pieces = train_wordpiece(build.all_texts(records.values()), build.WORDPIECE_SIZE)
+    assert pieces.json == (EMOJI / "wordpiece.json").read_text(encoding="utf-8")
+    for language in build.LANGUAGES:
+        tokens = pieces.tokens([record["labels"][language].lower() for record in records.values()])
+        assert not any(pieces.special_ids[1] in text for text in tokens), "no unknown word"
+        assert np.mean([len(text) for text in tokens]) < 4.5, language
 
 
 def test_render_pads_to_a_square_and_averages_areas():

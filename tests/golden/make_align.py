@@ -1,7 +1,7 @@
 """Makes the golden files of ConvNeXt, EfficientNet and ALIGN from transformers (see README.md beside it).
 
-Run it as `make_golden.py`. Running means and variances are perturbed as the weights are. The loss of an image tower is a
-fixed random combination of its outputs or the classifier's own; ALIGN's is its contrastive loss.
+Run it as `make_golden.py`. Running means and variances are perturbed as the weights are. The loss of an image tower is
+a fixed random combination of its outputs or the classifier's own; ALIGN's is its contrastive loss.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import torch
 import transformers
 from make_golden import PAD, SEED, captions, describe, nhwc, pixels, prepare
 from make_vision import LABELS, saved
+from PIL import Image
 
 COUNTER = "num_batches_tracked"  # of every batch norm; nothing reads it
 CONVNEXT = dict(hidden_sizes=[8, 12, 16, 24], depths=[1, 2, 1, 1], layer_norm_eps=1e-3)
@@ -24,13 +25,27 @@ EFFICIENTNET = dict(**STAGES, width_coefficient=0.24, depth_coefficient=1.1, bat
 NAMES = dict(enumerate(("ant", "bee", "cat", "dog", "elk")))
 
 
-def perturb_statistics(model: torch.nn.Module, generator: torch.Generator) -> None:
-    """Running means away from 0, running variances away from 1; exact in float16."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+def perturb(model: torch.nn.Module, images: torch.Tensor, generator: torch.Generator) -> None:
+    """Weights as `prepare` does; running means and variances near those of the images, exact in float16.
+
+    Far from them the signal would fade from norm to norm, until no picture differed from another.
+    """
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for module in norms:  # these classes start their scales near 0
+            module.weight.fill_(1.0)
+        prepare(model, generator)
+        momenta = [module.momentum for module in norms]
+        for module in norms:
+            module.momentum = 1.0
+        getattr(model, "vision_model", model).train()(pixel_values=images)
+        model.eval()
+        for module, momentum in zip(norms, momenta):
+            module.momentum = momentum
+            module.num_batches_tracked.zero_()
             noise = torch.randn((2, *module.running_mean.shape), generator=generator)
-            module.running_mean.copy_((0.3 * noise[0]).half())
-            module.running_var.copy_(torch.exp(0.5 * noise[1]).half())
+            module.running_mean.add_(0.3 * noise[0] * module.running_var.sqrt()).copy_(module.running_mean.half())
+            module.running_var.mul_(torch.exp(0.3 * noise[1])).copy_(module.running_var.half())
 
 
 def state(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -85,6 +100,12 @@ def about(model: torch.nn.Module) -> dict[str, np.ndarray]:
     return {"config": np.array(describe(model.config)), "versions": np.array(json.dumps(versions))}
 
 
+def tinted(generator: torch.Generator, height: int, width: int) -> torch.Tensor:
+    """Random pictures, each of a colour of its own: the mean of noise is the same for all."""
+    noise = pixels(generator, height, width)
+    return (noise + 2 * torch.randn((len(noise), 3, 1, 1), generator=generator)).half().float()
+
+
 def small_variances(model: torch.nn.Module) -> None:
     """Shrinks what two norms of fixed epsilon 1e-6 read, so that it shows."""
     with torch.no_grad():
@@ -119,9 +140,9 @@ def efficientnet() -> dict[str, np.ndarray]:
         **EFFICIENTNET, depthwise_padding=[4], hidden_dim=304, drop_connect_rate=0.0, batch_norm_momentum=0.1,
         image_size=(37, 30),
     )  # fmt: skip
-    model = prepare(transformers.EfficientNetModel(config), generator)
-    perturb_statistics(model, generator)
-    return record(model, pixels(generator, 37, 30), generator, train=True)
+    model, images = transformers.EfficientNetModel(config), tinted(generator, 37, 30)
+    perturb(model, images, generator)
+    return record(model, images, generator, train=True)
 
 
 def efficientnet_classifier() -> dict[str, np.ndarray]:
@@ -129,9 +150,9 @@ def efficientnet_classifier() -> dict[str, np.ndarray]:
     generator = torch.Generator().manual_seed(SEED + 23)
     config = transformers.EfficientNetConfig(**EFFICIENTNET, hidden_dim=304, image_size=33, id2label=NAMES)
     config.label2id = {name: i for i, name in NAMES.items()}
-    model = prepare(transformers.EfficientNetForImageClassification(config), generator)
-    perturb_statistics(model, generator)
-    return record(model, pixels(generator, 33, 33), generator)
+    model, images = transformers.EfficientNetForImageClassification(config), tinted(generator, 33, 33)
+    perturb(model, images, generator)
+    return record(model, images, generator)
 
 
 def align() -> dict[str, np.ndarray]:
@@ -146,10 +167,10 @@ def align() -> dict[str, np.ndarray]:
     model.config.architectures = ["AlignModel"]
     with torch.no_grad():
         model.temperature.fill_(0.3)
-    prepare(model, generator)
-    perturb_statistics(model, generator)
+    images = tinted(generator, 33, 33)
+    perturb(model, images, generator)
+    images.requires_grad_()
     ids, mask = captions(generator)
-    images = pixels(generator, 33, 33).requires_grad_()
     out = model(pixel_values=images, input_ids=ids, attention_mask=mask, return_loss=True)
     out.loss.backward()
     arrays = {
@@ -170,6 +191,32 @@ def align() -> dict[str, np.ndarray]:
     return about(model) | arrays | {f"grads/{name}": a for name, a in saved(model, grads).items()}
 
 
+PROCESSORS = {  # by the name of the class's family, with the settings of published files but for their sizes
+    "align": ("EfficientNetImageProcessor", dict(
+        size=dict(height=24, width=24), crop_size=dict(height=17, width=17), do_center_crop=True, do_normalize=False,
+        rescale_factor=1 / 127.5, rescale_offset=True, include_top=False, resample=2)),
+    "efficientnet": ("EfficientNetImageProcessor", dict(
+        size=dict(height=17, width=17), do_center_crop=False, image_mean=[0.485, 0.456, 0.406], resample=0,
+        image_std=[0.47853944, 0.4732864, 0.47434163])),
+    "convnext": ("ConvNextImageProcessor", dict(
+        size=dict(shortest_edge=17), crop_pct=0.8, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])),
+}  # fmt: skip
+
+
+def processors() -> dict[str, np.ndarray]:
+    """Small pictures of several shapes, and what the image processors make of them."""
+    rng = np.random.default_rng(SEED + 25)
+    shapes = ((24, 24), (17, 17), (40, 31), (19, 60), (9, 13), (33, 34))
+    coarse = [Image.fromarray(rng.integers(0, 256, (5, 4, 3), np.uint8)).resize(shape[::-1]) for shape in shapes]
+    arrays = {f"pictures/{i}": np.asarray(image) for i, image in enumerate(coarse)}
+    for name, (kind, settings) in PROCESSORS.items():
+        processor = getattr(transformers, kind)(**settings)
+        arrays[f"config/{name}"] = np.array(json.dumps(processor.to_dict(), sort_keys=True))
+        pixels = [processor(images=image, return_tensors="np")["pixel_values"][0] for image in coarse]
+        arrays[f"pixels/{name}"] = np.stack([np.asarray(p, np.float32).transpose(1, 2, 0) for p in pixels])
+    return arrays
+
+
 def main() -> None:
     """Writes the golden files into the folder given by --out."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -177,7 +224,7 @@ def main() -> None:
     folder = parser.parse_args().out
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
-    for make in (convnext, convnext_classifier, efficientnet, efficientnet_classifier, align):
+    for make in (convnext, convnext_classifier, efficientnet, efficientnet_classifier, align, processors):
         arrays = make()
         path = folder / f"{make.__name__}.npz"
         np.savez_compressed(path, **arrays)

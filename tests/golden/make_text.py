@@ -79,6 +79,22 @@ def bert_masked() -> dict[str, np.ndarray]:
     return record(model, inputs, {"logits": out.logits}, out.loss, {"inputs/labels": labels.numpy().astype(np.int32)})
 
 
+def qwen3() -> dict[str, np.ndarray]:
+    """Layers of a language model of today: causal, rotary positions, RMSNorm, SwiGLU, grouped queries, no biases."""
+    generator = torch.Generator().manual_seed(SEED + 22)
+    size = {k: v for k, v in SIZE.items() if k not in ("layer_norm_eps", "pad_token_id")}
+    config = transformers.Qwen3Config(**size, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-3)
+    model = prepare(transformers.Qwen3Model(config), generator)
+    inputs = inputs_of(generator)
+    del inputs["token_type_ids"]
+    out = model(**inputs)
+    outputs = {"tokens": out.last_hidden_state}
+    weight = torch.randn(out.last_hidden_state.shape, generator=generator).half().float()
+    weight *= inputs["attention_mask"][..., None]
+    loss = (out.last_hidden_state * weight).mean()
+    return record(model, inputs, outputs, loss, {"inputs/tokens_weight": weight.numpy().astype(np.float16)})
+
+
 def main() -> None:
     """Writes the golden files into the folder given by --out."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -86,7 +102,7 @@ def main() -> None:
     folder = parser.parse_args().out
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
-    for make in (bert, bert_masked):
+    for make in (bert, bert_masked, qwen3):
         arrays = make()
         path = folder / f"{make.__name__}.npz"
         np.savez_compressed(path, **arrays)

@@ -1,10 +1,14 @@
 """Pictures are prepared as the reference processors do: 200 of mixed sizes, modes and formats, see tests/golden."""
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import base
-from data_pipelines.images.decode import Options, evaluation_image
+from data_pipelines.images.decode import Options, evaluation_image, evaluation_pixels
+from data_pipelines.images.device import preprocess_images
 from tests import helpers
 from tests.interop import folders
 from xmodal.interop import preprocessing
@@ -48,6 +52,39 @@ def test_pixels_and_embeddings_agree_with_the_reference(golden, name, config):
     assert np.sum(units[0] * units[1], axis=1).min() >= 0.999
 
 
+@pytest.mark.parametrize("name", ["align", "efficientnet", "convnext"])
+def test_processors_with_rules_of_their_own(name, tmp_path):
+    """What reaches the model, normalised: offsets, deviations taken twice, squashed pictures that are then cut."""
+    golden = folders.load("processors")
+    (tmp_path / "preprocessor_config.json").write_text(str(golden[f"config/{name}"]))
+    config = preprocessing.read_processor(tmp_path)
+    assert preprocessing.shown_size(config, 99) == 17
+    image = base.get_config().data.image
+    image.update(preprocessing.from_processor(config, 17, "here"))
+    pictures = [Image.fromarray(golden[f"pictures/{i}"]) for i in range(6)]
+    prepare = lambda p: evaluation_pixels(p, 17, image.crop == "squash", Options.of(image))
+    got = np.asarray(preprocess_images(np.stack([prepare(p) for p in pictures]), None, image))
+    levels = 255 * np.abs(got - golden[f"pixels/{name}"]) * np.array(image.std)
+    assert levels.max() < 1.01 and levels.mean() < 0.05  # two libraries round what they resized
+    # And back, in words of the class that the exports name.
+    kind = "EfficientNetImageProcessor" if name == "align" else "BitImageProcessor"
+    written = preprocessing.to_processor(image, kind, "")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
+    again = preprocessing.from_processor(preprocessing.read_processor(tmp_path), 17, "there")
+    assert {key: image[key] for key in again} == again
+
+
+def test_large_convnexts_squash_their_pictures(tmp_path):
+    older = dict(feature_extractor_type="ConvNextFeatureExtractor", size=384, crop_pct=1.0, resample=3,
+                 image_mean=[0.5] * 3, image_std=[0.5] * 3)  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(older))
+    image = preprocessing.from_processor(preprocessing.read_processor(tmp_path), 384, "here")
+    assert (image["crop"], image["resize"]) == ("squash", 0)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(older | dict(size=224, crop_pct=0.875)))
+    image = preprocessing.from_processor(preprocessing.read_processor(tmp_path), 224, "here")
+    assert (image["crop"], image["resize"]) == ("center", 256)
+
+
 def test_the_rounding_of_margins_is_what_tells_the_libraries_apart(golden):
     even = [evaluation_image(data, PIXELS, options=Options(rounding="even")) for data in golden["files"]]
     differ = [np.abs(e.astype(float) - g).mean() > 2 for e, g in zip(even, golden["clip"])]
@@ -78,9 +115,11 @@ def test_older_processors_with_plain_numbers():
     [
         (dict(do_normalize=False), "do_normalize is false"),
         (dict(rescale_factor=1 / 127.5), r"rescale_factor is 0\.0078.*, needs 1/255"),
-        (dict(resample=1), r"resample is 1, needs 2 \(bilinear\) or 3 \(bicubic\)"),
+        (dict(resample=1), r"resample is 1, needs 0 \(nearest\), 2 \(bilinear\) or 3 \(bicubic\)"),
         (dict(crop_size={"height": 18, "width": 16}), "18 x 16 pixels, and the model takes 16 x 16"),
         (dict(do_center_crop=False), "the picture is not square"),
+        (dict(size={"height": 20, "width": 24}, do_center_crop=True), "to 20 x 24 pixels, and 16 x 16 cut out"),
+        (dict(size={"height": 12, "width": 12}, do_center_crop=True), "to 12 x 12 pixels, and 16 x 16 cut out"),
     ],
 )
 def test_what_cannot_be_prepared_is_refused(change, message):

@@ -12,6 +12,7 @@ import pytest
 from xmodal.models import presets
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
+from xmodal.objectives.masked_text import MaskedText
 from xmodal.paths import flatten_paths
 
 CLIP_SIZES = {"B32": ("B", 151_277_313), "B16": ("B", 149_620_737), "L14": ("L", 427_616_513)}
@@ -68,13 +69,53 @@ def test_parameters_of_another_model_are_refused_by_name():
         model.bind(params)
 
 
+MODERN = dict(style="vit", norm="rms", qk_norm=True, glu=True, act="silu", hidden=24, gate="layerscale", gate_init=0.2)
+VARIANTS = {
+    "rotary": (dict(rope=100.0), dict(position="none", registers=1)),
+    "sines": (dict(), dict(position="sincos")),
+    "learned": (dict(bias=False), dict(position="learned", class_token=False)),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_vit_takes_todays_layers_as_arguments(variant):
+    """QK-norm, SwiGLU, LayerScale and every kind of position: each is there, is used, and learns."""
+    layers, patches = VARIANTS[variant]
+    pool = "cls" if patches.get("class_token", True) else "mean"
+    tower = helpers.image(**MODERN, pool=pool, embed=patches, **layers)
+    model = helpers.build(dict(image=tower))
+    params, batch = helpers.random_params(model), helpers.batch(4)
+    grads = jax.jit(
+        jax.grad(lambda p: jax.numpy.sum(model(p, batch, frozenset({"image.pooled"}))["image.pooled"] ** 2))
+    )
+    paths = {path.partition("layers/0/")[2] or path: grad for path, grad in flatten_paths(grads(params)).items()}
+    wanted = {"0/attn/query_norm/scale", "0/attn/key_norm/scale", "0/gate", "1/gate", "1/mlp/gate/kernel"}
+    assert wanted <= paths.keys()
+    assert ("image/embed/position" in paths) == (variant == "learned")
+    assert ("1/mlp/fc2/bias" in paths) == (variant != "learned")
+    for path, grad in paths.items():
+        assert np.max(np.abs(grad)) > 1e-6 or path == "0/attn/key/bias", path
+    if variant != "learned":
+        run = helpers.forward(model, "image.pooled")
+        turned = batch | dict(image=np.roll(batch["image"], helpers.PATCH, axis=2))  # the same patches at other places
+        assert np.max(np.abs(run(params, turned)["image.pooled"] - run(params, batch)["image.pooled"])) > 1e-3
+
+
 # ------------------------------------------------------------------------------------------- learning
 
+# Not by the mask: it would make texts of one token equal that are to be told apart.
+MASKED = MaskedText(
+    rate=0.4, mask_share=0.0, random_share=1.0, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4)
+)
 SYSTEMS = {
     "clip": (helpers.clip(), dict(contrastive=SoftmaxContrastive())),
     "siglip": (helpers.clip(style="siglip"), dict(contrastive=SigmoidContrastive())),
     "coca": (helpers.coca(), dict(contrastive=SoftmaxContrastive(), captioning=Captioning(weight=2.0))),
     "git": (helpers.git(), dict(captioning=Captioning())),
+    "bert": (
+        dict(text=helpers.bert(head="masked", pooler=False)),
+        dict(masked=MASKED),
+    ),
 }
 # A softmax over keys ignores a bias that all keys share, so its true gradient is zero.
 ZERO = re.compile(r".*/attn/key/bias")

@@ -18,7 +18,8 @@ SMOOTHING = 0.1
 KINDS = {
     "softmax": (SoftmaxContrastive, dict(logit_scale=np.float32(1.9))),
     "smoothed": (
-        functools.partial(SoftmaxContrastive, label_smoothing=SMOOTHING), dict(logit_scale=np.float32(1.9)),
+        functools.partial(SoftmaxContrastive, label_smoothing=SMOOTHING),
+        dict(logit_scale=np.float32(1.9)),
     ),
     "sigmoid": (SigmoidContrastive, dict(logit_scale=np.float32(1.4), logit_bias=np.float32(-1.5))),
 }

@@ -17,6 +17,7 @@ from xmodal.models.model import Functional
 from xmodal.objectives import View
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
+from xmodal.objectives.masked_text import MaskedText
 from xmodal.paths import flatten_paths, map_paths
 from xmodal.training.losses import merge_rows, split_rows
 
@@ -74,6 +75,10 @@ CASES = {  # everything that is random takes part somewhere
         helpers.git(PATCHES, WORDS),
         dict(captioning=Captioning(), brighter=BrighterCaptioning(weight=0.5)),
     ),
+    "masked": lambda: (
+        dict(text=helpers.text(embed=dict(causal=False), head="masked", dropout=0.1, attn_dropout=0.1)),
+        dict(masked=MaskedText(rate=0.4, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4))),
+    ),
 }
 
 
@@ -110,6 +115,7 @@ def result(case, shape, parts):
         ("both", ONE, 4),
         ("both", (8, 1, 1), 2),
         ("views", (1, 4, 2), 2),
+        ("masked", (2, 2, 1), 2),
     ],
 )
 def test_micro_batches_together_are_the_batch(case, shape, parts):

@@ -3,6 +3,7 @@
 python -m xmodal data build photos/*.csv --out shards --caption title          # paths or urls, which are fetched
 python -m xmodal data build imagenet/train --out shards --template "a photo of a {label}"     # class folders
 python -m xmodal data build 'train-*.parquet' --out shards                     # as Hugging Face writes them
+python -m xmodal data build 'corpus/*.jsonl' --out shards --texts               # texts alone, without images
 python -m xmodal data build coco_captions --type tfds --template "{captions.text}" --out shards
 
 Every row's other columns go to its .json member. A build that was interrupted goes on when the same command is given
@@ -22,6 +23,7 @@ from xmodal.commands.data_inputs import (
     add_source_arguments,
     beam_options_of,
     check_engine,
+    modalities_of,
     source_entry,
 )
 from xmodal.config import ConfigError
@@ -54,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from data_pipelines.io.storage import Files
     from data_pipelines.prepare.building import Limits, build, plan
     from data_pipelines.prepare.writer import ImageRule
+    from data_pipelines.samples import has_images
     from data_pipelines.sources import open_source
     from data_pipelines.text.captions import Captions
 
@@ -61,15 +64,16 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--workers, --attempts and --timeout must be above 0")
     check_engine(args)
     config = get_config().data
+    config.modalities = modalities_of(args)
     config.text.lower = False  # shards keep the captions as they are; a recipe may lower them
     limits, images = Limits(args.shard_bytes, args.shard_samples), ImageRule(args.max_side, args.quality)
     entry = source_entry(args, "files")
-    options = dict(entry=entry, limits=vars(limits), images=vars(images))
+    options = dict(entry=entry, limits=vars(limits), images=vars(images) if has_images(config.modalities) else None)
     engine = _beam(args) if args.engine == "beam" else None
     with Files(attempts=args.attempts, timeout=args.timeout) as files:
         source = open_source("input", entry, config, files, every_field=True)
         print(f"{source.samples:,} usable samples in {', '.join(args.inputs)}", flush=True)
-        job = plan(source, args.out, limits, images, Captions(config.text), files)
+        job = plan(source, args.out, limits, images, Captions(config.text, images=has_images(config.modalities)), files)
         try:
             manifest = build(job, options, args.workers, engine)
         except KeyboardInterrupt:

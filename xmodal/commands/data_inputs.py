@@ -22,6 +22,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     text = dict(metavar="NAME")
     source.add_argument("--type", help=f"tar, files, tfds, or synthetic with a number; {kind}")
     source.add_argument("--image", help="column or feature of the image", **text)
+    source.add_argument("--texts", action="store_true", help="texts alone: images are neither asked for nor read")
     source.add_argument("--caption", help="column, feature or json field of the caption", **text)
     source.add_argument("--template", metavar="TEXT", help="caption made of fields, such as 'a photo of a {label}'")
     source.add_argument("--columns", metavar="A,B,...", help="columns of CSV and TSV files without a header")
@@ -32,6 +33,11 @@ def add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     source.add_argument("--data-dir", metavar="DIR", help="where tfds data sets were prepared")
     source.add_argument("--seed", type=int, metavar="N", help="of synthetic data")
     source.add_argument("--scale", type=float, metavar="X", help="of synthetic images")
+
+
+def modalities_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Returns what the arguments say samples have, as `data.modalities`."""
+    return ("text",) if args.texts else ("image", "text")
 
 
 def source_entry(args: argparse.Namespace, kind: str) -> dict[str, Any]:
@@ -113,6 +119,8 @@ def load_data(args: argparse.Namespace) -> ConfigDict:
     else:
         config = load_config(base.__file__, args.overrides)
         config.data.sources = {NAME: source_entry(args, _guess(args.inputs))}
+        if args.texts:
+            config.data.modalities = modalities_of(args)
     if args.tokenizer:
         config.data.text.tokenizer = args.tokenizer
     if not entries(config):
@@ -178,6 +186,8 @@ def _guess(inputs: list[str]) -> str:
 
 
 def _refuse_source_arguments(args: argparse.Namespace) -> None:
+    if args.texts:
+        raise ConfigError("--texts describes data that have no recipe; with one, use --config.data.modalities=...")
     given = [name for name in ("type", "template", *_OF_SOURCE) if getattr(args, name) is not None]
     if given:
         flag = given[0].replace("_", "-")

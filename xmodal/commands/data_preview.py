@@ -9,6 +9,7 @@ device are those of the stream. Other samples are chosen with `--config.seed=1`.
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,8 @@ def _look(source: Any, sample: Any, config: Any) -> Any:
     try:
         if sample.fault:
             raise BadSample(sample.fault)
+        if not source.captions.images:
+            return Shown(**facts)
         kind = image_header(sample.image, options).kind
         return Shown(**facts, kind=kind, original=full_image(sample.image, options))
     except BadSample as bad:
@@ -114,17 +117,20 @@ def _window(source: Any, sample: Any) -> Any:
     return Window(source, WindowPlan(zero, zero, zero), (block,))
 
 
-def _pixels(config: Any, rows: list, tokenizer: Any) -> np.ndarray:
-    """Returns what enters the model, normalisation undone; uint8 [rows, size, size, 3]."""
+def _pixels(config: Any, rows: list, tokenizer: Any) -> Sequence[np.ndarray | None]:
+    """Returns what enters the model, normalisation undone; uint8 [rows, size, size, 3], or nothing of texts alone."""
     import jax
 
     from data_pipelines.rows import RowFiller, empty_batch
+    from data_pipelines.samples import has_images
     from data_pipelines.text.tokenizers import Tokenizer
     from xmodal import keys
     from xmodal.commands.data_inputs import DEMO_TOKENIZER
     from xmodal.training.task import preprocessor
 
     image, text = config.data.image, config.data.text
+    if not has_images(config.data.modalities):
+        return [None] * len(rows)
     rows = rows + rows[-1:] * (len(rows) % 2)  # mixing takes pairs
     batch = empty_batch(len(rows), image.size, text.length)
     RowFiller(image, tokenizer or Tokenizer.load(DEMO_TOKENIZER), text.transform).fill(batch, 0, rows)
@@ -144,7 +150,11 @@ def _read(caption: str, tokenizer: Any, length: int) -> tuple[list[str], int, st
 
 
 def _settings(data: Any) -> list[str]:
+    from data_pipelines.samples import has_images
+
     image = data.image
+    if not has_images(data.modalities):
+        return [*([f"transform {data.text.transform}"] if data.text.transform else []), f"{data.text.length} tokens"]
     crop = image.crop + (f" {image.scale[0]:g} to {image.scale[1]:g} of the area" * (image.crop == "random_resized"))
     parts = [f"{image.size} pixels", crop, *(["flip"] if image.flip else []), *([image.policy] if image.policy else [])]
     parts += [f"{name} {image[name]:g}" for name in _SHADES if image[name]]

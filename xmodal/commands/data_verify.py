@@ -67,7 +67,8 @@ def _report(sources: list, findings: Any, args: argparse.Namespace, listed: list
     share = f" of {total:,}" if findings.samples < total else ""
     faults = sum(findings.faults.values())
     verdict = f"{faults:,} cannot be used" if faults else "all can be used"
-    print(f"{findings.samples:,}{share} samples read and decoded ({size(findings.bytes)} of images): {verdict}")
+    what = f"read and decoded ({size(findings.bytes)} of images)" if findings.bytes else "read"
+    print(f"{findings.samples:,}{share} samples {what}: {verdict}")
     if args.json:
         known = {source.name: source.skipped for source in sources}
         report = dict(samples=findings.samples, of=total, bytes=findings.bytes, found=findings.sources, known=known)

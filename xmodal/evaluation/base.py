@@ -39,16 +39,29 @@ class EvalContext:
         limit: int = 0,
         where: str = "evaluation",
         labels: bool = False,
+        images: bool = True,
     ) -> EvalSet:
         """Opens held-out samples whose captions come from `templates` (() is their text); see `EvalSet`.
 
-        With `labels` only those that have a class of `data.label` are used.
+        With `labels` only those that have a class of `data.label` are used; without `images` none are read, and a
+        sample needs none.
         """
         config = self.data.copy_and_resolve_references()
         with config.unlocked():
             config.text.templates = tuple((1.0, template) for template in templates)
             config.label.field = config.label.field if labels else ""
+            config.modalities = config.modalities if images else ("text",)
         return EvalSet(data, config, limit, where)
+
+    def once(self, what: Any, make: Callable[[], Callable]) -> Callable:
+        """Returns what `make` made for the first evaluator that asked for `what`: so it is compiled once for all."""
+        if what not in self._made:
+            self._made[what] = make()
+        return self._made[what]
+
+    @functools.cached_property
+    def _made(self) -> dict[Any, Callable]:
+        return {}
 
     @functools.cached_property
     def embed(self) -> dict[str, Callable]:
@@ -91,10 +104,10 @@ class Evaluator(abc.ABC):
         if bool(self.urls) == bool(self.source):
             raise ValueError("give either `urls` of tar shards, or `source`, an entry as in data.sources")
 
-    def open(self, name: str, context: EvalContext, labels: bool = False) -> EvalSet:
+    def open(self, name: str, context: EvalContext, labels: bool = False, images: bool = True) -> EvalSet:
         """Opens its held-out samples; `name` is that of the config entry. Raises DataError as `EvalSet`."""
         where = f"evals.{name}.source" if self.source else f"evals.{name}"
-        return context.open(self.source or self.urls, self.captions, self.limit, where, labels)
+        return context.open(self.source or self.urls, self.captions, self.limit, where, labels, images)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -26,16 +26,10 @@ class Embedder:
 
     def texts(self, params: Mapping, texts: list[str]) -> np.ndarray:
         """Embeds texts as the run tokenizes its captions."""
-        text, size = self._context.data.text, self._batch_size
-        shard, count = process_shard(self._context.mesh, size)
-        rows = size // count
-        ids, valid = self._context.tokenizer.encode([t.lower() if text.lower else t for t in texts], text.length)
-        parts = []
-        for start in range(0, len(texts), size):
-            own = np.minimum(np.arange(start + shard * rows, start + (shard + 1) * rows), len(texts) - 1)
-            batch = to_global(dict(text=ids[own], text_valid=valid[own]), self._context.mesh)
-            parts.append(gather(self._context.embed["text"](params, batch)))
-        return np.concatenate(parts)[: len(texts)]
+        parts = [None] * len(texts)
+        for batch, index in text_batches(texts, self._context, self._batch_size):
+            scatter(parts, index, gather(self._context.embed["text"](params, batch)))
+        return np.stack(parts)
 
 
 def batch_size_for(context: EvalContext, batch_size: int) -> int:
@@ -50,6 +44,18 @@ def image_batches(dataset: EvalSet, context: EvalContext, batch_size: int) -> It
     for batch in dataset.batches(batch_size, shard=shard):
         index = to_global({"index": np.where(batch["valid"], batch["index"], -1)}, context.mesh)["index"]
         yield to_global({"image": batch["image"]}, context.mesh), gather(index)
+
+
+def text_batches(texts: list[str], context: EvalContext, batch_size: int) -> Iterator[tuple[dict, np.ndarray]]:
+    """Yields (global batch of ids and validity, row indices of the whole batch: -1 marks padding)."""
+    text, (shard, count) = context.data.text, process_shard(context.mesh, batch_size)
+    rows = batch_size // count
+    ids, valid = context.tokenizer.encode([t.lower() if text.lower else t for t in texts], text.length)
+    for start in range(0, len(texts), batch_size):
+        index = np.arange(start, start + batch_size)
+        own = np.minimum(index[shard * rows : (shard + 1) * rows], len(texts) - 1)
+        batch = dict(text=ids[own], text_valid=valid[own], index=own.astype(np.int32))
+        yield to_global(batch, context.mesh), np.where(index < len(texts), index, -1)
 
 
 def gather(x: jax.Array) -> np.ndarray:

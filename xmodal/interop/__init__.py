@@ -4,10 +4,12 @@ A family is one file with one table, and one line here.
 """
 
 from xmodal.interop import open_clip, open_clip_resnet
+from xmodal.interop.align import ALIGN
 from xmodal.interop.bert import BERT
 from xmodal.interop.clip import CLIP
 from xmodal.interop.convnext import CONVNEXT
 from xmodal.interop.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
+from xmodal.interop.efficientnet import EFFICIENTNET
 from xmodal.interop.resnet import RESNET
 from xmodal.interop.siglip import SIGLIP
 from xmodal.interop.tables import Family
@@ -15,7 +17,8 @@ from xmodal.interop.vit import VIT
 
 # By `model_type` of a Hugging Face config.json.
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (CLIP, SIGLIP, VIT, DINOV2, DINOV2_WITH_REGISTERS, BERT, CONVNEXT, RESNET)
+    family.model_type: family
+    for family in (CLIP, SIGLIP, VIT, DINOV2, DINOV2_WITH_REGISTERS, BERT, CONVNEXT, RESNET, EFFICIENTNET, ALIGN)
 }
 # By `open_clip.kind_of` the model_cfg of an open_clip_config.json.
 OPEN_CLIP: dict[str, Family] = {"vit": open_clip.VIT, "resnet": open_clip_resnet.RESNET}

@@ -52,7 +52,8 @@ def table(spec: ModelSpec) -> list[Entry]:
     """Returns every array of the `ConvNextModel` or `ConvNextForImageClassification` that `spec` describes."""
     tower = _tower(spec)
     prefix, embed, path = "convnext." if tower.embed_dim else "", tower.embed, f"{IMAGE}/embed"
-    rows = list(convolution(f"{prefix}embeddings.patch_embeddings", f"{path}/patches", 3, embed.widths[0], embed.patch_size))
+    patches = f"{prefix}embeddings.patch_embeddings"
+    rows = [*convolution(patches, f"{path}/patches", 3, embed.widths[0], embed.patch_size)]
     rows += norm(f"{prefix}embeddings.layernorm", f"{path}/norm", embed.widths[0])
     for i, width in enumerate(embed.widths):
         stage, own = f"{prefix}encoder.stages.{i}", f"{path}/stages/{i}"

@@ -205,12 +205,15 @@ def _open_hf(path: Path) -> Stored:
     data = preprocessing.read_processor(path) if family.image_processor else None
     if family.any_size:
         embed = model.towers.image.embed
-        embed.image_size = preprocessing.shown_size(data, embed.image_size)
+        with embed.ignore_type():  # a pair of sides may become one
+            embed.image_size = preprocessing.shown_size(data, embed.image_size)
     image = lambda size: preprocessing.from_processor(data, size, str(path))
     stored = _converted(path, path, WEIGHTS, family, model, image if data else None)
     if family.labels and (names := family.labels(config)):
         stored.config.objectives = dict(classification=dict(type="classification", tower="image", weight=1.0))
         stored.config.data.label.classes = names
+    if any(tower.head == "masked" for tower in stored.spec.towers.values()):
+        stored.config.objectives = dict(masked=dict(type="masked_text", weight=1.0))
     if family.check_marks and stored.tokenizer is not None:
         try:
             family.check_marks(config, stored.tokenizer)

@@ -123,9 +123,12 @@ def _jax_use(stored: Stored) -> str:
         if tower.embed.input == "image":
             inputs = f'"image": np.zeros((2, {image.size}, {image.size}, 3), np.uint8)'
             side = f"{image.size} x {image.size} pixels"
-            how = f"resized to {side}" if image.crop == "squash" else (
-                f"their shorter side resized to {image.resize or image.size} pixels and the central {side} cut out,"
-            )  # fmt: skip
+            larger, cut = image.resize or image.size, f"the central {side} cut out,"
+            how = f"their shorter side resized to {larger} pixels and {cut}"
+            if image.crop == "squash":
+                how = (
+                    f"resized to {side}" if larger == image.size else f"resized to {larger} x {larger} pixels and {cut}"
+                )
             preparation = _IMAGE.format(how=how, filter=image.filter)
         else:
             shape = f"(2, {text.length})"

@@ -7,7 +7,7 @@ from typing import Any
 
 from xmodal.interop.tables import InteropError
 
-_FILTERS = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow
+_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # numbers of Pillow
 _UNIT = 1 / 255
 
 
@@ -23,11 +23,43 @@ def read_processor(folder: Path) -> dict:
             config = read_json(path)
             config = config if part is None else config.get(part)
             if isinstance(config, Mapping) and ("image_mean" in config or "size" in config):
-                return dict(config)
+                return in_plain_words(config)
     raise InteropError(
         f"{folder} has no preprocessor_config.json, which says how the model's pictures are resized and normalised. "
         "Copy it from where the weights come from"
     )
+
+
+def in_plain_words(config: Mapping[str, Any]) -> dict:
+    """Returns a Hugging Face image processor's settings without the rules that two classes of it have of their own.
+
+    ConvNeXt's resizes the shorter side to `size` / `crop_pct` and crops, or both sides from 384 pixels on.
+    EfficientNet's (and ALIGN's) may subtract 1 (`rescale_offset`) and divide by the deviations again (`include_top`),
+    which are other means and deviations.
+    """
+    config = dict(config)
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
+    if kind.startswith("ConvNext") or "crop_pct" in config:
+        size = config.get("size", 384)
+        size = size["shortest_edge"] if isinstance(size, Mapping) else size
+        square = dict(height=size, width=size)
+        if size < 384:
+            short = int(size / config.pop("crop_pct", 224 / 256))
+            config |= dict(size=dict(shortest_edge=short), crop_size=square, do_center_crop=True)
+        else:
+            config |= dict(size=square, do_center_crop=False)
+            config.pop("crop_pct", None)
+    if kind.startswith("EfficientNet"):
+        factor = config.get("rescale_factor", _UNIT) if config.get("do_rescale", True) else 1.0
+        normalise = config.get("do_normalize", True)
+        mean = config["image_mean"] if normalise else (0.0,) * 3
+        std = config["image_std"] if normalise else (1.0,) * 3
+        again = config["image_std"] if config.get("include_top", True) else (1.0,) * 3
+        offset, unit = float(config.get("rescale_offset", False) and config.get("do_rescale", True)), factor / _UNIT
+        config |= dict(image_mean=[(offset + m) / unit for m in mean], do_rescale=True, rescale_factor=_UNIT,
+                       image_std=[s * t / unit for s, t in zip(std, again)], do_normalize=True)  # fmt: skip
+        config |= dict(do_center_crop=config.get("do_center_crop", False))
+    return config
 
 
 def shown_size(config: Mapping[str, Any], default: int) -> int:
@@ -53,7 +85,7 @@ def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
         problems.append(f"rescale_factor is {config['rescale_factor']}, needs 1/255")
     kind = config.get("resample", 3)
     if kind not in _FILTERS:
-        problems.append(f"resample is {kind}, needs 2 (bilinear) or 3 (bicubic)")
+        problems.append(f"resample is {kind}, needs 0 (nearest), 2 (bilinear) or 3 (bicubic)")
     resized, crop = config.get("size", size), config.get("crop_size", size)
     if not isinstance(resized, Mapping):  # files of before 2022: CLIP meant the shorter side, and crops; ViT both
         both = dict(height=resized, width=resized)
@@ -61,17 +93,19 @@ def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
     short = resized.get("shortest_edge")
     if short is not None and not config.get("do_center_crop", True):
         problems.append("do_center_crop is false, and only the shorter side is resized: the picture is not square")
-    shown = (resized["height"], resized["width"]) if short is None else _sides(crop)
-    cropped = short is None and config.get("do_center_crop", False) and _sides(crop) != shown
-    if cropped:
-        problems.append("both sides are resized and then cropped")
-    if "crop_pct" in config and short is not None:
-        short = int(short / config["crop_pct"])
-    if shown != (size, size) and not cropped:
+    both = None if short is not None else (resized["height"], resized["width"])
+    cropped = short is not None or config.get("do_center_crop", False)
+    shown = _sides(crop) if cropped else both
+    if both is not None and (both[0] != both[1] or min(both) < max(shown)):
+        problems.append(f"both sides are resized, to {both[0]} x {both[1]} pixels, and {shown[0]} x {shown[1]} cut out")
+    if shown != (size, size):
         problems.append(f"it makes pictures of {shown[0]} x {shown[1]} pixels, and the model takes {size} x {size}")
     if problems:
         raise InteropError(f"{where}: these pictures cannot be prepared here:\n  " + "\n  ".join(problems))
-    return _image(size, config["image_mean"], config["image_std"], _FILTERS[kind], short, "down")
+    numbers = config["image_mean"], config["image_std"]
+    if both is not None:
+        return _image(size, *numbers, _FILTERS[kind], both[0], "down", squash=True)
+    return _image(size, *numbers, _FILTERS[kind], short, "down")
 
 
 def to_processor(image: Mapping[str, Any], image_processor: str, processor: str) -> dict:
@@ -83,10 +117,17 @@ def to_processor(image: Mapping[str, Any], image_processor: str, processor: str)
       processor: class of the reference for images and texts.
     """
     size, square = image["size"], dict(height=image["size"], width=image["size"])
+    resized = image["resize"] or size
     if image["crop"] == "squash":
-        shape = dict(size=square, do_center_crop=False)
+        cut = dict(do_center_crop=True, crop_size=square) if resized != size else dict(do_center_crop=False)
+        shape = dict(size=dict(height=resized, width=resized), **cut)
     else:
-        shape = dict(size=dict(shortest_edge=image["resize"] or size), do_center_crop=True, crop_size=square)
+        shape = dict(size=dict(shortest_edge=resized), do_center_crop=True, crop_size=square)
+    if image_processor.startswith("EfficientNet"):
+        if image["crop"] == "squash":
+            shape |= dict(rescale_offset=False, include_top=False)
+        else:  # that class resizes both sides alone
+            image_processor = "BitImageProcessor"
     return dict(
         image_processor_type=image_processor, processor_class=processor, do_convert_rgb=True, do_resize=True, **shape,
         resample={name: number for number, name in _FILTERS.items()}[image["filter"]], do_rescale=True,
@@ -102,19 +143,19 @@ def from_open_clip(config: Mapping[str, Any], size: int, where: str) -> dict:
     if mode not in ("shortest", "squash"):
         raise InteropError(f"{where}: preprocess_cfg.resize_mode {mode!r} is not known: known are shortest, squash")
     kind = config.get("interpolation", "bicubic")
-    if kind not in _FILTERS.values():
+    if kind not in ("bicubic", "bilinear"):
         raise InteropError(f"{where}: preprocess_cfg.interpolation {kind!r} is not known: known are bicubic, bilinear")
     mean = config.get("mean", (0.48145466, 0.4578275, 0.40821073))
     std = config.get("std", (0.26862954, 0.26130258, 0.27577711))
-    return _image(size, mean, std, kind, None if mode == "squash" else size, "even")
+    return _image(size, mean, std, kind, size, "even", squash=mode == "squash")
 
 
 def to_open_clip(image: Mapping[str, Any]) -> dict:
     """Returns the `preprocess_cfg` that prepares pictures as our evaluation does."""
-    if image["resize"] not in (0, image["size"]) and image["crop"] != "squash":
+    if image["resize"] not in (0, image["size"]):
         raise InteropError(
-            f"data.image.resize={image['resize']}: open_clip resizes the shorter side to the size of the model "
-            f"({image['size']}), no other"
+            f"data.image.resize={image['resize']}: open_clip resizes to the size of the model ({image['size']}), no "
+            "other"
         )
     return dict(
         size=image["size"], mode="RGB", mean=list(image["mean"]), std=list(image["std"]), fill_color=0,
@@ -141,8 +182,9 @@ def _sides(size: Any) -> tuple[int, int]:
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
-def _image(size: int, mean: Any, std: Any, kind: str, short: int | None, rounding: str) -> dict:
-    crop = "squash" if short is None else "center"
-    resize = 0 if short in (None, size) else short
+def _image(
+    size: int, mean: Any, std: Any, kind: str, resized: int, rounding: str, *, squash: bool = False
+) -> dict:  # fmt: skip
+    crop, resize = "squash" if squash else "center", 0 if resized == size else resized
     numbers = dict(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
     return dict(size=size, crop=crop, resize=resize, filter=kind, rounding=rounding, **numbers)

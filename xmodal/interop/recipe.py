@@ -7,12 +7,13 @@ from ml_collections import ConfigDict
 from xmodal.config import load_saved
 from xmodal.interop.folder import CONFIG, TOKENIZER, parse
 from xmodal.interop.tables import InteropError
+from xmodal.models.embed import inputs_of
 
 _IMAGE, _TEXT = ("size", "mean", "std", "resize", "filter", "rounding"), ("length", "lower", "clean")
 
 
 def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
-    """Sets `init_from`, model, objectives, tokenizer and the preparation of pictures and texts; returns the config.
+    """Sets `init_from`, model, objectives, tokenizer and what pictures and texts become; returns the config.
 
     Args:
       config: of a recipe, from `configs.base`; the rest of it stays.
@@ -34,4 +35,6 @@ def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
     if (path / TOKENIZER).is_file():
         config.data.text.update({key: saved.data.text[key] for key in _TEXT} | {"tokenizer": str(path / TOKENIZER)})
     config.data.label.update(saved.data.get("label", {}))
+    if "image" not in inputs_of(saved.model.towers).values():
+        config.data.modalities = ("text",)
     return config

@@ -39,6 +39,7 @@ class Entry:
       layer: index along the leading axis of a stacked parameter here, or None.
       part: which part of the rows of a packed array this is.
       parts: how many parts it packs.
+      values: (to ours, to theirs), where the numbers mean something else here; None keeps them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Entry:
     layer: int | None = None
     part: int = 0
     parts: int = 1
+    values: tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]] | None = None
 
     @property
     def packed_shape(self) -> tuple[int, ...]:
@@ -58,13 +60,16 @@ class Entry:
     def take(self, array: np.ndarray) -> np.ndarray:
         """From the reference's whole array to the parameter here (of one layer)."""
         part = array if self.parts == 1 else np.split(array, self.parts)[self.part]
+        part = part if self.values is None else self.values[0](part)
         part = part.transpose(self.axes) if self.axes else part
         return part if self.own is None else part.reshape(self.own)
 
     def give(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `take`, for this part alone."""
         array = array if self.layer is None else array[self.layer]
-        return array.transpose(np.argsort(self.axes)) if self.axes else array.reshape(self.shape)
+        moved = array.reshape([self.shape[axis] for axis in self.axes] if self.axes else self.shape)
+        moved = moved.transpose(np.argsort(self.axes)) if self.axes else moved
+        return moved if self.values is None else self.values[1](moved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +196,13 @@ def linear(
     yield Entry(f"{name}.weight", f"{path}/kernel", (outputs, inputs), LINEAR, layer=layer)
     if bias:
         yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
+
+
+def pointwise(name: str, path: str, inputs: int, outputs: int, layer: int | None = None) -> Iterator[Entry]:
+    """A convolution of 1 x 1 with its bias, which is a linear map here."""
+    shape, own = (outputs, inputs, 1, 1), (inputs, outputs)
+    yield Entry(f"{name}.weight", f"{path}/kernel", shape, CONV, own=own, layer=layer)
+    yield Entry(f"{name}.bias", f"{path}/bias", (outputs,), layer=layer)
 
 
 def convolution(

@@ -13,11 +13,7 @@ from xmodal.models import init
 from xmodal.models.conv import Conv
 from xmodal.models.layers import ACTIVATIONS, Linear, Norm
 from xmodal.models.tokens import Tokens, grid_tokens
-
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from xmodal.models.trunk import REMAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +21,8 @@ class ConvNextSpec:
     """Images to a grid of tokens as wide as the last stage; a tower puts no trunk behind it.
 
     Attributes:
-      image_size: pixels, a side or (height, width); 0 takes the data's size. What patches and strides do not fill at the
-        lower and right edge is cut.
+      image_size: pixels, a side or (height, width); 0 takes the data's size. What patches and strides do not fill at
+        the lower and right edge is cut.
       patch_size: pixels of the patches that the first stage works on.
       widths: channels of the stages; each but the first begins with a map of 2 x 2 tokens to one.
       depths: blocks of the stages.

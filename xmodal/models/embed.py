@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -13,6 +14,7 @@ from xmodal.distributed.sharding import constrain
 from xmodal.models import init
 from xmodal.models.conv import convolve
 from xmodal.models.convnext import ConvNext, ConvNextSpec
+from xmodal.models.efficientnet import EfficientNet, EfficientNetSpec
 from xmodal.models.layers import Norm, patches_matmul, sincos_positions
 from xmodal.models.resample import Filter, resample_grid
 from xmodal.models.resnet import ResNetEmbed, ResNetSpec
@@ -225,8 +227,16 @@ EMBEDDERS = {
     "patch": (PatchSpec, PatchEmbed),
     "convnext": (ConvNextSpec, ConvNext),
     "resnet": (ResNetSpec, ResNetEmbed),
+    "efficientnet": (EfficientNetSpec, EfficientNet),
     "token": (TokenSpec, TokenEmbed),
 }
+
+
+def inputs_of(towers: Mapping[str, Mapping]) -> dict[str, str]:
+    """Returns {tower: array of the batch that it embeds} of the `towers` of a config, which may be wrong yet."""
+    embeds = {name: tower.get("embed") or {} for name, tower in towers.items()}
+    known = {name: embed for name, embed in embeds.items() if embed.get("type") in EMBEDDERS}
+    return {name: embed.get("input", EMBEDDERS[embed["type"]][0].input) for name, embed in known.items()}
 
 
 def drop_patches(x: jax.Array, pos: jax.Array, rate: float, prefix: int, keys: jax.Array):

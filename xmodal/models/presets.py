@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
+from xmodal.models.efficientnet import EfficientNetSpec
+
 # width, depth, heads, patch size
 VIT = {
     "Ti16": (192, 12, 3, 16),
@@ -30,6 +32,18 @@ CONVNEXT = {
     "B": ((3, 3, 27, 3), (128, 256, 512, 1024)),
     "L": ((3, 3, 27, 3), (192, 384, 768, 1536)),
     "XL": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+}
+# factors of width and depth, pixels that it was trained with, and blocks that pad alike on all sides at that size
+EFFICIENTNET = {
+    "B0": (1.0, 1.0, 224, ()),
+    "B1": (1.0, 1.1, 240, (16,)),
+    "B2": (1.1, 1.2, 260, (5, 8, 16)),
+    "B3": (1.2, 1.4, 300, (5, 18)),
+    "B4": (1.4, 1.8, 380, (6,)),
+    "B5": (1.6, 2.2, 456, (13, 27)),
+    "B6": (1.8, 2.6, 528, (31,)),
+    "B7": (2.0, 3.1, 600, (18,)),
+    "L2": (4.3, 5.3, 800, ()),
 }
 # width, depth, heads of the text tower and width of the shared space that go with an image tower of that size
 CLIP_TEXT = {
@@ -70,12 +84,14 @@ BERT = {
     "large": (1024, 24, 16),
 }
 
-# What families of towers differ in: CLIP, SigLIP, BERT, and the ViT that classifies or learns from images alone.
+# What families of towers differ in: CLIP, SigLIP, BERT, today's language models, and the ViT that classifies or learns
+# from images alone.
 _STYLES = {
     "clip": dict(act="quick_gelu", norm_eps=1e-5, init="clip"),
     "siglip": dict(act="gelu_tanh", norm_eps=1e-6, init="siglip"),
     "vit": dict(act="gelu", norm_eps=1e-6, init="bert"),
     "bert": dict(act="gelu", norm_eps=1e-12, init="bert"),
+    "modern": dict(act="silu", norm_eps=1e-6, init="bert"),
 }
 _CLIP_HEAD = 64  # width of an attention head in all of CLIP
 
@@ -104,7 +120,7 @@ def trunk(
       depth: layers.
       heads: attention heads.
       kinds: the sublayers of a layer, in order.
-      style: "clip", "siglip", "vit" or "bert": activation, epsilon and initialisation.
+      style: "clip", "siglip", "vit", "bert" or "modern": activation, epsilon and initialisation.
       **changes: fields of `TrunkSpec`, or of every `Sublayer` where the trunk has no such field.
     """
     base = _STYLES[style]
@@ -178,6 +194,27 @@ def convnext_tower(
         embed=embed | changes, trunk=no_trunk(widths[-1], norm_eps=norm_eps), pool="mean", pool_norm=True,
         embed_dim=embed_dim,
     )  # fmt: skip
+
+
+def efficientnet(variant: str = "B0", *, embed_dim: int = 0, **changes) -> dict:
+    """EfficientNet's image tower (Tan and Le 2019; "L2": Xie et al. 2020), pooled to the mean of its tokens.
+
+    Args:
+      variant: a key of `EFFICIENTNET`.
+      embed_dim: width of the shared space, or number of classes; 0: as wide as the last convolution.
+      **changes: fields of `EfficientNetSpec`: `top=0` leaves out the last convolution (ALIGN). `square_padding` is by
+        default that of the size that the published model was trained with.
+    """
+    width, depth, _, padding = _lookup(EFFICIENTNET, variant, "image tower")
+    return efficientnet_tower(width, depth, embed_dim=embed_dim, **(dict(square_padding=padding) | changes))
+
+
+def efficientnet_tower(width_factor: float, depth_factor: float, *, embed_dim: int = 0, **changes) -> dict:
+    """An EfficientNet of any size; `changes` are fields of `EfficientNetSpec`."""
+    embed = dict(width_factor=width_factor, depth_factor=depth_factor) | changes
+    width = EfficientNetSpec(**embed).width
+    embed = dict(type="efficientnet", image_size=0, scan=True, remat="none", drop_connect=0.2) | embed
+    return dict(embed=embed, trunk=no_trunk(width), pool="mean", embed_dim=embed_dim)
 
 
 def no_trunk(width: int, **changes) -> dict:
@@ -295,6 +332,43 @@ def bert_tower(
         width, depth, heads, style="bert", embed=tokens | dict(embed or {}), **(dict(pool="cls") | layers | changes)
     )
     return tower | dict(pooler=pooler)
+
+
+def modern_text(size: str = "B", **changes) -> dict:
+    """A text tower of the sizes of CLIP's, with the layers of today's language models.
+
+    Args:
+      size: a key of `CLIP_TEXT`.
+      **changes: as for `modern_text_tower`.
+    """
+    width, depth, heads, embed_dim = _lookup(CLIP_TEXT, size, "text tower")
+    return modern_text_tower(width, depth, heads, **(dict(embed_dim=embed_dim) | changes))
+
+
+def modern_text_tower(
+    width: int, depth: int, heads: int, *, causal: bool = False, pool: str = "", rope: float = 10_000.0,
+    embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """A text tower of rotary positions, RMSNorm and SwiGLU without biases (LLaMA, Touvron et al. 2023, section 2.2).
+
+    Args:
+      width: of the residual stream.
+      depth: layers.
+      heads: attention heads.
+      causal: a token sees only those before it; otherwise all.
+      pool: "" is the end mark of a causal tower and the mean of another.
+      rope: base of the rotary positions.
+      embed: updates the token embedder.
+      **changes: as for `text_tower`: `qk_norm=True` normalises queries and keys (Henry et al. 2020; Qwen3),
+        `kv_heads` shares keys and values (grouped queries).
+    """
+    hidden = -(-8 * width // (3 * 64)) * 64  # two thirds of four widths, as there are three maps: rounded up to 64
+    layers = dict(norm="rms", glu=True, hidden=hidden, bias=False, rope=rope)
+    tower = text_tower(
+        width, depth, heads, style="modern", pool=pool or ("eos" if causal else "mean"),
+        embed=dict(position="none", causal=causal, mask_padding=True) | dict(embed or {}), **(layers | changes),
+    )  # fmt: skip
+    return tower | dict(projection_bias=False)
 
 
 def text_tower(

@@ -41,7 +41,7 @@ class Tokens:
 
 
 def grid_tokens(x: jax.Array, name: str) -> Tokens:
-    """A grid of features [batch, down, across, width] as one segment, row by row, with rows and columns as positions."""
+    """A grid of features [batch, down, across, width] as one segment, row by row; positions are (row, column)."""
     batch, down, across, width = x.shape
     pos = jnp.stack(jnp.meshgrid(jnp.arange(down), jnp.arange(across), indexing="ij"), axis=-1)
     pos = jnp.broadcast_to(pos.reshape(1, -1, 2).astype(jnp.int32), (batch, down * across, 2))

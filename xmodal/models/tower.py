@@ -10,6 +10,7 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.models.attention import AttentionPool
 from xmodal.models.convnext import ConvNextSpec
+from xmodal.models.efficientnet import EfficientNetSpec
 from xmodal.models.embed import EMBEDDERS, PatchSpec, TokenSpec
 from xmodal.models.heads import MaskedHead, tied_logits
 from xmodal.models.init import Scheme, scheme
@@ -44,7 +45,7 @@ class TowerSpec:
     """
 
     trunk: TrunkSpec
-    embed: PatchSpec | ConvNextSpec | ResNetSpec | TokenSpec | None = None
+    embed: PatchSpec | ConvNextSpec | ResNetSpec | EfficientNetSpec | TokenSpec | None = None
     reads: tuple[str, ...] = ()
     attends: str = ""
     connector: Literal["none", "linear", "linear_norm"] = "none"

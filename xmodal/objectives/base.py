@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 
@@ -42,6 +42,16 @@ class Objective(abc.ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     takes_mixed: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+
+    @classmethod
+    def settle(cls, entry: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+        """Returns keys of a config entry that it leaves to the tokenizer, filled in.
+
+        Raises:
+          ValueError: the tokenizer does not have what the objective needs.
+        """
+        del entry, tokenizer
+        return {}
 
     @property
     def view(self) -> View:

@@ -41,8 +41,7 @@ class Captioning(Objective):
 
     def chance_loss(self, batch_size: int, model_spec) -> float:
         """Log of the vocabulary."""
-        tower = model_spec.towers[self.tower]
-        return math.log(tower.vocab_size if tower.head == "linear" else tower.embed.vocab_size)
+        return math.log(model_spec.towers[self.tower].outputs)
 
     def __call__(self, outputs, batch, params, mesh):
         logits, targets = outputs[f"{self.tower}.logits"][:, :-1], batch[self.target][:, 1:]

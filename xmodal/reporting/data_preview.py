@@ -22,14 +22,14 @@ class View:
     """A sample as one visit of it shows it.
 
     Attributes:
-      pixels: as they enter the model, normalisation undone, uint8 [size, size, 3].
+      pixels: as they enter the model, normalisation undone, uint8 [size, size, 3]; None of a text alone.
       caption: the one that was chosen.
       tokens: their texts, those that are cut off included; empty where there is no tokenizer.
       kept: number of tokens that the model reads, begin and end not counted.
       back: what the tokens that it reads say.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     caption: str
     tokens: Sequence[str] = ()
     kept: int = 0
@@ -44,7 +44,7 @@ class Shown:
       source: key in `data.sources`.
       shard: path.
       key: name in the shard.
-      bytes: of the encoded image.
+      bytes: of the encoded image; 0 of a text alone.
       kind: format of the image.
       original: as it is; None where it cannot be decoded.
       group: content of the group key; "" where none is configured.
@@ -84,7 +84,8 @@ def render(title: str, samples: Sequence[Shown], settings: Sequence[str], notes:
         (name, el("div", [_card(sample) for sample in samples if sample.source == name], class_="sheet"))
         for name in names
     ]
-    footer = "Left the image as it is stored; right what training shows of it at several visits, and what it reads."
+    left = "the image as it is stored" if any(sample.bytes for sample in samples) else "what the sample is called"
+    footer = f"Left {left}; right what training shows of it at several visits, and what it reads."
     return document(f"{title} preview", header, sections, footer, ("report.css", "data.css"))
 
 
@@ -97,7 +98,7 @@ def _card(sample: Shown) -> Markup:
 
 
 def _original(sample: Shown) -> Markup:
-    size = f"{sample.bytes / 1000:,.1f} kB"
+    size = f"{sample.bytes / 1000:,.1f} kB" if sample.bytes else ""
     picture, image = None, sample.original
     if image is not None:
         size = f"{image.width:,} {TIMES} {image.height:,}, {sample.kind}, {size}"
@@ -112,9 +113,11 @@ def _original(sample: Shown) -> Markup:
 
 
 def _view(view: View) -> Markup:
-    size = len(view.pixels)
-    kind = "picture pixelated" if size < _SMALL else "picture"
-    picture = el("img", src=_uri(Image.fromarray(view.pixels), size <= _LOSSLESS), alt=view.caption, class_=kind)
+    picture = None
+    if view.pixels is not None:
+        size = len(view.pixels)
+        kind = "picture pixelated" if size < _SMALL else "picture"
+        picture = el("img", src=_uri(Image.fromarray(view.pixels), size <= _LOSSLESS), alt=view.caption, class_=kind)
     back = el("div", f"read as: {view.back}", class_="back", dir="auto") if view.back != view.caption else None
     tokens = [_tokens(view), back] if view.tokens else None
     return el("figure", picture, el("figcaption", view.caption, dir="auto"), tokens, class_="view")

@@ -92,10 +92,11 @@ def render(stats: Stats) -> str:
         el("p", parts, class_="soft"),
         el("div", list(_cards(stats)), class_="cards"),
     )
+    images = join(el("div", _image_plots(stats), class_="charts"), _formats(whole))
     sections = [
         ("Sources", join(table(*_sources(stats)[1:], "narrow"), _left_out(stats))),
         ("Captions", el("div", _caption_plots(stats), class_="charts")),
-        ("Images", join(el("div", _image_plots(stats), class_="charts"), _formats(whole))),
+        *([("Images", images)] if whole.kinds else []),
         ("Figures", table(*_numbers(stats)[1:], "narrow")),
         ("Duplicates", join(table(*_duplicates(stats)[1:], "narrow"), _most(whole))),
     ]
@@ -114,11 +115,13 @@ def _cards(stats: Stats) -> list[Markup]:
     if whole.tokens.count:
         cut = whole.cut / whole.tokens.count
         cards.append(card("captions cut", percent(cut), f"longer than {stats.length} tokens"))
+    repeats = {kind: repeats.share for kind, repeats in whole.repeats.items()}
+    if not whole.kinds:  # texts alone
+        return [*cards, card("same caption", percent(repeats["caption"]), "as an earlier sample")]
     small = whole.small / max(1, whole.shorter.count)
     side = f"{whole.width.quantile(0.5):,.0f} {TIMES} {whole.height.quantile(0.5):,.0f}"
     cards.append(card("image", side, "median width and height"))
     cards.append(card("enlarged", percent(small), f"shorter side below {stats.size} pixels"))
-    repeats = {kind: repeats.share for kind, repeats in whole.repeats.items()}
     cards.append(card("same caption", percent(repeats["caption"]), f"same image {percent(repeats['image'])}"))
     return cards
 

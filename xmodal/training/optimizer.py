@@ -25,7 +25,7 @@ FROZEN = "frozen"
 # Kernels of the trunks, [inputs, outputs] or [layers, inputs, outputs]: what Muon orthogonalises.
 HIDDEN_MATRIX = re.compile(r"(.*/)?trunk/.*/kernel")
 # Stacks of equal layers: the leading axis counts them.
-STACK = re.compile(r"(.*/)?layers/.*")
+STACK = re.compile(r"(.*/)?(layers|rest)/.*")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.samples import has_images
 from data_pipelines.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
@@ -32,9 +33,10 @@ def abstract_batch(task: Task) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global host batch, without data."""
     rows, data = task.batch_size, task.config.data
     shape = lambda *s, dtype: jax.ShapeDtypeStruct((rows, *s), dtype)
-    labels = {"label": shape(data.label.most, dtype=np.int32)} if data.label.field else {}
-    return labels | {
-        "image": shape(data.image.size, data.image.size, 3, dtype=np.uint8),
+    own = {"label": shape(data.label.most, dtype=np.int32)} if data.label.field else {}
+    if has_images(data.modalities):
+        own["image"] = shape(data.image.size, data.image.size, 3, dtype=np.uint8)
+    return own | {
         "text": shape(data.text.length, dtype=np.int32),
         "text_valid": shape(data.text.length, dtype=np.bool_),
         "key_id": shape(2, dtype=np.uint32),

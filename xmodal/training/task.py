@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import DataError
 from data_pipelines.images.device import check_augmentation, preprocess_images
 from data_pipelines.images.mix import mix_images
+from data_pipelines.samples import has_images
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal import keys as key_tools
 from xmodal.config import ConfigError, did_you_mean, make_spec
 from xmodal.distributed.mesh import num_batch_shards
 from xmodal.distributed.sharding import shardings
 from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
-from xmodal.models.embed import EMBEDDERS, TokenSpec
+from xmodal.models.embed import EMBEDDERS, TokenSpec, inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES, Objective
 from xmodal.training.durations import to_steps
@@ -184,7 +185,7 @@ def _check_need(spec: ModelSpec, need: str, where: str) -> None:
         known = ", ".join(spec.towers)
         raise ConfigError(f"{where}: there is no tower {tower!r}.{did_you_mean(tower, spec.towers)} Towers: {known}")
     if (what == "pooled" and spec.towers[tower].pool == "none") or (
-        what == "logits" and spec.towers[tower].head == "none"
+        what in ("logits", "masked_logits") and spec.towers[tower].head == "none"
     ):
         setting = "pool" if what == "pooled" else "head"
         raise ConfigError(f"{where}: needs {need}, so model.towers.{tower}.{setting} must not be 'none'")
@@ -223,6 +224,7 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
       ConfigError: the model does not fit the tokenizer or the data.
     """
     config = config.copy_and_resolve_references()
+    _check_images(config)
     for name, tower in config.model.towers.items():
         where, embed = f"model.towers.{name}", tower.get("embed")
         if tower.get("head", "none") == "linear":
@@ -242,7 +244,25 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
             vocab, length = tokenizer.vocab_size, config.data.text.length
             _fill(embed, "vocab_size", vocab, f"{where}.embed.vocab_size", "the tokenizer's", at_least=True)
             _fill(embed, "length", length, f"{where}.embed.length", "data.text.length", at_least=True)
+    for name, entry in config.objectives.items():
+        if entry.get("type") in OBJECTIVES:
+            try:
+                entry.update(OBJECTIVES[entry.type].settle(entry, tokenizer))
+            except ValueError as error:
+                raise ConfigError(f"objectives.{name}: {error}") from error
     return config
+
+
+def _check_images(config: ConfigDict) -> None:
+    """Samples have images if a tower reads them, and only then: to read and decode them for nothing costs most."""
+    readers = [name for name, kind in inputs_of(config.model.towers).items() if kind == "image"]
+    images = has_images(config.data.modalities)
+    if readers and not images:
+        raise ConfigError(f"model.towers.{readers[0]} reads images, and by data.modalities={config.data.modalities} "
+                          "samples have none")  # fmt: skip
+    if images and not readers:
+        raise ConfigError("no tower of the model reads images: set data.modalities=('text',), which neither asks for "
+                          "nor decodes them")  # fmt: skip
 
 
 def _fill(section: ConfigDict, key: str, value: int, where: str, source: str, at_least: bool = False) -> None:

@@ -1,0 +1,68 @@
+"""BERT: masked language modelling on texts alone (Devlin et al. 2019); `:emoji` (default), `:base`, `:large`.
+
+    python train.py --config configs/bert.py --workdir runs/bert_emoji
+    python -m xmodal data build 'corpus/*.jsonl' --texts --out shards
+    python train.py --config configs/bert.py:base --workdir runs/bert --config.mesh.fsdp=8 \
+        --config.data.sources.train.urls='shards/*.tar' --config.data.text.tokenizer=bert/tokenizer.json \
+        --config.evals.held_out.urls='held_out/*.tar'
+    python train.py --config configs/bert.py:base --workdir runs/bert_512 --config.init_from=runs/bert \
+        --config.data.text.length=512 --config.schedule.total=100_000steps ...      # the last tenth, on long texts
+
+`:base` and `:large` have the published settings: batch 256, a million steps of which nine tenths at 128 tokens, 15 %
+of the tokens hidden, dropout 0.1. Expect, from the paper: GLUE 79.6 and 82.1 on average, SQuAD 1.1 F1 88.5 and 90.9,
+each after fine-tuning elsewhere (`python -m xmodal export --to hf`). Two things differ: no second sentence is
+predicted, and a sample is one text, cut to length, rather than neighbouring sentences packed to it. Not run here.
+
+`:emoji` learns names and keywords of 1,630 concepts in six languages and is measured on 181 others. Run here: model,
+loss and gradients against the reference implementation at small size, and 30 steps of `:emoji`.
+"""
+
+from configs import base
+from configs.demo import SHARDS
+from xmodal.models import presets
+
+LANGUAGES = ("en", "de", "es", "fr", "zh", "ja")
+LEARNING_RATE = {"base": 1e-4, "large": 1e-4}
+
+
+def get_config(variant: str = "emoji"):
+    c = base.get_config()
+    c.data.modalities = ("text",)
+    c.objectives = dict(masked=dict(type="masked_text", tower="text", weight=1.0))
+    c.optimizer.update(name="adamw", b1=0.9, b2=0.999, weight_decay=0.01)
+    return emoji(c) if variant == "emoji" else published(c, variant)
+
+
+def published(c, size: str):
+    c.batch_size = 256
+    c.model = presets.dual_tower(
+        text=presets.bert(size, head="masked", embed=dict(length=512), remat="dots"), dtype="bfloat16"
+    )
+    c.data.sources = dict(train=dict(urls="data/texts-{0000..0009}.tar", weight=1.0))
+    c.data.text.update(tokenizer="tokenizer.json", length=128, lower=False)  # an uncased tokenizer lower-cases itself
+    c.data.lanes = 64
+    c.evals = dict(held_out=dict(type="masked_text", urls="data/held_out-0000.tar", every="10%", limit=10_000))
+    c.optimizer.lr = LEARNING_RATE[size]
+    c.schedule.update(total="1_000_000steps", warmup="10_000steps", decay="linear")
+    c.checkpoint.update(every="10_000steps", keep_last=2, keep_every="10%")
+    return c
+
+
+def emoji(c):
+    words = lambda language: f"{{labels.{language}}}, {{tags_by_language.{language}}}"
+    c.batch_size = 128
+    c.model = presets.dual_tower(text=presets.bert_tower(256, 4, 4, head="masked", scan=False))
+    # Each concept once, whoever draws it; every visit shows it in another language, with other keywords.
+    c.data.sources = dict(emoji=dict(urls=f"{SHARDS}/train-{{0000..0003}}.tar.gz", weight=1.0, unique="caption"))
+    c.data.text.update(tokenizer="data_pipelines/emoji/wordpiece.json", length=32)
+    c.data.text.templates = tuple((1.0, words(language)) for language in LANGUAGES)
+    c.evals = {
+        language: dict(
+            type="masked_text", urls=f"{SHARDS}/unseen_concepts-0000.tar.gz", captions=(words(language),), every="25%"
+        )
+        for language in LANGUAGES
+    }  # fmt: skip
+    c.optimizer.lr = 1e-3
+    c.schedule.update(total="1200steps", warmup="5%", decay="linear")
+    c.checkpoint.update(every="25%", keep_last=2)
+    return c
