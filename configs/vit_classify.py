@@ -27,7 +27,8 @@ def get_config(variant: str = "emoji"):
     return {"emoji": small, "S16": imagenet}[variant](base.get_config())
 
 
-def small(c):
+def emoji_groups(c):
+    """Sets data and evaluation of the emoji set with the nine Unicode groups as classes."""
     c = emoji(c)
     c.data.label.update(field="group", classes=GROUPS)
     c.evals = dict(
@@ -35,6 +36,12 @@ def small(c):
             type="classification", urls=f"{SHARDS}/unseen_vendor-0000.tar.gz", captions=("{label}",), every="25%"
         )
     )
+    c.checkpoint.update(every="25%", keep_last=2, best="classification/unseen_vendor/top1")
+    return c
+
+
+def small(c):
+    c = emoji_groups(c)
     c.batch_size = 128
     c.model = presets.dual_tower(image=presets.classifier(small_tower(drop_path=0.1), len(GROUPS)))
     c.objectives = dict(
@@ -42,7 +49,6 @@ def small(c):
     )
     c.optimizer.update(name="adamw", lr=7e-4, weight_decay=0.1, b2=0.98)
     c.schedule.update(total="12epochs", warmup="5%", decay="cosine")
-    c.checkpoint.update(every="25%", keep_last=2, best="classification/unseen_vendor/top1")
     return c
 
 
@@ -54,21 +60,27 @@ def small_tower(**changes) -> dict:
     )  # fmt: skip
 
 
-def imagenet(c):
+def imagenet_classes(c):
+    """Sets shards and evaluation of ImageNet-1k, whose samples have a `cls` member with the class's number."""
     c.data.sources = dict(train=dict(urls="imagenet-train-{0000..1023}.tar", weight=1.0))
     c.data.label.update(field="cls", count=1000)
-    c.data.image.update(size=224, crop="inception", flip=True, policy="randaugment-m10-n2", mixup=0.2)
-    c.data.image.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     c.data.text.update(tokenizer="tokenizer.json", length=8, templates=((1.0, "{cls}"),))
     c.data.lanes = 64
     c.evals = dict(
         val=dict(type="classification", urls="imagenet-val-{0000..0049}.tar", captions=("{cls}",), every="5%")
     )
+    c.checkpoint.update(every="1000steps", keep_last=2, best="classification/val/top1")
+    return c
+
+
+def imagenet(c):
+    c = imagenet_classes(c)
+    c.data.image.update(size=224, crop="inception", flip=True, policy="randaugment-m10-n2", mixup=0.2)
+    c.data.image.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     c.batch_size = 1024
     tower = presets.vit("S16", style="vit", pool="mean", remat="dots", embed=dict(class_token=False, position="sincos"))
     c.model = presets.dual_tower(image=presets.classifier(tower, 1000), dtype="bfloat16")
     c.objectives = dict(classification=dict(type="classification", tower="image", loss="softmax", weight=1.0))
     c.optimizer.update(name="adamw", lr=1e-3, b2=0.999, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
     c.schedule.update(total="90epochs", warmup="10_000steps", decay="cosine")
-    c.checkpoint.update(every="1000steps", keep_last=2, best="classification/val/top1")
     return c

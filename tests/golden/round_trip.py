@@ -41,11 +41,16 @@ TEXTS = [*LABELS, "one", "", "word " * 40, "Ärger, 苹果!"]
 
 
 def perturbed(model: torch.nn.Module) -> torch.nn.Module:
-    """Noise on every parameter, so that no zero or unit hides a missing term."""
+    """Noise on every parameter and on running statistics, so that no zero or unit hides a missing term."""
     generator = torch.Generator().manual_seed(SEED)
+    draw = lambda like: torch.randn(like.shape, generator=generator)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.1 * draw(parameter))
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.add_(0.3 * draw(module.running_mean))
+                module.running_var.mul_(0.5 + draw(module.running_var).abs())
     return model.eval().float()
 
 
@@ -103,9 +108,19 @@ def siglip(folder: pathlib.Path) -> None:
 
 def open_clip_vit(folder: pathlib.Path) -> None:
     """An open_clip folder with exact GELU and an end mark that is not the largest id."""
+    by_hand(folder, dict(image_size=64, layers=3, width=64, patch_size=16, head_width=16))
+
+
+def open_clip_resnet(folder: pathlib.Path) -> None:
+    """An open_clip folder with a ResNet."""
+    by_hand(folder, dict(image_size=64, layers=[1, 2, 1, 3], width=8, patch_size=None, head_width=32))
+
+
+def by_hand(folder: pathlib.Path, vision_cfg: dict) -> None:
+    """An open_clip folder, whose files open_clip itself writes only for the Hub."""
     words(folder, bos=True, pad="<pad>", length=16)
     model = dict(
-        embed_dim=40, vision_cfg=dict(image_size=64, layers=3, width=64, patch_size=16, head_width=16),
+        embed_dim=40, vision_cfg=vision_cfg,
         text_cfg=dict(context_length=16, vocab_size=VOCAB + 20, width=48, heads=3, layers=2, pool_type="eos", eos_id=2,
                       hf_tokenizer_name="."),
     )  # fmt: skip
@@ -172,6 +187,7 @@ def rows(folder: pathlib.Path) -> list[list[str]]:
         "CLIP ViT, exact GELU, OpenAI's eos_token_id=2 (transformers)": (lambda f: clip(f, "gelu"), "hf"),
         "SigLIP (transformers)": (siglip, "hf"),
         "CLIP ViT (open_clip)": (open_clip_vit, "open_clip"),
+        "CLIP ResNet (open_clip)": (open_clip_resnet, "open_clip"),
     }
     readers = {"hf": by_transformers, "open_clip": by_open_clip}
     for number, (name, (make, kind)) in enumerate(makers.items()):
@@ -184,7 +200,7 @@ def rows(folder: pathlib.Path) -> list[list[str]]:
         theirs = readers[kind](source, pictures(PHOTOS))[0]
         cosine = f"{np.min(np.sum(model.embed_image(pictures(PHOTOS)) * theirs, axis=1)):.6f}"
         for to in ("hf", "open_clip"):
-            if make is siglip and to == "open_clip":
+            if (make, to) in ((siglip, "open_clip"), (open_clip_resnet, "hf")):  # which have no such model
                 continue
             out = folder / f"{number}_{to}"
             run("export", "--workdir", str(imported), "--to", to, "--out", str(out))

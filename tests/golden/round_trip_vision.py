@@ -45,6 +45,18 @@ def classifier() -> torch.nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
+def resnet(**more) -> torch.nn.Module:
+    config = transformers.ResNetConfig(embedding_size=16, hidden_sizes=[32, 64, 128], depths=[1, 2, 2], **more)
+    return transformers.ResNetModel(config)
+
+
+def resnet_classifier() -> torch.nn.Module:
+    config = transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32, 64], depths=[2, 1, 2], layer_type="basic", id2label=NAMES
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
 def by_transformers(folder: pathlib.Path, images: list) -> np.ndarray:
     """Unit vectors of the pooled output, or of the logits, with what `AutoImageProcessor` prepares."""
     name = json.loads((folder / "config.json").read_text())["architectures"][0]
@@ -54,7 +66,7 @@ def by_transformers(folder: pathlib.Path, images: list) -> np.ndarray:
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     with torch.no_grad():
         out = model.eval()(**processor(images=images, return_tensors="pt"))
-    return torch.nn.functional.normalize(out.logits if "logits" in out else out.pooler_output).numpy()
+    return torch.nn.functional.normalize(out.logits if "logits" in out else out.pooler_output.flatten(1)).numpy()
 
 
 def main() -> None:
@@ -63,20 +75,25 @@ def main() -> None:
     torch.set_num_threads(2)
     warnings.simplefilter("ignore")
     makers = {"DINOv2": dinov2, "DINOv2, SwiGLU": lambda: dinov2(use_swiglu_ffn=True),
-              "DINOv2 with registers": registers, "ViT": vit, "ViT, classifier": classifier}  # fmt: skip
+              "DINOv2 with registers": registers, "ViT": vit, "ViT, classifier": classifier,
+              "ResNet": resnet, "ResNet v1": lambda: resnet(downsample_in_bottleneck=True),
+              "ResNet, classifier": resnet_classifier}  # fmt: skip
     with tempfile.TemporaryDirectory() as root:
         for number, (name, make) in enumerate(makers.items()):
             source, own, out = (pathlib.Path(root) / f"{number}_{kind}" for kind in ("in", "own", "out"))
             perturbed(make()).save_pretrained(source)
             if name.startswith("ViT"):
                 processor = transformers.ViTImageProcessor(size=dict(height=64, width=64))
+            elif name.startswith("ResNet"):
+                processor = transformers.ConvNextImageProcessor(size=dict(shortest_edge=64), crop_pct=0.875)
             else:
                 square = dict(height=64, width=64)
                 processor = transformers.BitImageProcessor(size=dict(shortest_edge=72), crop_size=square)
             processor.save_pretrained(source)
             run("import", f"hf:{source}", "--out", str(own))
             run("export", "--workdir", str(own), "--to", "hf", "--out", str(out))
-            model, squares = xmodal.load(own), pictures(((72, 72),) * 4) if name[0] == "D" else pictures()
+            side = {"D": 72, "V": 64, "R": 73}[name[0]]  # to which the processor resizes: nothing is resized then
+            model, squares = xmodal.load(own), pictures(((side, side),) * 4)
             before, ours = by_transformers(source, squares), model.embed_image(squares)
             odd = by_transformers(source, pictures(PHOTOS)), model.embed_image(pictures(PHOTOS))
             cosine = f"{np.min(np.sum(odd[0] * odd[1], axis=1)):.6f}"

@@ -323,6 +323,17 @@ def test_layer_decay():
     }  # fmt: skip
 
 
+def test_layer_decay_of_a_convolutional_network_goes_by_stages():
+    kernels = ("stem/0", "stages/0/first/conv1", "stages/1/first/conv1", "stages/1/layers/conv2")
+    network = tree({f"image/embed/{name}/conv/kernel": jnp.ones((2, 4)) for name in kernels}
+                   | {"image/projection/kernel": jnp.ones((4, 4))})  # fmt: skip
+    made = plan(network, layer_decay=0.5, name="lion", weight_decay=0.0)
+    updates, _ = made.tx.update(jax.tree.map(jnp.ones_like, network), made.tx.init(network), network)
+    found = [-np.asarray(update).max() / LR for update in flatten_paths(updates).values()]
+    # in the order of the tree: first stage, second stage twice, stem, projection
+    np.testing.assert_allclose(found, [0.25, 0.5, 0.5, 0.125, 1.0], rtol=1e-6)
+
+
 # Layers of unlike sizes, a zero bias, a zero temperature.
 LAYERS = map_paths(
     lambda path, x: 0 * x if "bias" in path or "logit" in path else jnp.cos(jnp.arange(x.size)).reshape(x.shape) + x,

@@ -244,7 +244,8 @@ def _layer_lrs(decay: float, params: Any) -> dict[str, float | tuple[float, ...]
     """Multipliers of the learning rate by path: each layer of a trunk has `decay` times that of the layer above.
 
     As in ELECTRA (Clark et al. 2020) and BEiT (Bao et al. 2022): the last layer of n has `decay`, the first decay^n,
-    the embedder below it decay^(n + 1); what lies above the layers, and the objectives, have 1.
+    the embedder below it decay^(n + 1); what lies above the layers, and the objectives, have 1. A convolutional network
+    counts its stages as layers.
     """
     if not 0.0 < decay <= 1.0:
         raise ConfigError(f"optimizer.layer_decay is {decay}: expected a factor above 0, up to 1 (no decay)")
@@ -253,15 +254,24 @@ def _layer_lrs(decay: float, params: Any) -> dict[str, float | tuple[float, ...]
     if decay == 1.0:
         return lrs
     for tower in dict.fromkeys(path.split("/")[0] for path in shapes):
-        stack = re.compile(rf"{re.escape(tower)}/trunk/layers/(\d+)/.*")
-        inside = {path: int(found[1]) for path in shapes if (found := stack.fullmatch(path))}
-        if not inside:
+        own = {path.removeprefix(f"{tower}/"): path for path in shapes if path.startswith(f"{tower}/")}
+        numbers = lambda kind: {  # {path: number of its layer in the pattern, or of its stage}
+            path: int(found[1])
+            for rest, path in own.items()  # noqa: B023 (used at once)
+            if (found := re.fullmatch(rf"{kind}/(\d+)/.*", rest))
+        }
+        below = {path for rest, path in own.items() if re.match("(embed|connectors)/", rest)}
+        if layers := numbers("trunk/layers"):
+            group, repeats = 1 + max(layers.values()), shapes[next(iter(layers))][0]
+            depth = group * repeats
+            for path, i in layers.items():
+                lrs[path] = tuple(decay ** (depth - repeat * group - i) for repeat in range(repeats))
+        elif stages := numbers("embed/stages"):
+            depth = 1 + max(stages.values())
+            lrs |= {path: decay ** (depth - i) for path, i in stages.items()}
+            below -= stages.keys() | {path for rest, path in own.items() if rest.startswith("embed/top/")}
+        else:
             continue
-        group, repeats = 1 + max(inside.values()), shapes[next(iter(inside))][0]
-        depth = group * repeats
-        for path, i in inside.items():
-            lrs[path] = tuple(decay ** (depth - repeat * group - i) for repeat in range(repeats))
-        below = (path for path in shapes if path.startswith((f"{tower}/embed/", f"{tower}/connectors/")))
         lrs |= dict.fromkeys(below, decay ** (depth + 1))
     return lrs
 
