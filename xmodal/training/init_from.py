@@ -24,13 +24,9 @@ from xmodal.training.task import Task
 
 # Settings that change neither what a weight means nor its shape, or whose shapes are compared by themselves.
 _FREE = re.compile(
-<<<<<<< HEAD
-    r".*/(dropout|attn_dropout|drop_path|patch_dropout|momentum|scan|remat(/\d+)?|init|gate_init|image_size"
-    r"|position_size|position_filter|positions|ragged|vocab_size|length|head|depth|pattern/.*/lora(/.*)?)"
-=======
-    r".*/(dropout|attn_dropout|drop_path|drop_connect|patch_dropout|momentum|norm_momentum|scan|remat(/\d+)?|init|gate_init"
-    r"|layer_scale|image_size|position_size|position_filter|vocab_size|length|head|depth|pattern/.*/lora(/.*)?)"
->>>>>>> align
+    r".*/(dropout|attn_dropout|drop_path|drop_connect|patch_dropout|momentum|norm_momentum|scan|remat(/\d+)?|init"
+    r"|gate_init|layer_scale|image_size|position_size|position_filter|positions|ragged|vocab_size|length|head|depth"
+    r"|pattern/.*/lora(/.*)?)"
 )
 _TOKENS = "text/embed/embedding"
 
