@@ -52,6 +52,15 @@ def test_taps_are_a_convolution(size, stride, padding):
     helpers.assert_trees_close(dict(zip("xk", own_pull(g))), dict(zip("xk", pull(g))))
 
 
+def test_taps_of_a_batch_on_many_devices():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(8, 6, 5, 4)).astype(np.float32), rng.normal(size=(3, 3, 1, 4)).astype(np.float32)
+    gradients = jax.jit(jax.grad(lambda x, k: jnp.sum(jnp.sin(convolve(x, k, 2, 1, groups=4))), argnums=(0, 1)))
+    with jax.set_mesh(mesh := helpers.mesh(2, 2, 2)):
+        split = jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+        helpers.assert_trees_close(dict(zip("xk", gradients(split, kernel))), dict(zip("xk", gradients(x, kernel))))
+
+
 def test_other_devices_get_their_own_convolution():
     x, kernel = jax.ShapeDtypeStruct((2, 8, 8, 4), np.float32), jax.ShapeDtypeStruct((3, 3, 1, 4), np.float32)
     run = jax.jit(lambda x, kernel: convolve(x, kernel, 1, "SAME", groups=4))
