@@ -40,8 +40,8 @@ def refused(where):
 def test_unknown_models(folder):
     edit(folder / "config.json", model_type="blip")
     assert "config.json: model_type 'blip' cannot be converted: known are clip, siglip" in refused(f"hf:{folder}")
-    edit(folder / "config.json", model_type="clip", vision_config__hidden_act="swish")
-    assert "hidden_act 'swish' is not known: known are quick_gelu, gelu" in refused(f"hf:{folder}")
+    edit(folder / "config.json", model_type="clip", vision_config__hidden_act="mish")
+    assert "hidden_act 'mish' is not known: known are quick_gelu, gelu" in refused(f"hf:{folder}")
     edit(folder / "config.json", vision_config__hidden_act="gelu", vision_config__image_size=41)
     assert "image size (41, 41) is not a multiple of the patch size 8" in refused(f"hf:{folder}")
     (folder / "config.json").write_text("{")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from xmodal.models.efficientnet import EfficientNetSpec
 
 # width, depth, heads, patch size
 VIT = {
@@ -222,6 +221,8 @@ def efficientnet(variant: str = "B0", *, embed_dim: int = 0, **changes) -> dict:
 
 def efficientnet_tower(width_factor: float, depth_factor: float, *, embed_dim: int = 0, **changes) -> dict:
     """An EfficientNet of any size; `changes` are fields of `EfficientNetSpec`."""
+    from xmodal.models.efficientnet import EfficientNetSpec  # reading any other recipe must not load the modules
+
     embed = dict(width_factor=width_factor, depth_factor=depth_factor) | changes
     width = EfficientNetSpec(**embed).width
     embed = dict(type="efficientnet", image_size=0, scan=True, remat="none", drop_connect=0.2) | embed
