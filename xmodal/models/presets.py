@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-
 # width, depth, heads, patch size
 VIT = {
     "Ti16": (192, 12, 3, 16),
