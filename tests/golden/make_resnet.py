@@ -166,9 +166,7 @@ def clip_resnet() -> dict[str, np.ndarray]:
     arrays["wide/inputs/pixel_values"] = nhwc(wide).astype(np.float16)
     pool.positional_embedding = torch.nn.Parameter(pool.positional_embedding[:3])  # of the mean, and 1 x 2 places
     with torch.no_grad():
-        for mode in MODES:
-            model.train(mode == "train")
-            arrays[f"wide/{mode}/image_embeds"] = normalize(model.encode_image(wide)).numpy().astype(np.float32)
+        arrays["wide/train/image_embeds"] = normalize(model.train().encode_image(wide)).numpy().astype(np.float32)
     return arrays
 
 

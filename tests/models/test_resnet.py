@@ -1,6 +1,5 @@
 """ResNets as towers: shapes, initial values, rematerialisation, wiring, and what makes no sense."""
 
-import dataclasses
 
 import helpers
 import jax
@@ -18,33 +17,30 @@ CLIP = dict(style="clip", block="bottleneck")
 POOLED, TOKENS = frozenset({"image.pooled"}), frozenset({"image.tokens"})
 
 
-@pytest.mark.parametrize(
-    "style,size,grid",
-    [("v1.5", 224, (7, 7)), ("v1.5", 225, (8, 8)), ("clip", 224, (7, 7)), ("clip", 288, (9, 9)),
-     ("clip", (95, 64), (3, 2)), ("v1", (33, 64), (2, 2))],
-)  # fmt: skip
-def test_the_grid_is_that_of_the_feature_map(style, size, grid):
-    spec = ResNetSpec(image_size=size, style=style)
-    assert (spec.grid, spec.tokens) == (grid, grid[0] * grid[1])
-    tower = presets.resnet_tower(dataclasses.asdict(spec) | dict(widths=(8,) * 4, stem_width=2), init="resnet")
-    model = helpers.build(dict(image=tower))
-    height, width = size if isinstance(size, tuple) else (size, size)
-    batch = dict(image=jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32))
-    tokens = jax.eval_shape(lambda b: model(helpers.random_params(model), b, TOKENS), batch)["image.tokens"]
-    assert tokens.x.shape == (2, spec.tokens, 8) and tokens.pos.shape == (2, spec.tokens, 2)
+def test_the_grid_is_that_of_the_feature_map():
+    grids = {("v1.5", 224): (7, 7), ("v1.5", 225): (8, 8), ("clip", 224): (7, 7), ("clip", 288): (9, 9),
+             ("clip", (95, 64)): (3, 2), ("v1", (33, 64)): (2, 2)}  # fmt: skip
+    for (style, size), grid in grids.items():
+        spec = ResNetSpec(image_size=size, style=style)
+        assert (spec.grid, spec.tokens) == (grid, grid[0] * grid[1])
+        if isinstance(size, int):
+            continue
+        tower = presets.resnet_tower(dict(image_size=size, style=style, widths=(8,) * 4, depths=(1,) * 4, stem_width=2),
+                                     init="resnet")  # fmt: skip
+        model, batch = helpers.build(dict(image=tower)), dict(image=jax.ShapeDtypeStruct((2, *size, 3), jnp.float32))
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        tokens = jax.eval_shape(lambda p, b, m=model: m(p, b, TOKENS), params, batch)["image.tokens"]
+        assert tokens.x.shape == (2, spec.tokens, 8) and tokens.pos.shape == (2, spec.tokens, 2)
 
 
 def test_parameters_and_arithmetic_are_the_published_ones():
-    counted = {}
-    for name in ("18", "50"):
-        model = helpers.build(dict(image=presets.classifier(presets.resnet(name, image_size=224), 1000)))
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-        flops = count_flops(lambda p, x, m=model: m(p, dict(image=x), POOLED), shapes, image)
-        counted[name] = sum(leaf.size for leaf in jax.tree.leaves(shapes["image"])), flops / 2e9
-    assert counted["18"][0] == 11_689_512 and counted["50"][0] == 25_557_032
-    # Multiply-adds are given as 1.82 and 4.09 billion, with those of the padding, which count nothing here.
-    assert 1.6 < counted["18"][1] < 1.82 and 3.9 < counted["50"][1] < 4.09
+    model = helpers.build(dict(image=presets.classifier(presets.resnet("50", image_size=224), 1000)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["image"])) == 25_557_032
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    flops = count_flops(lambda p, x: model(p, dict(image=x), POOLED), shapes, image)
+    # 4.09 billion multiply-adds are given with those of the padding, which count nothing here.
+    assert 3.9 < flops / 2e9 < 4.09
     clip = helpers.build(dict(image=presets.clip_resnet("RN50", image_size=224)))
     shapes = jax.eval_shape(clip.init, jax.random.key(0))["image"]
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 38_316_896
@@ -72,20 +68,16 @@ def test_blocks_start_as_the_identity_and_convolutions_as_published():
     assert not np.any(params["image/embed/stages/0/first/conv3/norm/scale"])
 
 
-def test_recomputation_and_scan_change_cost_and_nothing_else():
-    params, batch, keys = None, helpers.batch(4), helpers.sample_keys(4)
-    found, cost = {}, {}
-    hows = {"plain": {}, "scan": dict(scan=True), "full": dict(remat="full"), "first": dict(remat=("full", "none")),
+def test_recomputation_costs_what_it_says():
+    """That they compute the same is what the golden files say, which run in all of these ways."""
+    batch, keys, cost = helpers.batch(4), helpers.sample_keys(4), {}
+    hows = {"plain": {}, "full": dict(remat="full"), "first": dict(remat=("full", "none")),
             "convolutions": dict(remat="convolutions", scan=True)}  # fmt: skip
     for name, how in hows.items():
         model = helpers.build(dict(image=helpers.resnet(**how)))
-        params = params or helpers.random_params(model)
         loss = lambda p, m=model: jnp.sum(m(p, batch, POOLED, keys)["image.pooled"] ** 2)
-        cost[name] = count_flops(jax.value_and_grad(loss), params)
-        if name in ("plain", "convolutions"):
-            found[name] = jax.jit(jax.value_and_grad(loss))(params)
-    helpers.assert_trees_close(found["convolutions"], found["plain"], 5e-5)
-    assert cost["scan"] == cost["convolutions"] == cost["plain"] < cost["first"] < cost["full"]
+        cost[name] = count_flops(jax.value_and_grad(loss), helpers.random_params(model))
+    assert cost["convolutions"] == cost["plain"] < cost["first"] < cost["full"]
 
 
 def test_a_decoder_attends_to_a_resnet_in_bfloat16():

@@ -199,7 +199,7 @@ class Functional:
     def own(self, params: Mapping) -> dict:
         """Returns the parts of a tree that are of the model: its towers and their running statistics."""
         towers = lambda tree: {name: tree[name] for name in self.spec.towers if name in tree}
-        statistics = towers(params.get(STATISTICS, {}))
+        statistics = {name: own for name, own in towers(params.get(STATISTICS, {})).items() if own}
         return towers(params) | ({STATISTICS: statistics} if statistics else {})
 
     def freezing(self, frozen: Mapping) -> "Functional":
