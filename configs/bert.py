@@ -14,7 +14,8 @@ each after fine-tuning elsewhere (`python -m xmodal export --to hf`). Two things
 predicted, and a sample is one text, cut to length, rather than neighbouring sentences packed to it. Not run here.
 
 `:emoji` learns names and keywords of 1,630 concepts in six languages and is measured on 181 others. Run here: model,
-loss and gradients against the reference implementation at small size, and 30 steps of `:emoji`.
+loss and gradients against the reference implementation at small size, and 30 steps of `:emoji`: the loss falls from
+9.0, which is guessing, to 7.2, the frequency of the tokens. Not run here: whole runs.
 """
 
 from configs import base

@@ -13,7 +13,8 @@ result is published for exactly this.
 `:multilingual` learns the emoji's names and keywords in five languages and is measured in each by itself. The demo's
 tokenizer works on bytes and so reads them all, but spells what it was not trained on: 48 tokens, where the demo has 16.
 
-Run here: 30 steps of `:emoji` and `:multilingual`. Not run here: whole runs of any variant.
+Run here: 30 steps of `:emoji` (loss 4.85, which is guessing, to 4.47) and of `:multilingual` (to 4.61). Not run here:
+whole runs of any variant.
 """
 
 from configs import clip, demo

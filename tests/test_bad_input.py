@@ -90,6 +90,14 @@ SETTINGS = {
         dict(model__towers__text__embed__length=4),
         r"model.towers.text.embed.length is 4, but data.text.length is 8: set it to 0",
     ),
+    "images that samples do not have": (
+        dict(data__modalities="('text',)"),
+        r"model.towers.image reads images, and by data.modalities=\('text',\) samples have none",
+    ),
+    "a mask that the tokenizer does not have": (
+        dict(objectives__contrastive__type="masked_text"),
+        r"objectives.contrastive: the tokenizer has no mask \(\[MASK\] or <mask>\): take one that has",
+    ),
     "no data": (dict(data__sources__main__urls=""), r"data.sources.main needs `urls`, such as"),
     "missing shard": (
         dict(data__sources__main__urls="{data}/s-{{00..04}}.tar"),

@@ -1,7 +1,7 @@
 """Data sets prepared by tensorflow-datasets in the array_record format, read without TensorFlow."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,11 @@ class TfdsSource(Source):
 
         builder = _builder(tfds, self.spec)
         self._info = builder.info
-        self._image = self._image_feature(tfds) if self.captions.images else ""
+        features = self._info.features.items()
+        images = [name for name, feature in features if isinstance(feature, tfds.features.Image)]
+        self._image = self._image_feature(images) if self.captions.images else ""
+        skip = {name: tfds.decode.SkipDecoding() for name in images}  # of texts alone, no one looks at them
         try:
-            skip = {self._image: tfds.decode.SkipDecoding()} if self._image else None
             self._examples = builder.as_data_source(split=self.spec.split, decoders=skip)
         except (ValueError, KeyError, NotImplementedError) as error:
             splits = ", ".join(self._info.splits) or "none"
@@ -124,14 +126,12 @@ class TfdsSource(Source):
         parts = self._info.splits[self.spec.split].file_instructions
         self._files = [(os.fspath(part.filename), int(part.take)) for part in parts]
 
-    def _image_feature(self, tfds: Any) -> str:
-        features = self._info.features
-        images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    def _image_feature(self, images: Sequence[str]) -> str:
         wanted = self.spec.image or next(iter(images), "")
         if wanted not in images:
             raise DataError(
                 f"{self.spec.dataset} has no image feature{f' {wanted!r}' * bool(wanted)}"
-                f"{did_you_mean(wanted, images)} (features: {', '.join(features)}; "
+                f"{did_you_mean(wanted, images)} (features: {', '.join(self._info.features)}; "
                 f"images: {', '.join(images) or 'none'})"
             )
         return wanted

@@ -10,13 +10,13 @@ from data_pipelines.sources.base import read_spec
 from data_pipelines.text.captions import Captions
 
 
-def open_it(files: Files, every_field: bool = False, **entry: Any) -> Source:
+def open_it(files: Files, every_field: bool = False, images: bool = True, **entry: Any) -> Source:
     """Returns the source of an entry of `data.sources`."""
     cls = SOURCES[entry.get("type", "tar")]
     spec = read_spec(cls.Spec, entry, "data.sources.main")
     text = get_config().data.text
     text.templates = spec.templates or ()
-    captions = Captions(text, spec.group_key or "", keep=spec.filter, always_json=every_field)
+    captions = Captions(text, spec.group_key or "", keep=spec.filter, always_json=every_field, images=images)
     return cls("main", spec, captions, files)
 
 

@@ -183,6 +183,12 @@ def test_tfds_gives_every_example_once(files, prepared, target):
     assert [samples == read_whole(pickle.loads(pickle.dumps(source)), target)] == [True]
 
 
+def test_tfds_gives_texts_alone(files, prepared):
+    samples = read_whole(open_it(files, images=False, type="tfds", dataset=prepared), 1_000)
+    assert sorted(s.record.text for s in samples if not s.fault) == sorted(f"thing {i}" for i in range(40) if i != 7)
+    assert [s.fault for s in samples if s.fault] == ["empty caption"] and not any(s.image for s in samples)
+
+
 def test_tfds_fields_splits_and_filters(files, prepared):
     entry = dict(type="tfds", dataset=prepared, split="train[:50%]", templates=((1, "a {label}: {captions.text}"),))
     source = open_it(files, **entry)

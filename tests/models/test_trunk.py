@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from xmodal import keys as key_tools
+from xmodal.models.attention import attend
 from xmodal.models.embed import drop_patches
 from xmodal.models.init import scheme
 from xmodal.models.spec import Flow, Sublayer
@@ -83,7 +84,7 @@ def test_a_wrong_trunk_is_refused():
 
 
 def everything_random():
-    noisy = dict(dropout=0.2, drop_path=0.3)
+    noisy = dict(dropout=0.2, attn_dropout=0.2, drop_path=0.3)
     return helpers.coca(
         image_changes=dict(embed=dict(patch_dropout=0.5)), text_changes=dict(embed=dict(dropout=0.2)), **noisy
     )
@@ -123,6 +124,20 @@ def test_dropout_keeps_the_mean_and_drops_its_share():
     shares = np.mean(out == 0, axis=1)
     assert np.std(shares) < 2 * np.sqrt(0.21 / 200)
     assert key_tools.dropout(x, 0.3, None) is x
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_dropout_of_attention_weights_keeps_the_mean_and_never_shows_a_hidden_key(softcap):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.float32(np.repeat(rng.normal(size=(1, 3, 2, 4)), 4000, axis=0)) for _ in range(3))
+    mask = jnp.array([[True, False, False], [True, True, False], [True, True, True]])[None, None]
+    exact = attend(q, k, v, mask, softcap)
+    noisy = jax.jit(attend, static_argnums=(4, 5))(q, k, v, mask, softcap, 0.3, helpers.sample_keys(4000))
+    np.testing.assert_allclose(np.mean(noisy, axis=0), exact[0], atol=0.08)  # some five deviations
+    kept = np.isclose(noisy[:, 0, 0, 0], exact[0, 0, 0, 0] / 0.7, rtol=1e-4)  # the first query has one key
+    assert abs(kept.mean() - 0.7) < 0.04 and np.all(noisy[~kept, 0, 0, 0] == 0)
+    assert len(np.unique(np.round(noisy[:, 2, 0, 0], 4))) == 8, "each of three keys is there or not"
+    np.testing.assert_array_equal(attend(q, k, v, mask, softcap, 0.3, None), exact)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from data_pipelines.errors import DataError
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import batch_size_for, gather, text_batches
 from xmodal.objectives.masked_text import MaskedText as Objective
@@ -74,8 +75,11 @@ class MaskedText(Evaluator):
     def _guess(self, context: EvalContext) -> Callable:
         """Returns jitted (params, batch, turn) -> loss, hit, target and validity of hidden tokens, [batch, count]."""
         entry = dict(rate=self.rate, mask_share=1.0, random_share=0.0)
-        objective = Objective(tower=self.tower, **entry, **Objective.settle(entry, context.tokenizer))
-        objective.check(context.model.spec)
+        try:
+            objective = Objective(tower=self.tower, **entry, **Objective.settle(entry, context.tokenizer))
+            objective.check(context.model.spec)
+        except ValueError as error:
+            raise DataError(str(error)) from error
         hide = self._one if self.hide == "each" else self._some
 
         @jax.jit

@@ -21,8 +21,8 @@ from xmodal.training.task import Task
 
 # Settings that change neither what a weight means nor its shape, or whose shapes are compared by themselves.
 _FREE = re.compile(
-    r".*/(dropout|drop_path|patch_dropout|momentum|scan|remat(/\d+)?|init|gate_init|image_size|position_size"
-    r"|position_filter|vocab_size|length|head|depth|pattern/.*/lora(/.*)?)"
+    r".*/(dropout|attn_dropout|drop_path|drop_connect|patch_dropout|momentum|norm_momentum|scan|remat(/\d+)?|init|gate_init"
+    r"|layer_scale|image_size|position_size|position_filter|vocab_size|length|head|depth|pattern/.*/lora(/.*)?)"
 )
 _TOKENS = "text/embed/embedding"
 
