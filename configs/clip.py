@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021), with a vision transformer: `:B32` (default), `:B16`, `:L14`, `:H14`, `:S16`; with a ResNet:
+"""CLIP (Radford et al. 2021) with a vision transformer, `:B32` (default), `:B16`, `:L14`, `:H14`, `:S16`; or with a ResNet,
 `:RN50`, `:RN101`, `:RN50x4`, `:RN50x16`, `:RN50x64`, and `:RN_emoji`, a small one for two CPU cores.
 
     python train.py --config configs/clip.py:B16 --workdir runs/clip_b16 \
@@ -7,14 +7,14 @@
     python train.py --config configs/clip.py:RN_emoji --workdir runs/clip_rn_emoji
 
 Expect, from the paper: 400M pairs x 32 epochs at batch 32,768 give ImageNet zero-shot 63.3 % (B/32), 68.3 % (B/16),
-75.5 % (L/14); with ResNets, as open_clip measures the published weights, 59.8 % (RN50), 62.3 % (RN101), 66.3 % (RN50x4),
-70.7 % (RN50x16), 73.9 % (RN50x64). What it costs on your devices: `python -m xmodal bench step --config
+75.5 % (L/14). The published ResNets have 59.8 % (RN50), 62.3 % (RN101), 66.3 % (RN50x4), 70.7 % (RN50x16) and 73.9 %
+(RN50x64), as open_clip measures them. What it costs on your devices: `python -m xmodal bench step --config
 configs/clip.py:B16`. BatchNorms see the whole batch on any number of devices; with `accumulation` each micro-batch is
-normalised by itself, so it should stay large.
+normalised by itself, so keep those large.
 
-Run here: models, loss and gradients against the reference implementations at small size (tests/models/test_golden.py,
+Run here: models, losses and gradients against the reference implementations at small size (tests/models/test_golden.py,
 test_golden_resnet.py), and the recipe at small scale on emoji (configs/demo.py). `:RN_emoji`, the demo with a ResNet of
-three stages, was run for 30 steps: the loss falls from 4.9 to TODO. Not run here: the full pretraining.
+three stages, was run for 30 steps: TODO. Not run here: the full pretraining, and `:RN_emoji` to its end.
 """
 
 from configs import base, demo
@@ -53,7 +53,7 @@ def get_config(variant: str = "B32"):
 
 
 def small_resnet():
-    """The demo with a ResNet of CLIP's kind, for pictures of 64 pixels; text tower, data and schedule are the demo's."""
+    """The demo with a ResNet of CLIP's kind; text tower, data, batch and schedule are the demo's."""
     c = demo.get_config()
     stages = dict(depths=(1, 2, 3), widths=(64, 128, 256), stem_width=32, style="clip")
     c.model.towers.image = presets.resnet_tower(stages, init="clip", pool="attention", embed_dim=256)

@@ -1,4 +1,4 @@
-"""A ResNet that classifies (He et al. 2015): `:emoji` (default), and for ImageNet-1k `:18`, `:34`, `:50`, `:101`, `:152`.
+"""A ResNet that classifies (He et al. 2015), `:emoji` (default) or on ImageNet-1k `:18`, `:34`, `:50`, `:101`, `:152`.
 
     python train.py --config configs/resnet_classify.py --workdir runs/resnet_emoji
     python train.py --config configs/resnet_classify.py:50 --workdir runs/resnet50 \
@@ -6,13 +6,14 @@
         --config.evals.val.urls='gs://bucket/imagenet-val-{0000..0049}.tar' \
         --config.data.text.tokenizer=data_pipelines/emoji/tokenizer.json
 
-ImageNet: ResNet v1.5, batch 256, SGD with momentum 0.9, weight decay 1e-4 on everything, learning rate 0.1 and a tenth of
-it after 30 and 60 of 90 epochs. Expect top-1 69.8 % (18), 73.3 % (34), 76.1 % (50), 77.4 % (101), 78.3 % (152), which
+ImageNet: ResNet v1.5, batch 256, SGD with momentum 0.9, weight decay 1e-4 on everything, learning rate 0.1 and a tenth
+of it after 30 and 60 of 90 epochs. Expect top-1 69.8 % (18), 73.3 % (34), 76.1 % (50), 77.4 % (101), 78.3 % (152), which
 torchvision's weights of this recipe have. A batch k times as large takes k times the learning rate and a warmup of 5
-epochs (Goyal et al. 2017): `--config.batch_size=8192 --config.optimizer.lr=3.2 --config.schedule.warmup=5epochs`. Shards
-have a `cls` member. Not run here.
+epochs (Goyal et al. 2017): `--config.batch_size=8192 --config.optimizer.lr=3.2 --config.schedule.warmup=5epochs`.
+Shards have a `cls` member. Not run here.
 
-`:emoji` learns the nine Unicode groups from four vendors' drawings, as configs/vit_classify.py does: TODO.
+`:emoji` learns the nine Unicode groups from four vendors' drawings, as configs/vit_classify.py does. It was run for 30
+steps: TODO. Not run to its end.
 """
 
 from configs import base

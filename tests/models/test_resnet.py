@@ -1,6 +1,5 @@
 """ResNets as towers: shapes, initial values, rematerialisation, wiring, and what makes no sense."""
 
-
 import helpers
 import jax
 import jax.numpy as jnp
