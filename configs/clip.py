@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021) with a vision transformer, `:B32` (default), `:B16`, `:L14`, `:H14`, `:S16`; or with a ResNet,
+"""CLIP (Radford et al. 2021) with a vision transformer: `:B32` (default), `:B16`, `:L14`, `:H14`, `:S16`; with a ResNet:
 `:RN50`, `:RN101`, `:RN50x4`, `:RN50x16`, `:RN50x64`, and `:RN_emoji`, a small one for two CPU cores.
 
     python train.py --config configs/clip.py:B16 --workdir runs/clip_b16 \

@@ -7,8 +7,8 @@
         --config.data.text.tokenizer=data_pipelines/emoji/tokenizer.json
 
 ImageNet: ResNet v1.5, batch 256, SGD with momentum 0.9, weight decay 1e-4 on everything, learning rate 0.1 and a tenth
-of it after 30 and 60 of 90 epochs. Expect top-1 69.8 % (18), 73.3 % (34), 76.1 % (50), 77.4 % (101), 78.3 % (152), which
-torchvision's weights of this recipe have. A batch k times as large takes k times the learning rate and a warmup of 5
+of it after 30 and 60 of 90 epochs. Expect top-1 69.8 % (18), 73.3 % (34), 76.1 % (50), 77.4 % (101), 78.3 % (152):
+torchvision's weights, of this recipe. A batch k times as large takes k times the learning rate and a warmup of 5
 epochs (Goyal et al. 2017): `--config.batch_size=8192 --config.optimizer.lr=3.2 --config.schedule.warmup=5epochs`.
 Shards have a `cls` member. Not run here.
 
