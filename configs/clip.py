@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021) with a vision transformer: `:B32` (default), `:B16`, `:L14`, `:H14`, `:S16`; with a ResNet:
+"""CLIP (Radford et al. 2021) with a vision transformer, `:B32` (default), `:B16`, `:L14`, `:H14`, `:S16`, or a ResNet,
 `:RN50`, `:RN101`, `:RN50x4`, `:RN50x16`, `:RN50x64`, and `:RN_emoji`, a small one for two CPU cores.
 
     python train.py --config configs/clip.py:B16 --workdir runs/clip_b16 \
@@ -55,6 +55,6 @@ def get_config(variant: str = "B32"):
 def small_resnet():
     """The demo with a ResNet of CLIP's kind; text tower, data, batch and schedule are the demo's."""
     c = demo.get_config()
-    stages = dict(depths=(1, 2, 3), widths=(64, 128, 256), stem_width=32, style="clip")
+    stages = dict(depths=(1, 2, 3), widths=(64, 128, 256), stem_width=24, style="clip")
     c.model.towers.image = presets.resnet_tower(stages, init="clip", pool="attention", embed_dim=256)
     return c
