@@ -2,13 +2,29 @@
 
 Widths, depths and heads follow the papers: ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021), OpenCLIP's H/14
 (Cherti et al. 2023), SigLIP (Zhai et al. 2023), SigLIP 2 (Tschannen et al. 2025), BERT (Devlin et al. 2019; the small
-ones Turc et al. 2019), ResNet (He et al. 2015). Vocabulary, text length and image size are 0 here: they are taken from
-the tokenizer and the data section.
+ones Turc et al. 2019). Vocabulary, text length and image size are 0 here: they are taken from the tokenizer and the
+data section. Convolutional towers are in `convnets.py`.
 """
 
 from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
+
+from xmodal.models.convnets import (  # noqa: F401 (recipes find all presets here)
+    CLIP_RESNET,
+    CONVNEXT,
+    EFFICIENTNET,
+    RESNET,
+    clip_resnet,
+    convnext,
+    convnext_tower,
+    efficientnet,
+    efficientnet_tower,
+    lookup,
+    no_trunk,
+    resnet,
+    resnet_tower,
+)
 
 # width, depth, heads, patch size
 VIT = {
@@ -28,26 +44,6 @@ VIT = {
     "gopt16": (1536, 40, 16, 16),
 }
 _MLP = {"So400m": dict(hidden=4304)}  # where it is not four times the width
-# blocks and channels of the stages
-CONVNEXT = {
-    "T": ((3, 3, 9, 3), (96, 192, 384, 768)),
-    "S": ((3, 3, 27, 3), (96, 192, 384, 768)),
-    "B": ((3, 3, 27, 3), (128, 256, 512, 1024)),
-    "L": ((3, 3, 27, 3), (192, 384, 768, 1536)),
-    "XL": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
-}
-# factors of width and depth, pixels that it was trained with, and blocks that pad alike on all sides at that size
-EFFICIENTNET = {
-    "B0": (1.0, 1.0, 224, ()),
-    "B1": (1.0, 1.1, 240, (16,)),
-    "B2": (1.1, 1.2, 260, (5, 8, 16)),
-    "B3": (1.2, 1.4, 300, (5, 18)),
-    "B4": (1.4, 1.8, 380, (6,)),
-    "B5": (1.6, 2.2, 456, (13, 27)),
-    "B6": (1.8, 2.6, 528, (31,)),
-    "B7": (2.0, 3.1, 600, (18,)),
-    "L2": (4.3, 5.3, 800, ()),
-}
 # width, depth, heads of the text tower and width of the shared space that go with an image tower of that size
 CLIP_TEXT = {
     "Ti": (256, 6, 4, 256),
@@ -60,22 +56,6 @@ CLIP_TEXT = {
     "RN50x4": (640, 12, 10, 640),
     "RN50x16": (768, 12, 12, 768),
     "RN50x64": (1024, 12, 16, 1024),
-}
-# kind of block, blocks of each stage
-RESNET = {
-    "18": ("basic", (2, 2, 2, 2)),
-    "34": ("basic", (3, 4, 6, 3)),
-    "50": ("bottleneck", (3, 4, 6, 3)),
-    "101": ("bottleneck", (3, 4, 23, 3)),
-    "152": ("bottleneck", (3, 8, 36, 3)),
-}
-# CLIP's: width of the stem, blocks of each stage, pixels that it was trained with
-CLIP_RESNET = {
-    "RN50": (64, (3, 4, 6, 3), 224),
-    "RN101": (64, (3, 4, 23, 3), 224),
-    "RN50x4": (80, (4, 6, 10, 6), 288),
-    "RN50x16": (96, (6, 8, 18, 8), 384),
-    "RN50x64": (128, (3, 15, 36, 10), 448),
 }
 # width, depth, heads
 BERT = {
@@ -96,7 +76,6 @@ _STYLES = {
     "bert": dict(act="gelu", norm_eps=1e-12, init="bert"),
     "modern": dict(act="silu", norm_eps=1e-6, init="bert"),
 }
-_CLIP_HEAD = 64  # width of an attention head in all of CLIP
 
 _ATTENTION = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")  # fields of attention
 
@@ -104,12 +83,6 @@ _ATTENTION = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", 
 def _size(variant: str) -> str:
     """The size of a variant, without its patches: "B" of "B16"."""
     return variant.rstrip("0123456789")
-
-
-def _lookup(table: Mapping, name: str, what: str) -> tuple:
-    if name not in table:
-        raise ValueError(f"unknown {what} {name!r}: known are {', '.join(table)}")
-    return table[name]
 
 
 def trunk(
@@ -154,10 +127,10 @@ def vit(variant: str = "B16", *, style: str = "clip", embed_dim: int | None = No
       embed_dim: width of the shared space; None takes the published one of this size.
       **changes: fields of the trunk or its sublayers, see `trunk`; `embed` updates the patch embedder.
     """
-    width, depth, heads, patch = _lookup(VIT, variant, "image tower")
+    width, depth, heads, patch = lookup(VIT, variant, "image tower")
     changes = _MLP.get(_size(variant), {}) | changes
     return image_tower(width, depth, heads, patch_size=patch, style=style, **changes) | dict(
-        embed_dim=(_lookup(CLIP_TEXT, _size(variant), "size")[3] if style == "clip" else 0)
+        embed_dim=(lookup(CLIP_TEXT, _size(variant), "size")[3] if style == "clip" else 0)
         if embed_dim is None
         else embed_dim
     )
@@ -178,59 +151,6 @@ def image_tower(
         trunk=trunk(width, depth, heads, style=style, **changes),
         pool=pool, pool_heads=heads, embed_dim=embed_dim,
     )  # fmt: skip
-
-
-def convnext(variant: str = "T", **changes) -> dict:
-    """ConvNeXt's image tower (Liu et al. 2022): "T", "S", "B", "L" or "XL"; arguments as in `convnext_tower`."""
-    depths, widths = _lookup(CONVNEXT, variant, "image tower")
-    return convnext_tower(depths, widths, **changes)
-
-
-def convnext_tower(
-    depths: tuple[int, ...], widths: tuple[int, ...], *, embed_dim: int = 0, norm_eps: float = 1e-6, **changes
-) -> dict:
-    """A ConvNeXt of any size, pooled to the mean of its tokens and a norm.
-
-    Args:
-      depths: blocks of the stages.
-      widths: channels of the stages.
-      embed_dim: width of the shared space; 0: the last width.
-      norm_eps: of the norm after the pooling.
-      **changes: fields of `ConvNextSpec`.
-    """
-    embed = dict(type="convnext", image_size=0, depths=depths, widths=widths, drop_path=0.0, scan=True, remat="none")
-    return dict(
-        embed=embed | changes, trunk=no_trunk(widths[-1], norm_eps=norm_eps), pool="mean", pool_norm=True,
-        embed_dim=embed_dim,
-    )  # fmt: skip
-
-
-def efficientnet(variant: str = "B0", *, embed_dim: int = 0, **changes) -> dict:
-    """EfficientNet's image tower (Tan and Le 2019; "L2": Xie et al. 2020), pooled to the mean of its tokens.
-
-    Args:
-      variant: a key of `EFFICIENTNET`.
-      embed_dim: width of the shared space, or number of classes; 0: as wide as the last convolution.
-      **changes: fields of `EfficientNetSpec`: `top=0` leaves out the last convolution (ALIGN). `square_padding` is by
-        default that of the size that the published model was trained with.
-    """
-    width, depth, _, padding = _lookup(EFFICIENTNET, variant, "image tower")
-    return efficientnet_tower(width, depth, embed_dim=embed_dim, **(dict(square_padding=padding) | changes))
-
-
-def efficientnet_tower(width_factor: float, depth_factor: float, *, embed_dim: int = 0, **changes) -> dict:
-    """An EfficientNet of any size; `changes` are fields of `EfficientNetSpec`."""
-    from xmodal.models.efficientnet import EfficientNetSpec  # reading any other recipe must not load the modules
-
-    embed = dict(width_factor=width_factor, depth_factor=depth_factor) | changes
-    width = EfficientNetSpec(**embed).width
-    embed = dict(type="efficientnet", image_size=0, scan=True, remat="none", drop_connect=0.2) | embed
-    return dict(embed=embed, trunk=no_trunk(width), pool="mean", embed_dim=embed_dim)
-
-
-def no_trunk(width: int, **changes) -> dict:
-    """The empty trunk behind an embedder that is a whole network; `changes` are fields of `TrunkSpec`."""
-    return dict(width=width, depth=0, pattern=(), final_norm=False, init="bert") | changes
 
 
 def naflex(tower: Mapping, positions: int = 16) -> dict:
@@ -259,62 +179,15 @@ def dinov2(variant: str = "B14", *, registers: int = 0, **changes) -> dict:
       registers: 4 in the models "with registers" (Darcet et al. 2024).
       **changes: as for `vit`.
     """
-    mlp = dict(glu=True, act="silu", hidden=4096) if variant == "g14" else dict(hidden=4 * _lookup(VIT, variant, "")[0])
+    mlp = dict(glu=True, act="silu", hidden=4096) if variant == "g14" else dict(hidden=4 * lookup(VIT, variant, "")[0])
     how = "bicubic_antialias" if registers else "bicubic"
     patches = dict(registers=registers, position_size=518, position_filter=how) | changes.pop("embed", {})
     return vit(variant, style="vit", embed=patches, **(mlp | dict(gate="layerscale", gate_init=1e-5) | changes))
 
 
-def resnet(variant: str = "50", *, pool: str = "mean", **changes) -> dict:
-    """A ResNet v1.5 as an image tower: global average pooling, no projection; `classifier` gives it one.
-
-    Args:
-      variant: a key of `RESNET`.
-      pool: of the places of the last feature map.
-      **changes: fields of `ResNetSpec`.
-    """
-    block, depths = _lookup(RESNET, variant, "ResNet")
-    widest = 4 if block == "bottleneck" else 1
-    widths = tuple(widest * 64 * 2**i for i in range(len(depths)))
-    embed = dict(block=block, depths=depths, widths=widths, stem_width=64, style="v1.5") | changes
-    return resnet_tower(embed, init="resnet", pool=pool)
-
-
-def clip_resnet(variant: str = "RN50", *, embed_dim: int | None = None, **changes) -> dict:
-    """CLIP's image tower with a ResNet: a stem of three convolutions, mean pooling for strides, attention pooling.
-
-    Args:
-      variant: a key of `CLIP_RESNET`; `clip_text` has a text tower of the same name.
-      embed_dim: width of the shared space; None takes the published one.
-      **changes: fields of `ResNetSpec`.
-    """
-    stem, depths, _ = _lookup(CLIP_RESNET, variant, "ResNet of CLIP")
-    widths = tuple(4 * stem * 2**i for i in range(len(depths)))
-    embed = dict(block="bottleneck", depths=depths, widths=widths, stem_width=stem, style="clip") | changes
-    width = _lookup(CLIP_TEXT, variant, "size")[3] if embed_dim is None else embed_dim
-    return resnet_tower(embed, init="clip", pool="attention", embed_dim=width)
-
-
-def resnet_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_dim: int = 0) -> dict:
-    """A ResNet of any size as an image tower.
-
-    Args:
-      embed: fields of `ResNetSpec`.
-      init: scheme of `xmodal.models.init`: "resnet", or "clip".
-      pool: "mean", or "attention" (CLIP), which also gives the projection its bias.
-      embed_dim: width of the shared space; 0: no projection.
-    """
-    embed = dict(type="resnet", image_size=0, remat="none", scan=False) | dict(embed)
-    width, attention = embed["widths"][-1], pool == "attention"
-    return dict(
-        embed=embed, trunk=no_trunk(width, init=init), pool=pool, pool_heads=width // _CLIP_HEAD if attention else 0,
-        embed_dim=embed_dim, projection_bias=attention,
-    )  # fmt: skip
-
-
 def clip_text(size: str = "B", **changes) -> dict:
     """CLIP's text tower of a size of `CLIP_TEXT`: causal, pooled at the end mark, projected without bias."""
-    width, depth, heads, embed_dim = _lookup(CLIP_TEXT, size, "text tower")
+    width, depth, heads, embed_dim = lookup(CLIP_TEXT, size, "text tower")
     return text_tower(width, depth, heads, **(dict(embed_dim=embed_dim) | changes))
 
 
@@ -323,7 +196,7 @@ def siglip_text(variant: str = "B16", **changes) -> dict:
 
     Only the giant one of SigLIP 2, "gopt16", is smaller: that of So400m, projected to the width of the image tower.
     """
-    embed_dim, *_ = _lookup(VIT, variant, "text tower")
+    embed_dim, *_ = lookup(VIT, variant, "text tower")
     own = "So400m16" if variant == "gopt16" else variant
     width, depth, heads, _ = VIT[own]
     changes = dict(embed_dim=embed_dim) | _MLP.get(_size(own), {}) | changes
@@ -337,7 +210,7 @@ def bert(size: str = "base", **changes) -> dict:
       size: a key of `BERT`.
       **changes: as for `bert_tower`.
     """
-    return bert_tower(*_lookup(BERT, size, "text tower"), **changes)
+    return bert_tower(*lookup(BERT, size, "text tower"), **changes)
 
 
 def bert_tower(
@@ -371,7 +244,7 @@ def modern_text(size: str = "B", **changes) -> dict:
       size: a key of `CLIP_TEXT`.
       **changes: as for `modern_text_tower`.
     """
-    width, depth, heads, embed_dim = _lookup(CLIP_TEXT, size, "text tower")
+    width, depth, heads, embed_dim = lookup(CLIP_TEXT, size, "text tower")
     return modern_text_tower(width, depth, heads, **(dict(embed_dim=embed_dim) | changes))
 
 
