@@ -11,7 +11,8 @@ import pytest
 from tests import tiny_runs
 from xmodal.__main__ import main
 from xmodal.config import load_config, load_saved
-from xmodal.reporting.results import nest
+from xmodal.reporting.results import nest, results_of
+from xmodal.reporting.scores import read_scores
 
 STEPS, BATCH = 100, 48
 
@@ -48,7 +49,8 @@ def results(finished):
 def test_run_folder(finished, arguments):
     workdir, _ = finished
     expected = "checkpoints config.json environment.json gallery.json metrics.jsonl report.html results.json"
-    assert {p.name for p in workdir.iterdir()} == {*expected.split(), "tensorboard", "tokenizer.json"}
+    expected += " results.scores.npz tensorboard tokenizer.json"
+    assert {p.name for p in workdir.iterdir()} == set(expected.split())
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["100", "50"]
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     config = load_config(arguments[1], arguments[2:])
@@ -94,7 +96,8 @@ def test_metrics(finished, results):
     evaluations = [row for row in rows if any(key.startswith("eval/") for key in row)]
     assert [row["step"] for row in evaluations] == [50, 50, 100, 100]
     final = {key[5:]: value for row in evaluations[-2:] for key, value in row.items() if key.startswith("eval/")}
-    assert {"step": STEPS, "samples": STEPS * BATCH} | nest(final) == results
+    scores = read_scores(finished[0] / "results.json")
+    assert results_of(dict(step=STEPS, samples=STEPS * BATCH), final, scores) == results
 
 
 class Links(html.parser.HTMLParser):
