@@ -1,6 +1,7 @@
 """Retrieval agrees with a reference in NumPy, on any number of devices and for any batch size."""
 
 import base64
+import dataclasses
 import io
 import json
 
@@ -183,6 +184,13 @@ def test_the_scores_are_those_behind_the_figures(world):
     assert {name.rpartition("/")[2] for name in found.scores} == {
         "image_to_text", "text_to_image", "image_to_text_of_left", "image_to_text_of_right"
     }  # fmt: skip
+    data = world.context.data.copy_and_resolve_references()
+    data.text.lower = False
+    other = Retrieval(world.urls, caption_list="lines", batch_size=16, examples=0)
+    with jax.set_mesh(world.mesh):
+        cased = other.prepare("x", dataclasses.replace(world.context, data=data))(world.params)
+    for way in ("image_to_text", "text_to_image"):
+        assert cased.scores[f"retrieval/x/{way}"].digest == found.scores[f"retrieval/x/{way}"].digest
     units = found.scores["retrieval/x/text_to_image"].unit
     assert len(units) == found.metrics["retrieval/x/captions"] and units.max() < SAMPLES
 

@@ -58,12 +58,12 @@ class LinearProbe(Probe):
       val: validation samples, as `train`; () takes a share of the training samples.
       val_share: that share, of each class.
       l2: penalties to choose from, of the mean loss; see `linear.fit_logistic`.
-      iterations: of L-BFGS at most.
+      iterations: of L-BFGS at most; with the weakest penalties it may stop before it converges.
     """
 
     val: Data = ()
     val_share: float = 0.2
-    l2: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    l2: tuple[float, ...] = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
     iterations: int = 200
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:

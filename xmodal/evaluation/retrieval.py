@@ -54,10 +54,11 @@ class Retrieval(Evaluator):
             to_text = ranks(images, captions, pairs)
             to_image = ranks(captions, images, pairs[:, ::-1])
             names, right = np.array(dataset.names), np.bincount(pairs[:, 0])
+            asked = [*names, *(text.casefold() for text in texts)]  # models that lower-case are asked the same
             groups = {
                 "image_to_text": recalls(to_text, len(texts), right, names),
                 "text_to_image": recalls(
-                    to_image, len(images), np.bincount(pairs[:, 1]), [*names, *texts], unit=first_image(pairs)
+                    to_image, len(images), np.bincount(pairs[:, 1]), asked, unit=first_image(pairs)
                 ),
             }
             for value in [] if by is None else sorted(set(by) - {""}):
