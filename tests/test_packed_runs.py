@@ -6,17 +6,23 @@ import pytest
 
 import xmodal
 from configs import base
+from data_pipelines.errors import DataError
 from tests import helpers, tiny_runs
+from tests.data.tiny_shards import encode, write_tar
 from tests.interop import folders
+from xmodal.__main__ import main
 from xmodal.config import ConfigError
 from xmodal.distributed.mesh import make_mesh
 from xmodal.distributed.watchdog import Watchdog
+from xmodal.evaluation.base import EvalContext
+from xmodal.evaluation.pointing import Pointing
 from xmodal.interop.export import export
 from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.positions import resize_grid
 from xmodal.interop.recipe import continue_from
 from xmodal.models import presets
 from xmodal.paths import flatten_paths
+from xmodal.search.index import Index
 from xmodal.training import loop
 from xmodal.training.init_from import start_from
 from xmodal.training.task import Task, build_task
@@ -80,6 +86,28 @@ def test_pictures_of_any_shape_are_embedded(trained):
     batch = model.prepare_images(pictures())
     assert batch["image"].shape == (4, 6, 192) and batch["image_grid"].tolist() == [[2, 3], [1, 4], [5, 1], [2, 3]]
     assert model.zero_shot(pictures(), ["thing 1", "thing 2"]).shape == (4, 2)
+
+
+def test_words_point_to_patches_of_a_picture_in_its_shape(trained):
+    found = xmodal.load(trained[0]).word_map(pictures()[1], "thing 1")
+    assert found.words == ("thing", "1")
+    assert found.scores.shape == (2, 1, 4) and found.picture.shape == (8, 32, 3)
+    assert (np.abs(found.scores) <= 1 + 1e-5).all() and found.overlay("thing").size == (256, 256)
+    with pytest.raises(DataError, match="pointing needs square images"):
+        stored = open_stored(trained[0])
+        Pointing(urls="none.tar").prepare("x", EvalContext(None, None, None, stored.tokenizer, stored.config.data))
+
+
+def test_an_index_holds_what_the_model_gives(trained, tmp_path):
+    shown = {f"{i}": dict(png=encode(i, size=shape), txt=b"thing 1") for i, shape in enumerate(SHAPES)}
+    shown["3"]["png"] = shown["3"]["png"][:100]
+    write_tar(tmp_path / "s.tar", shown)
+    assert main(["embed", str(tmp_path / "s.tar"), "--model", str(trained[0]), "--out", str(tmp_path / "index"),
+                 "--batch-size", "8"]) == 0  # fmt: skip
+    index = Index(tmp_path / "index")
+    whole = xmodal.load(trained[0], batch_size=8).embed_image([shown[f"{i}"]["png"] for i in range(3)])
+    assert [record["key"] for record in index.records()] == ["0", "1", "2"]
+    np.testing.assert_allclose(index.vectors("image").matrix(), whole, atol=6e-4)
 
 
 @pytest.mark.parametrize("to", ["hf", "jax"])
