@@ -25,6 +25,12 @@ def get_config() -> ConfigDict:
     # parameter must be in it and fit, but for those whose path one of the patterns of `init_from_except` matches.
     c.init_from = ""
     c.init_from_except = ()  # such as ("text/.*", "objectives/.*")
+    # What objectives such as `distillation` learn from: a run, an imported folder, "hf:DIR", or "ema", the average of
+    # the run's own weights (optimizer.ema). It has its own preparation of images and its own tokenizer.
+    c.teacher = dict(
+        model="",
+        dtype="",  # float32 | bfloat16; "" takes what it was trained in
+    )
     c.model = {}  # towers and how they read each other: made by xmodal.models.presets
     c.objectives = {}  # name -> dict(type=..., weight=..., ...)
 

@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,27 @@ class Row(NamedTuple):
     word: int  # chooses the caption; what a user's transforms draw derives from it, too
 
 
-def empty_batch(rows: int, length: int, images: dict[str, np.ndarray], labels: int = 0) -> dict[str, np.ndarray]:
+class OtherText(NamedTuple):
+    """The captions once more, as another model reads them.
+
+    Attributes:
+        tokenizer: of that model.
+        length: tokens of a caption.
+        lower: whether it is lower-cased.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    lower: bool = False
+
+
+def empty_batch(
+    rows: int,
+    length: int,
+    images: dict[str, np.ndarray],
+    labels: int = 0,
+    texts: Mapping[str, OtherText] = MappingProxyType({}),
+) -> dict[str, np.ndarray]:
     """Returns a batch to be filled, whose arrays nothing else uses.
 
     Args:
@@ -37,10 +58,16 @@ def empty_batch(rows: int, length: int, images: dict[str, np.ndarray], labels: i
         length: tokens of a caption.
         images: from `ImageArrays.empty`; {} where samples have none.
         labels: classes of a sample, int32 [rows, labels]; 0 for none.
+        texts: captions for other models, by the name of their ids in the batch.
     """
     classes = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
+    others = {}
+    for name, text in texts.items():
+        others[name] = aligned_empty((rows, text.length), np.int32)
+        others[f"{name}_valid"] = aligned_empty((rows, text.length), np.bool_)
     return classes | dict(
         **images,
+        **others,
         text=aligned_empty((rows, length), np.int32),
         text_valid=aligned_empty((rows, length), np.bool_),
         key_id=aligned_empty((rows, 2), np.uint32),
@@ -55,20 +82,28 @@ class RowFiller:
         image: `config.data.image`.
         tokenizer: encodes the captions.
         transform: `config.data.text.transform`.
+        texts: captions for other models, by the name of their ids in the batch.
 
     Attributes:
         images: makes the arrays of the images.
+        texts: as given.
 
     Raises:
         DataError: the configuration asks for something that does not exist.
     """
 
-    def __init__(self, image: Any, tokenizer: Tokenizer, transform: str = ""):
+    def __init__(
+        self,
+        image: Any,
+        tokenizer: Tokenizer,
+        transform: str = "",
+        texts: Mapping[str, OtherText] = MappingProxyType({}),
+    ):
         self.images, self._crop = ImageArrays(image), augment.cropper(image)
         packing = self.images.naflex
         example = (image.size,) * 2 if packing is None else packing.pixels(2, 3, packing.length)
         self._hooks = Hooks(image.transform, transform, example)
-        self._tokenizer = tokenizer
+        self._tokenizer, self.texts = tokenizer, texts
 
     def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[Replaced]:
         """Writes rows [first, first + len(rows)) of a batch.
@@ -97,6 +132,9 @@ class RowFiller:
         here = slice(first, first + len(rows))
         length = batch["text"].shape[1]
         batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, length)
+        for name, other in self.texts.items():
+            read = [text.lower() for text in texts] if other.lower else texts
+            batch[name][here], batch[f"{name}_valid"][here] = other.tokenizer.encode(read, other.length)
         return replaced
 
     def _sample(self, row: Row, batch: dict[str, np.ndarray], place: int) -> tuple[Sample, list[Fault]]:

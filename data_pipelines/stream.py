@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from data_pipelines.images import augment
 from data_pipelines.io.storage import Files
 from data_pipelines.mixture import curriculum
 from data_pipelines.order import Order, epoch_size
-from data_pipelines.rows import Row, RowFiller, empty_batch
+from data_pipelines.rows import OtherText, Row, RowFiller, empty_batch
 from data_pipelines.samples import has_images
 from data_pipelines.sources import Source, open_source
 from data_pipelines.text.tokenizers import Tokenizer
@@ -53,6 +54,7 @@ def open_stream(
     shard: tuple[int, int] = (0, 1),
     workdir: str | os.PathLike | None = None,
     samples: Callable[[Any, int], int] = lambda start, _: int(start),
+    texts: Mapping[str, OtherText] = MappingProxyType({}),
 ) -> "Stream":
     """Opens the training data.
 
@@ -66,13 +68,14 @@ def open_stream(
             equal parts of every global batch.
         samples: turns the starts of curricula into samples of the stream, given the samples of an epoch.
         workdir: where to write `skipped.jsonl` (`skipped-<index>.jsonl` with several processes); None writes nothing.
+        texts: captions for other models, by the name that their ids shall have in the batch.
 
     Raises:
         DataError: the configuration or the data cannot be used.
     """
     _check(config, batch_size, position, shard)
     tokenizer = Tokenizer.load(config.text.tokenizer)
-    filler = RowFiller(config.image, tokenizer, config.text.transform)
+    filler = RowFiller(config.image, tokenizer, config.text.transform, texts)
     files = Files(**config.remote)
     try:
         counter = tokenizer if config.text.buckets else None
@@ -235,7 +238,7 @@ class Stream:
         """Hands the next batch to the pool."""
         rows, length = self._rows()
         labels = self._config.label.most if self._config.label.field else 0
-        batch = empty_batch(len(rows), length, self._image_arrays(len(rows)), labels)
+        batch = empty_batch(len(rows), length, self._image_arrays(len(rows)), labels, self._filler.texts)
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])
@@ -303,7 +306,8 @@ class Stream:
     def _memory(self) -> int:
         """Bytes at most: two windows for each lane and source, the batches ahead and the one in use."""
         rows = len(self._lanes) * self._per_lane
-        row = 5 * self._config.text.length + (self._filler.images.nbytes() if self._has_images else 0)
+        tokens = self._config.text.length + sum(text.length for text in self._filler.texts.values())
+        row = 5 * tokens + (self._filler.images.nbytes() if self._has_images else 0)
         batches = (self._config.prefetch + 2) * rows * row
         windows = 0.0
         for table in self._tables:

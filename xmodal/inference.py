@@ -29,6 +29,7 @@ from xmodal.models.model import Functional
 from xmodal.objectives.contrastive import normalize
 
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+CONTRASTIVE = ("softmax", "sigmoid", "distillation")  # types of objectives with a temperature of whole embeddings
 _SIZES = (1, 8, 64)  # batch sizes that are compiled, beside `batch_size`; a smaller batch is padded to the next one
 
 
@@ -207,7 +208,7 @@ class Model:
     def _objective(self) -> dict[str, float]:
         for name, own in self.stored.params.get("objectives", {}).items():
             entry = self.stored.config.objectives[name]
-            if entry["type"] in ("softmax", "sigmoid") and {"image", "text"} == set(entry["between"]):
+            if entry["type"] in CONTRASTIVE and {"image", "text"} == set(entry["between"]):
                 return {key: float(value) for key, value in own.items()}
         raise ConfigError(f"{self.stored.origin} has no contrastive objective between images and texts: no zero_shot")
 

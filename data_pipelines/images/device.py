@@ -15,6 +15,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's grey
 _SIGMA, _SIGMA_SIDE = (0.1, 2.0), 224  # pixels of blur, at this size of image; in proportion at others
 _ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # share of the area and height / width of what is erased
 _ERASE_ATTEMPTS = 10
+_FILTERS = dict(bicubic="cubic", bilinear="linear", nearest="nearest")
 
 
 def preprocess_batch(batch: Mapping[str, jax.Array], keys: jax.Array | None, spec: Any) -> dict[str, jax.Array]:
@@ -91,6 +92,27 @@ def preprocess_patches(patches: jax.Array, grid: jax.Array, keys: jax.Array | No
                 pixels = jax.vmap(function, in_axes=(0, 0, None))(pixels, keys, spec[name])
         pixels = (pixels - jnp.array(spec.mean)) / jnp.array(spec.std)
         return jnp.where(inside, pixels, 0.0).reshape(shape)
+
+
+def prepare_again(images: jax.Array, spec: Any, other: Any) -> jax.Array:
+    """Turns the input of one model into that of another one, which so sees the same crop and the same changes.
+
+    Args:
+        images: float32 [batch, height, width, 3], as `preprocess_images` returns them with `spec`.
+        spec: `config.data.image` of the model whose input they are.
+        other: that of the other model: its `size`, `filter`, `mean`, `std` count.
+
+    Returns:
+        float32 [batch, size, size, 3].
+    """
+    with jax.named_scope("prepare_again"):
+        shape = (images.shape[0], other.size, other.size, images.shape[3])
+        if shape == images.shape and (*spec.mean, *spec.std) == (*other.mean, *other.std):
+            return images
+        pixels = images * jnp.array(spec.std) + jnp.array(spec.mean)
+        if shape != images.shape:  # as in a file, values end at black and white
+            pixels = jnp.clip(jax.image.resize(pixels, shape, _FILTERS[other.filter], antialias=True), 0, 1)
+        return (pixels - jnp.array(other.mean)) / jnp.array(other.std)
 
 
 def check_augmentation(spec: Any) -> None:

@@ -31,6 +31,7 @@ def _measure(config, steps: int) -> list[list]:
     from xmodal.training.durations import samples_of
     from xmodal.training.startup import abstract_batch, model_facts
     from xmodal.training.task import build_task
+    from xmodal.training.teacher import open_teacher
 
     config.data.text.buckets = ()  # one program is measured: that of the longest batches
     config.data.image.naflex.update(lengths=config.data.image.naflex.lengths[-1:], weights=(), length=0)
@@ -38,6 +39,8 @@ def _measure(config, steps: int) -> list[list]:
     check_batch(config.batch_size, config.accumulation, mesh)
     tokenizer = Tokenizer.load(config.data.text.tokenizer)
     shard = process_shard(mesh, config.batch_size)
+    with jax.set_mesh(mesh):
+        teacher = open_teacher(config, mesh, tokenizer)
     with (
         jax.set_mesh(mesh),
         open_stream(
@@ -46,14 +49,15 @@ def _measure(config, steps: int) -> list[list]:
             seed=config.seed,
             shard=shard,
             samples=lambda start, epoch_size: samples_of(start, config, epoch_size),
+            texts=teacher.texts if teacher else {},
         ) as stream,
     ):
-        task = build_task(config, mesh, tokenizer, stream.epoch_size)
+        task = build_task(config, mesh, tokenizer, stream.epoch_size, teacher)
         abstract = task.abstract_state()
         facts = model_facts(task, abstract)
         batches = iter(stream)
         began = time.perf_counter()
-        compiled = task.compile_step(abstract).lower(abstract, abstract_batch(task)).compile()
+        compiled = task.compile_step(abstract).lower(abstract, abstract_batch(task), *task.lessons).compile()
         compile_seconds = time.perf_counter() - began
         memory = compiled.memory_analysis()
         state = task.init_sharded(abstract)
@@ -65,7 +69,7 @@ def _measure(config, steps: int) -> list[list]:
             asked = time.perf_counter()
             batch = to_global(next(batches), mesh)
             waited += time.perf_counter() - asked
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, batch, *task.lessons)
             jax.block_until_ready(metrics)  # the wait for data is then not hidden behind the step
         seconds = time.perf_counter() - began
     rate = steps * config.batch_size / seconds

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from xmodal.config import ConfigError
@@ -41,7 +42,9 @@ LARGE = 2**18  # elements; a copy of this on every device is worth a word
 Rule = tuple[str, Sequence[Any]]
 
 
-def shardings(tree: Any, mesh: Mesh, extra_rules: Sequence[Rule] = (), *, min_size: int = MIN_SIZE) -> Any:
+def shardings(
+    tree: Any, mesh: Mesh, extra_rules: Sequence[Rule] = (), *, min_size: int = MIN_SIZE, must_match: bool = True
+) -> Any:
     """Returns the sharding of every array of a tree: parameters, or a whole train state.
 
     Dimensions that their axis does not divide, arrays below `min_size` elements and everything without a rule
@@ -53,6 +56,7 @@ def shardings(tree: Any, mesh: Mesh, extra_rules: Sequence[Rule] = (), *, min_si
       extra_rules: config.mesh.rules: ((path regex, (an axis, a tuple of axes, or None, ...)), ...) over the
         trailing dimensions, tried first.
       min_size: elements below which the built-in rules keep an array whole.
+      must_match: an extra rule that matches nothing is a mistake; not so for a model that the rules were not made for.
 
     Returns:
       A tree of `NamedSharding` of the same structure.
@@ -79,13 +83,18 @@ def shardings(tree: Any, mesh: Mesh, extra_rules: Sequence[Rule] = (), *, min_si
 
     leaves = flatten_paths(tree)
     out = [NamedSharding(mesh, spec(path, tuple(x.shape))) for path, x in leaves.items()]
-    for i in sorted(unused):
+    for i in sorted(unused) if must_match else ():
         some = ", ".join(list(leaves)[:: max(1, len(leaves) // 4)][:4])
         raise ConfigError(
             f"mesh.rules: the pattern {extra_rules[i][0]!r} matches no parameter. A pattern must match whole "
             f"path components up to the end of the path; some paths: {some}"
         )
     return jax.tree.unflatten(jax.tree.structure(tree), out)
+
+
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Shards an array of which every process holds the whole; each gives its own parts."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 @dataclasses.dataclass(frozen=True)

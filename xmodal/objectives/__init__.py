@@ -4,12 +4,15 @@ from xmodal.objectives.base import Objective, View
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.classification import Classification
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
+from xmodal.objectives.distillation import Distillation, FeatureMatching
 from xmodal.objectives.fine_grained import Filip, Flair, Sparc
 from xmodal.objectives.masked_text import MaskedText
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "softmax": SoftmaxContrastive,
     "sigmoid": SigmoidContrastive,
+    "distillation": Distillation,
+    "feature_matching": FeatureMatching,
     "filip": Filip,
     "sparc": Sparc,
     "flair": Flair,

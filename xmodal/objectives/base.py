@@ -11,6 +11,26 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+def taught(tower: str) -> str:
+    """Name in the batch of the teacher's embedding that a tower learns from: [batch, width], unit vectors."""
+    return f"teacher.{tower}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherFacts:
+    """What objectives have to know of a teacher before it says anything.
+
+    Attributes:
+      widths: of its embeddings, by the tower of the student that learns from them.
+      logit_scale: log of the inverse temperature between its images and texts; None where it has none.
+      follows: it is the average of the student's own weights.
+    """
+
+    widths: Mapping[str, int]
+    logit_scale: float | None
+    follows: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """What objectives see of a batch. Equal views (they are hashable) share one forward pass.
@@ -52,6 +72,21 @@ class Objective(abc.ABC):
         """
         del entry, tokenizer
         return {}
+
+    @classmethod
+    def settle_teacher(cls, entry: Mapping[str, Any], facts: TeacherFacts) -> dict[str, Any]:
+        """Returns keys of a config entry that it leaves to the teacher, filled in.
+
+        Raises:
+          ValueError: the teacher does not have what the objective needs.
+        """
+        del entry, facts
+        return {}
+
+    @property
+    def teacher_needs(self) -> tuple[str, ...]:
+        """Towers that learn from the teacher; each is told its embeddings, see `taught`."""
+        return ()
 
     @property
     def view(self) -> View:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from xmodal.config import ConfigError
+from xmodal.distributed.sharding import place
 from xmodal.interop.folder import Stored, open_stored
 from xmodal.interop.positions import resize_grid
 from xmodal.interop.tables import differences, fail
@@ -44,7 +45,7 @@ def start_from(task: Task, state: dict) -> dict:
     if jax.process_index() == 0:
         fresh = len(flatten_paths(state["params"])) - len(found)
         print(f"started from {where}: {len(found)} arrays" + (f", {fresh} others are new" if fresh else ""))
-    put = lambda path, leaf: _like(found[path], leaf) if path in found else leaf
+    put = lambda path, leaf: place(found[path].astype(leaf.dtype), leaf.sharding) if path in found else leaf
     return state | {
         part: jax.tree.unflatten(
             jax.tree.structure(state[part]), [put(p, leaf) for p, leaf in flatten_paths(state[part]).items()]
@@ -143,9 +144,3 @@ def _as_squares(ours: TowerSpec, theirs: TowerSpec) -> tuple[TowerSpec, TowerSpe
         tower, embed=dataclasses.replace(squares, patch_size=tower.embed.patch_size, **same)
     )
     return tuple(as_patches(t) if isinstance(t.embed, NaflexSpec) else t for t in (ours, theirs))
-
-
-def _like(array: np.ndarray, leaf: jax.Array) -> jax.Array:
-    """The array with type and sharding of a leaf; every process holds the whole and gives its own parts."""
-    array = array.astype(leaf.dtype)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])

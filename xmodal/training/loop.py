@@ -33,6 +33,7 @@ from xmodal.training.durations import samples_of
 from xmodal.training.init_from import start_from
 from xmodal.training.startup import ModelFacts, checkpoint_options, model_facts, print_startup
 from xmodal.training.task import Task, build_task
+from xmodal.training.teacher import open_teacher
 
 
 def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]:
@@ -53,8 +54,10 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
     limits = (config.watchdog.step, config.watchdog.slow)
     with jax.set_mesh(mesh), runtime.watchdog(*limits, evidence=stalled_reads) as watchdog:
         with watchdog.slow("opening the data"):
-            stream = _open(config, mesh, workdir)
-            task = build_task(config, mesh, tokenizer, stream.epoch_size)
+            teacher = open_teacher(config, mesh, tokenizer)
+            texts = teacher.texts if teacher else {}
+            stream = _open(config, mesh, workdir, texts)
+            task = build_task(config, mesh, tokenizer, stream.epoch_size, teacher)
             evaluators = task.evaluators()
         checkpoints = Checkpoints(workdir, **checkpoint_options(task))
         with watchdog.slow("restoring or creating the state"):
@@ -62,7 +65,7 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
             state, meta = _restore_or_init(task, abstract, checkpoints, workdir)
             if meta["position"]:
                 stream.close()
-                stream = _open(config, mesh, workdir, meta["position"])
+                stream = _open(config, mesh, workdir, texts, meta["position"])
         start, changes = int(state["step"]), _changes(task, stream, meta)
         facts = model_facts(task, abstract)
         _write_start(task, workdir, facts)
@@ -78,11 +81,11 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
             return run.finish(state)
 
 
-def _open(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, position: int = 0) -> Stream:
+def _open(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, texts: Mapping, position: int = 0) -> Stream:
     stream = open_stream(
         config.data, batch_size=config.batch_size, seed=config.seed, position=position,
         shard=process_shard(mesh, config.batch_size), workdir=workdir,
-        samples=lambda start, epoch_size: samples_of(start, config, epoch_size),
+        samples=lambda start, epoch_size: samples_of(start, config, epoch_size), texts=texts,
     )  # fmt: skip
     try:
         assert_same_data("data.sources", stream.fingerprint)
@@ -131,6 +134,11 @@ def _changes(task: Task, stream: Stream, meta: Mapping) -> list[str]:
             f"data.text.tokenizer: {task.config.data.text.tokenizer} is not the tokenizer that this run has trained "
             "with, so the learned tokens would mean others. Restore it (the run's tokenizer.json), or name another "
             "--workdir"
+        )
+    if meta.get("teacher", "") != (task.teacher.fingerprint if task.teacher else ""):
+        raise ConfigError(
+            f"teacher.model: {task.config.teacher.model or 'none'} is not what this run has learned from. A run that "
+            "is still training changes; restore the teacher as it was, or name another --workdir"
         )
     changes = diff(with_new_options(from_json(meta["config"])), task.config)
     if meta["data"] != stream.fingerprint:
@@ -182,10 +190,10 @@ class Loop:
             self.recorder.waited(time.perf_counter() - waiting)
             shapes = tuple(sorted((name, array.shape) for name, array in batch.items()))
             if shapes in compiled:
-                state, metrics = step_fn(state, batch)
+                state, metrics = step_fn(state, batch, *self.task.lessons)
             else:  # the first batch, or the first of another length of texts or images
                 with self.watchdog.slow("compiling the step"):
-                    state, metrics = step_fn(state, batch)
+                    state, metrics = step_fn(state, batch, *self.task.lessons)
                     jax.block_until_ready(metrics)
                 compiled.add(shapes)
                 self.recorder.pause()
@@ -250,6 +258,8 @@ class Loop:
                 "tokenizer": self.task.tokenizer.json,
                 "data": self.stream.fingerprint,
             }
+            if self.task.teacher:
+                extra["teacher"] = self.task.teacher.fingerprint
             self.checkpoints.save(step, state, position=self.stream.position, metrics=metrics, extra=extra, wait=wait)
         self.recorder.pause()
 

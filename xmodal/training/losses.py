@@ -26,12 +26,14 @@ class Losses:
       objectives: by name.
       preprocess: (batch, keys) -> batch with float images; runs on the device, per sample.
       mesh: for the objectives that talk across the batch.
+      teach: preprocessed batch -> the same with what the teacher says of it; None where there is no teacher.
     """
 
     model: Functional
     objectives: Mapping[str, Objective]
     preprocess: Callable[[Batch, jax.Array | None], Batch]
     mesh: jax.sharding.Mesh
+    teach: Callable[[Batch], Batch] | None = None
 
     @property
     def views(self) -> dict[View, tuple[str, ...]]:
@@ -59,6 +61,7 @@ class Losses:
         """
         extra = {STATISTICS} if keys is not None and self.model.has_statistics else set()
         batch = self.preprocess(batch, key_tools.fold(keys, "preprocess"))
+        batch = self.teach(batch) if self.teach else batch
         results = {}
         for number, (view, names) in enumerate(self.views.items()):
             own = key_tools.fold(keys, f"view {number}")  # or what one view hides the others would hide, too
@@ -170,9 +173,11 @@ class Losses:
         )
         pull = jax.tree.map(lambda a: split_rows(a, parts, shards), pull)
 
+        untaught = dataclasses.replace(self, teach=None)  # all that learn from a teacher are of the whole batch
+
         def replay(params, part, pull):
             params = hold(params, frozen)
-            results = self.forward(params, *part)
+            results = untaught.forward(params, *part)
             products = jax.tree.map(lambda a, b: jnp.vdot(a, b), keep(results), pull)
             # The pulled outputs only carry gradients: their value is not part of the loss.
             carried = sum(jax.tree.leaves(products), jnp.float32(0.0))

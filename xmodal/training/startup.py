@@ -39,6 +39,8 @@ def abstract_batch(task: Task, patches: int = 0) -> dict[str, jax.ShapeDtypeStru
     if has_images(data.modalities):
         images = ImageArrays(data.image).shapes(patches)
         own |= {name: shape(*row, dtype=kind) for name, (row, kind) in images.items()}
+    for name, text in (task.teacher.texts if task.teacher else {}).items():
+        own |= {name: shape(text.length, dtype=np.int32), f"{name}_valid": shape(text.length, dtype=np.bool_)}
     return own | {
         "text": shape(data.text.length, dtype=np.int32),
         "text_valid": shape(data.text.length, dtype=np.bool_),
@@ -50,21 +52,30 @@ def abstract_batch(task: Task, patches: int = 0) -> dict[str, jax.ShapeDtypeStru
 def model_facts(task: Task, abstract: dict) -> ModelFacts:
     """Counts parameters, state bytes and FLOPs from shapes alone.
 
-    FLOPs are those of one forward and backward pass without recomputation (three forward passes), per sample; they
-    are what MFU is measured against. Where batches have several lengths they are the mean of what is drawn.
+    FLOPs are those of one forward and backward pass without recomputation (three forward passes), and of the forward
+    pass of a teacher, per sample; they are what MFU is measured against. Where batches have several lengths they are
+    the mean of what is drawn.
     """
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     on_device = lambda s: math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize
     packing = Naflex.of(task.config.data.image)
     lengths, weights = (packing.lengths, packing.weights) if packing else ((0,), (1.0,))
-    loss = lambda p, b: task.losses(p, b, None)[0]
-    flops = [count_flops(loss, abstract["params"], abstract_batch(task, length)) for length in lengths]
-    forward = np.average(flops, weights=weights)
+    flops = [_step_flops(task, abstract["params"], abstract_batch(task, length)) for length in lengths]
     return ModelFacts(
         parameters={part: count(tree) for part, tree in abstract["params"].items() if part != STATISTICS},
         state_bytes_per_device=sum(on_device(leaf) for leaf in jax.tree.leaves(abstract)),
-        flops_per_sample=3.0 * float(forward) / task.batch_size,
+        flops_per_sample=float(np.average(flops, weights=weights)) / task.batch_size,
     )
+
+
+def _step_flops(task: Task, params: dict, batch: dict) -> float:
+    if task.teacher is None:
+        return 3.0 * count_flops(lambda p, b: task.losses(p, b, None)[0], params, batch)
+    given = task.lessons[0] if task.lessons else params
+    teach = lambda g, b: task.teacher(g, task.losses.preprocess(b, None))
+    taught = dataclasses.replace(task.losses, teach=lambda b: task.teacher(given, b))
+    lesson = count_flops(teach, given, batch)
+    return 3.0 * (count_flops(lambda p, b: taught(p, b, None)[0], params, batch) - lesson) + lesson
 
 
 def checkpoint_options(task: Task) -> dict[str, Any]:
@@ -108,6 +119,18 @@ def _print_sources(sources: Sequence[Mapping[str, Any]]) -> None:
         print_table("sources", ["source", "samples", "left out", "share at first", "times seen in this run"], rows)
 
 
+def _teacher(task: Task) -> str:
+    if task.teacher is None:
+        return ""
+    name = task.config.teacher.model
+    if not task.lessons:
+        return f"{name}: the average of the weights"
+    leaves = jax.tree.leaves(task.lessons)
+    local = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
+    reads = "its own tokens" if task.teacher.texts else "the same tokens"
+    return f"{name}: {compact(sum(a.size for a in leaves))} frozen parameters, {size(local)} per device, {reads}"
+
+
 def print_startup(
     task: Task,
     workdir: Path,
@@ -136,6 +159,7 @@ def print_startup(
             "state": f"{size(facts.state_bytes_per_device)} per device",
             **_data(stream.summary()),
             "batch": rows,
+            "teacher": _teacher(task),
             "schedule": f"{task.total_steps} steps = {number(epochs)} epochs = "
             f"{number(task.total_steps * task.batch_size)} samples, {config.schedule.decay}",
             "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}",

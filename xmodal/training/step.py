@@ -1,6 +1,9 @@
 """The training step: one pure, jitted function from (state, batch) to (state, metrics)."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,9 @@ from xmodal import keys as key_tools
 from xmodal.models.batch_norm import STATISTICS, updated
 from xmodal.training.losses import Losses
 from xmodal.training.optimizer import OptimizerPlan, ema_update
+
+if TYPE_CHECKING:
+    from xmodal.training.teacher import Teacher
 
 State = dict
 Metrics = dict[str, jax.Array]
@@ -41,7 +47,8 @@ def make_step(
     seed: int,
     accumulation: int,
     ema: float,
-) -> Callable[[State, Mapping], tuple[State, Metrics]]:
+    teacher: "Teacher | None" = None,
+) -> Callable[..., tuple[State, Metrics]]:
     """Builds the step.
 
     A step whose loss or gradient is not finite changes nothing but the counters: weights, moments and averages stay.
@@ -55,12 +62,21 @@ def make_step(
       seed: of the random keys, which are a pure function of (seed, step, row).
       accumulation: micro-batches per step.
       ema: decay of the averaged weights; 0 keeps none.
+      teacher: the step then takes its weights behind the batch, or the averaged ones of the state.
+
+    Returns:
+      (state, batch[, weights of the teacher]) -> (new state, metrics).
     """
 
-    def step(state: State, batch: Mapping) -> tuple[State, Metrics]:
+    def step(state: State, batch: Mapping, lessons: Mapping | None = None) -> tuple[State, Metrics]:
         keys = key_tools.sample_keys(seed, state["step"], batch["key_id"].shape[0])
         params = state["params"]
-        (loss, metrics, moments), grads = losses.value_and_grad(params, batch, keys, accumulation, plan.frozen)
+        own = losses
+        if teacher is not None:
+            own = dataclasses.replace(
+                losses, teach=functools.partial(teacher, state["ema"] if lessons is None else lessons)
+            )
+        (loss, metrics, moments), grads = own.value_and_grad(params, batch, keys, accumulation, plan.frozen)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = plan.tx.update(grads, state["opt_state"], params)

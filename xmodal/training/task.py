@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
@@ -28,6 +28,9 @@ from xmodal.training.optimizer import OptimizerPlan, make_optimizer
 from xmodal.training.schedules import learning_rate
 from xmodal.training.step import init_params, init_state, make_step
 
+if TYPE_CHECKING:
+    from xmodal.training.teacher import Teacher
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -42,6 +45,7 @@ class Task:
       schedule: learning rate by step.
       total_steps: length of the run.
       epoch_size: training samples of one epoch.
+      teacher: that it learns from, if there is one.
     """
 
     config: ConfigDict
@@ -52,6 +56,7 @@ class Task:
     schedule: Callable
     total_steps: int
     epoch_size: int
+    teacher: "Teacher | None" = None
 
     @property
     def batch_size(self) -> int:
@@ -83,11 +88,16 @@ class Task:
         placed = jax.tree.map(lambda s: s.sharding, abstract_state)
         return jax.jit(self.init, out_shardings=placed)(jax.random.key(self.config.seed))
 
-    def compile_step(self, abstract_state: dict) -> Callable[[dict, Mapping], tuple[dict, dict]]:
-        """Returns the jitted step; the state given to it is consumed."""
+    @property
+    def lessons(self) -> tuple[Mapping, ...]:
+        """What the step takes behind state and batch: the teacher's weights, where it has its own."""
+        return () if self.teacher is None or self.teacher.params is None else (self.teacher.params,)
+
+    def compile_step(self, abstract_state: dict) -> Callable[..., tuple[dict, dict]]:
+        """Returns the jitted step (state, batch, *lessons) -> (state, metrics); the state given to it is consumed."""
         step = make_step(
             self.losses, self.plan, self.schedule, seed=self.config.seed, accumulation=self.config.accumulation,
-            ema=self.config.optimizer.ema,
+            ema=self.config.optimizer.ema, teacher=self.teacher,
         )  # fmt: skip
         placed = jax.tree.map(lambda s: s.sharding, abstract_state)
         return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
@@ -112,13 +122,21 @@ class Task:
         }
 
 
-def build_task(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, epoch_size: int) -> Task:
-    """Builds a task; every error of a setting is raised here.
+def build_task(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    tokenizer: Tokenizer,
+    epoch_size: int,
+    teacher: "Teacher | None" = None,
+) -> Task:
+    """Builds a task; every error of a setting is raised here, but for those that `open_teacher` raises.
 
     Raises:
       ConfigError: naming the key and what was expected.
     """
     config = resolve(config, tokenizer)
+    if teacher is not None:
+        _settle(config, lambda cls, entry: cls.settle_teacher(entry, teacher.facts))
     if config.optimizer.max_nonfinite < 1:
         raise ConfigError(f"optimizer.max_nonfinite={config.optimizer.max_nonfinite}: at least 1 step must be skipped")
     if config.log.intervals not in METHODS:
@@ -130,7 +148,7 @@ def build_task(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer
     schedule = learning_rate(config.schedule, config.optimizer.lr, total, **units)
     params = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
     plan = make_optimizer(config.optimizer, schedule, params)
-    return Task(config, mesh, tokenizer, losses, plan, schedule, total, epoch_size)
+    return Task(config, mesh, tokenizer, losses, plan, schedule, total, epoch_size, teacher)
 
 
 def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
@@ -254,13 +272,18 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
             vocab, length = tokenizer.vocab_size, config.data.text.length
             _fill(embed, "vocab_size", vocab, f"{where}.embed.vocab_size", "the tokenizer's", at_least=True)
             _fill(embed, "length", length, f"{where}.embed.length", "data.text.length", at_least=True)
+    _settle(config, lambda cls, entry: cls.settle(entry, tokenizer))
+    return config
+
+
+def _settle(config: ConfigDict, fill: Callable[[type[Objective], ConfigDict], dict]) -> None:
+    """Fills in what the objectives leave to something else."""
     for name, entry in config.objectives.items():
         if entry.get("type") in OBJECTIVES:
             try:
-                entry.update(OBJECTIVES[entry.type].settle(entry, tokenizer))
+                entry.update(fill(OBJECTIVES[entry.type], entry))
             except ValueError as error:
                 raise ConfigError(f"objectives.{name}: {error}") from error
-    return config
 
 
 def _check_images(config: ConfigDict) -> None:

@@ -1,0 +1,219 @@
+"""Learning from a frozen teacher: how it divides its belief over the pairs of a batch, and its embeddings.
+
+What the teacher says of a batch stands in it as `teacher.<tower>` [batch, width], unit vectors without a gradient: see
+`xmodal.training.teacher`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import lecun_normal
+
+from xmodal import keys as key_tools
+from xmodal.objectives.base import Objective, TeacherFacts, taught
+from xmodal.objectives.contrastive import SoftmaxContrastive, normalize, similarity
+from xmodal.objectives.pairs import ring, zero_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation(SoftmaxContrastive):
+    """CLIP's symmetric cross-entropy with soft targets: the teacher's softmax over the batch.
+
+    With `soft` 1 its gradient is that of the divergence between teacher and student (affinity distillation of
+    MobileCLIP, Vasu et al. 2024, section 3.2; contrastive relational distillation of CLIP-KD, Yang et al. 2024, section
+    3.2), with 0 it is the objective `softmax`, and between them it is `softmax` with targets of both kinds in these
+    shares: MobileCLIP's sum by lambda, ALBEF's by alpha (Li et al. 2021, section 3.3; its teacher is the average of the
+    student's weights, `teacher.model="ema"`). One temperature serves both parts. As a cross-entropy it is near
+    log(batch) at the start, and at best the teacher's entropy (`teacher_entropy`); `teacher_kl` is what lies between.
+
+    Attributes:
+      soft: share of the target that is the teacher's; the rest lies on the positives.
+      teacher_logit_scale: log of the teacher's inverse temperature; None takes what it has learned.
+    """
+
+    soft: float = 1.0
+    teacher_logit_scale: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.soft <= 1:
+            raise ValueError(f"soft={self.soft}: expected a share from 0 to 1")
+
+    @classmethod
+    def settle_teacher(cls, entry: Mapping[str, Any], facts: TeacherFacts) -> dict[str, Any]:
+        """Takes the teacher's temperature where the entry does not give one."""
+        if entry.get("teacher_logit_scale") is not None or facts.follows:
+            return {}
+        if facts.logit_scale is None:
+            raise ValueError(
+                "the teacher has no contrastive objective between images and texts, and so no temperature: set "
+                "teacher_logit_scale, such as 4.6 (log of 100)"
+            )
+        return {"teacher_logit_scale": facts.logit_scale}
+
+    @property
+    def teacher_needs(self) -> tuple[str, ...]:
+        """Both towers' embeddings."""
+        return self.between
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What `softmax` reads, and the teacher's embeddings."""
+        return (*super().reads, *map(taught, self.between))
+
+    def __call__(self, outputs, batch, params, mesh):
+        """See `Objective`."""
+        hard, count, metrics = super().__call__(outputs, batch, params, mesh)
+        student = tuple(normalize(outputs[f"{tower}.pooled"]) for tower in self.between)
+        teacher = tuple(batch[taught(tower)] for tower in self.between)
+        scale = jnp.exp(params["logit_scale"])
+        fixed = self.teacher_logit_scale
+        own = jax.lax.stop_gradient(scale) if fixed is None else jnp.exp(jnp.float32(fixed))
+        form = affinity_ring if self._use_ring(mesh, len(student[0])) else affinity_plain
+        soft, entropy = form(mesh, *zip(student, teacher, strict=True), scale, own)
+        metrics |= {"teacher_kl": (soft - entropy) / count, "teacher_entropy": entropy / count}
+        loss = soft if self.soft == 1 else (1.0 - self.soft) * hard + self.soft * soft
+        return loss, count, metrics
+
+
+def affinity_plain(mesh, rows, columns, scale, teacher_scale):
+    """Returns (cross-entropy, teacher's entropy), sums over rows, means of both ways, from the whole matrix at once.
+
+    Args:
+      mesh: not used.
+      rows: unit embeddings of the rows, of the student [rows, dim] and of the teacher [rows, teacher's dim].
+      columns: the same of the columns.
+      scale: inverse temperature of the student.
+      teacher_scale: inverse temperature of the teacher.
+    """
+    del mesh
+    student, teacher = _logits(rows, columns, scale, teacher_scale)
+
+    def one_way(student, teacher):
+        log_target, log_p = jax.nn.log_softmax(teacher, axis=1), jax.nn.log_softmax(student, axis=1)
+        target = jnp.exp(log_target)
+        return -jnp.sum(target * log_p), -jnp.sum(target * log_target)
+
+    (loss_x, entropy_x), (loss_y, entropy_y) = one_way(student, teacher), one_way(student.T, teacher.T)
+    return (loss_x + loss_y) / 2, (entropy_x + entropy_y) / 2
+
+
+def affinity_ring(mesh, rows, columns, scale, teacher_scale):
+    """The same as `affinity_plain`, block by block: expectations under the teacher travel with its log-sum-exp."""
+
+    def start(e):
+        zero = zero_rows(e)
+        side = dict(top=zero - jnp.inf, total=zero)
+        return dict(student=side, teacher=side, expected=zero, own=zero)
+
+    def grown(side, logits):
+        """The running log-sum-exp, what the sums before must be multiplied by, and the new exponentials."""
+        top = jnp.maximum(side["top"], jax.lax.stop_gradient(jnp.max(logits, axis=1)))
+        before, new = jnp.exp(side["top"] - top), jnp.exp(logits - top[:, None])
+        return dict(top=top, total=side["total"] * before + jnp.sum(new, axis=1)), before, new
+
+    def fold(state, student, teacher):
+        ours, _, _ = grown(state["student"], student)
+        theirs, before, new = grown(state["teacher"], teacher)
+        return dict(
+            student=ours,
+            teacher=theirs,
+            expected=state["expected"] * before + jnp.sum(new * student, axis=1),
+            own=state["own"] * before + jnp.sum(new * teacher, axis=1),
+        )
+
+    def block(rows, columns, row_state, column_state, params):
+        student, teacher = _logits(rows[0], columns[0], *params)
+        return fold(row_state, student, teacher), fold(column_state, student.T, teacher.T)
+
+    def one_way(s):
+        log_total = lambda side: jnp.log(side["total"]) + side["top"]
+        mean = lambda name: s[name] / s["teacher"]["total"]
+        loss = log_total(s["student"]) - mean("expected")
+        return jnp.sum(loss), jnp.sum(log_total(s["teacher"]) - mean("own"))
+
+    def finish(row_state, column_state):
+        (loss_x, entropy_x), (loss_y, entropy_y) = one_way(row_state), one_way(column_state)
+        return (loss_x + loss_y) / 2, (entropy_x + entropy_y) / 2
+
+    return ring(mesh, block, finish, start, (rows,), (columns,), (scale, teacher_scale))
+
+
+def _logits(rows, columns, scale, teacher_scale):
+    """Logits [rows, columns] of the student and of the teacher, the latter without a gradient."""
+    student, teacher = (similarity(x, y) for x, y in zip(rows, columns, strict=True))
+    return scale * student, jax.lax.stop_gradient(teacher_scale * teacher)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureMatching(Objective):
+    """One minus the cosine of the student's and the teacher's embedding, mean over towers and samples.
+
+    CLIP-KD's feature distillation (Yang et al. 2024, section 3.2), half the squared distance of unit vectors. A student
+    of another width learns a linear map to the teacher's. The paper weighs the mean over a vector's entries, summed for
+    both towers, by 2,000; here that is a weight of 8,000 over the width, 16 at 512.
+
+    Attributes:
+      towers: whose `pooled` learn.
+      widths: of the teacher's embeddings, one for each tower; () takes what it has.
+    """
+
+    towers: tuple[str, ...] = ("image", "text")
+    widths: tuple[int, ...] = ()
+    # Of each sample alone; but so the teacher runs once for a micro-batch, and not in both passes over it.
+    global_batch: ClassVar[bool] = True
+    takes_mixed: ClassVar[bool] = True
+
+    @classmethod
+    def settle_teacher(cls, entry: Mapping[str, Any], facts: TeacherFacts) -> dict[str, Any]:
+        """Takes the widths of the teacher's embeddings."""
+        found = tuple(facts.widths[tower] for tower in entry.get("towers", cls.towers))
+        if entry.get("widths", ()) not in ((), found):
+            raise ValueError(f"widths={entry['widths']}, and the teacher's embeddings are {found} wide; leave them out")
+        return {"widths": found}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The towers' embeddings."""
+        return frozenset(f"{tower}.pooled" for tower in self.towers)
+
+    @property
+    def teacher_needs(self) -> tuple[str, ...]:
+        """The same of the teacher."""
+        return self.towers
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The teacher's embeddings."""
+        return tuple(map(taught, self.towers))
+
+    def init(self, key=None, model_spec=None) -> dict:
+        """The maps of towers whose width is not the teacher's."""
+        params = {}
+        for tower, width in zip(self.towers, self.widths):
+            own = model_spec.towers[tower].pooled_width
+            if own != width:
+                kernel = lecun_normal()(key_tools.named(key, tower), (own, width), jnp.float32)
+                params[tower] = {"projection": {"kernel": kernel}}
+        return params
+
+    def chance_loss(self, batch_size: int, model_spec) -> float:
+        """Random directions are orthogonal."""
+        return 1.0
+
+    def __call__(self, outputs, batch, params, mesh):
+        """See `Objective`."""
+        cosines = {tower: self._cosine(tower, outputs, batch, params) for tower in self.towers}
+        loss = jnp.sum(1.0 - sum(cosines.values()) / len(cosines))
+        metrics = {f"{tower}_cosine": jnp.mean(cosine) for tower, cosine in cosines.items()}
+        return loss, jnp.float32(next(iter(cosines.values())).shape[0]), metrics
+
+    def _cosine(self, tower: str, outputs, batch, params) -> jax.Array:
+        x = outputs[f"{tower}.pooled"]
+        if tower in params:
+            kernel = params[tower]["projection"]["kernel"]
+            x = jnp.dot(x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
+        return jnp.sum(normalize(x) * batch[taught(tower)], axis=-1)

@@ -1,0 +1,178 @@
+"""A frozen teacher, a stored model or the average of the student's own weights, that says what it sees in each batch.
+
+Its weights are no part of the train state: they have no gradient, no optimizer state and no average, and no checkpoint
+holds them. A run that goes on reads them again, and refuses others than those it began with.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.images.device import prepare_again
+from data_pipelines.images.naflex import Naflex
+from data_pipelines.rows import OtherText
+from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.config import ConfigError, make_spec
+from xmodal.distributed.mesh import assert_same_data
+from xmodal.distributed.sharding import place, shardings
+from xmodal.inference import CONTRASTIVE, own_inputs
+from xmodal.interop.folder import Stored, open_stored
+from xmodal.models.embed import inputs_of
+from xmodal.models.model import Functional, ModelSpec
+from xmodal.objectives import OBJECTIVES
+from xmodal.objectives.base import TeacherFacts, taught
+from xmodal.objectives.contrastive import normalize
+from xmodal.training.task import build_entry, resolve
+
+FOLLOWS = "ema"  # instead of a model: the average of the student's weights
+_TEXT = "teacher_text"  # in the batch: the captions as the teacher reads them, where the student reads them otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """What a run learns from.
+
+    Attributes:
+      model: its towers as pure functions.
+      towers: {tower of the student: the teacher's tower for the same input}.
+      params: its weights, sharded as the student's are; None where it follows the student.
+      image: how its pictures are prepared (`data.image`).
+      student: how the student's are.
+      texts: its captions, for the stream; {} where it reads what the student reads.
+      logit_scale: log of its inverse temperature, or None.
+      fingerprint: of its weights and preparation.
+    """
+
+    model: Functional
+    towers: dict[str, str]
+    params: Mapping | None
+    image: ConfigDict
+    student: ConfigDict
+    texts: Mapping[str, OtherText]
+    logit_scale: float | None
+    fingerprint: str
+
+    @property
+    def facts(self) -> TeacherFacts:
+        """What objectives have to know."""
+        spec = self.model.spec.towers
+        widths = {student: spec[own].pooled_width for student, own in self.towers.items()}
+        return TeacherFacts(widths, self.logit_scale, self.params is None)
+
+    def __call__(self, params: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the student's preprocessed batch with `teacher.<tower>`, unit vectors [batch, width], beside it."""
+        seen = dict(batch)
+        if self.params is not None and "image" in batch:
+            seen["image"] = prepare_again(batch["image"], self.student, self.image)
+        if self.texts:
+            seen |= {"text": batch[_TEXT], "text_valid": batch[f"{_TEXT}_valid"]}
+        with jax.named_scope("teacher"):
+            found = self.model(params, seen, frozenset(f"{own}.pooled" for own in self.towers.values()))
+        say = lambda own: jax.lax.stop_gradient(normalize(found[f"{own}.pooled"]))
+        return {**batch, **{taught(student): say(own) for student, own in self.towers.items()}}
+
+
+def open_teacher(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> Teacher | None:
+    """Opens what `config.teacher` names; None where no objective learns from a teacher.
+
+    Args:
+      config: of the run.
+      mesh: where the weights go.
+      tokenizer: of the student.
+
+    Raises:
+      ConfigError: there is no teacher where one is needed, it is not needed, or it does not fit.
+    """
+    where = config.teacher.model
+    learners = {name: needs for name in config.objectives if (needs := _needs(config, name))}
+    if not learners and where:
+        raise ConfigError(
+            f"teacher.model={where!r}, and no objective learns from it: add one of type distillation or "
+            "feature_matching, or leave it out"
+        )
+    if not learners:
+        return None
+    towers = sorted({tower for needs in learners.values() for tower in needs})
+    if not where:
+        raise ConfigError(
+            f"objectives.{next(iter(learners))} learns from a teacher: set teacher.model to a run, an imported folder "
+            f'or "hf:DIR", or to "{FOLLOWS}" for the average of the run\'s own weights'
+        )
+    if where == FOLLOWS:
+        return _average(config, tokenizer, towers)
+    try:
+        stored = open_stored(where)
+    except ValueError as error:
+        raise ConfigError(f"teacher.model={where}: {error}") from error
+    return _stored(config, mesh, tokenizer, stored, towers)
+
+
+def _needs(config: ConfigDict, name: str) -> tuple[str, ...]:
+    return build_entry(OBJECTIVES, config.objectives[name], f"objectives.{name}").teacher_needs
+
+
+def _average(config: ConfigDict, tokenizer: Tokenizer, towers: list[str]) -> Teacher:
+    """The student's own model, whose weights the step takes from the state."""
+    if not config.optimizer.ema:
+        raise ConfigError(
+            f'teacher.model="{FOLLOWS}" is the average of the weights, and optimizer.ema is 0: set a decay'
+        )
+    config = resolve(config, tokenizer)
+    model, image = Functional.build(make_spec(ModelSpec, config.model, where="model")), config.data.image
+    return Teacher(model, {tower: tower for tower in towers}, None, image, image, {}, None, "")
+
+
+def _stored(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, stored: Stored, towers: list[str]):
+    where, given = f"teacher.model={config.teacher.model}", stored.config.copy_and_resolve_references()
+    given.model.dtype = config.teacher.dtype or given.model.dtype
+    model = Functional.build(make_spec(ModelSpec, given.model, where=f"{where}: model"))
+    pairs, inputs = _pairs(config, model, towers, where), own_inputs(model)
+    kinds = {inputs[own] for own in pairs.values()}
+    if "image" in kinds and (Naflex.of(config.data.image) or Naflex.of(given.data.image)):
+        raise ConfigError(
+            f"{where}: teacher and student must both read square images, and data.image.naflex packs patches"
+        )
+    texts = _texts(config, tokenizer, stored) if "text" in kinds else {}
+    params = model.own(stored.params)
+    placed = shardings(jax.eval_shape(lambda p: p, params), mesh, config.mesh.rules, must_match=False)
+    fingerprint = stored.fingerprint()
+    assert_same_data(where, fingerprint)
+    return Teacher(
+        model, pairs, jax.tree.map(lambda a, s: place(np.asarray(a, np.float32), s), params, placed),
+        given.data.image, config.data.image, texts, _logit_scale(stored), fingerprint,
+    )  # fmt: skip
+
+
+def _pairs(config: ConfigDict, model: Functional, towers: list[str], where: str) -> dict[str, str]:
+    """{tower of the student: the tower of the teacher that embeds the same by itself}."""
+    pairs, theirs = {}, own_inputs(model)
+    for tower, kind in inputs_of(config.model.towers).items():
+        if tower in towers:
+            pairs[tower] = next((own for own, other in theirs.items() if other == kind), "")
+            if not pairs[tower]:
+                raise ConfigError(
+                    f"{where} has no tower that embeds {kind}s alone, which model.towers.{tower} is to learn from; it "
+                    f"embeds {' and '.join(f'{other}s' for other in theirs.values()) or 'nothing'}"
+                )
+    if missing := [tower for tower in towers if tower not in pairs]:
+        raise ConfigError(f"a teacher is for towers that embed images or texts, and model.towers.{missing[0]} is none")
+    return pairs
+
+
+def _texts(config: ConfigDict, tokenizer: Tokenizer, stored: Stored) -> dict[str, OtherText]:
+    """How the stream prepares captions for the teacher; {} where they would be what the student reads."""
+    ours, theirs = config.data.text, stored.config.data.text
+    same = stored.tokenizer.json == tokenizer.json and (theirs.length, ()) == (ours.length, tuple(ours.buckets))
+    if same and (ours.lower or not theirs.lower):
+        return {}
+    return {_TEXT: OtherText(stored.tokenizer, theirs.length, theirs.lower)}
+
+
+def _logit_scale(stored: Stored) -> float | None:
+    for name, own in stored.params.get("objectives", {}).items():
+        if stored.config.objectives[name].type in CONTRASTIVE and "logit_scale" in own:
+            return float(own["logit_scale"])
+    return None
