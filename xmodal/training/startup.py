@@ -1,6 +1,7 @@
 """What a run says before its first step: devices, mesh, model, data, schedule, and the loss that guessing gives."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,11 +72,11 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
 def _step_flops(task: Task, params: dict, batch: dict) -> float:
     if task.teacher is None:
         return 3.0 * count_flops(lambda p, b: task.losses(p, b, None)[0], params, batch)
-    given = task.lessons[0] if task.lessons else params
-    teach = lambda g, b: task.teacher(g, task.losses.preprocess(b, None))
-    taught = dataclasses.replace(task.losses, teach=lambda b: task.teacher(given, b))
-    lesson = count_flops(teach, given, batch)
-    return 3.0 * (count_flops(lambda p, b: taught(p, b, None)[0], params, batch) - lesson) + lesson
+    given, losses = (params, *task.lessons)[-1], task.losses
+    taught = lambda g: dataclasses.replace(losses, teach=functools.partial(task.teacher, g))
+    lesson = count_flops(lambda g, b: task.teacher(g, losses.preprocess(b, None)), given, batch)
+    both = count_flops(lambda p, g, b: taught(g)(p, b, None)[0], params, given, batch)
+    return 3.0 * (both - lesson) + lesson
 
 
 def checkpoint_options(task: Task) -> dict[str, Any]:

@@ -1,0 +1,153 @@
+"""Runs that learn from a teacher: what it sees, what is kept of it, and what is refused."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import xmodal
+from data_pipelines.stream import open_stream
+from data_pipelines.text.tokenizers import Tokenizer, train_bpe
+from tests import tiny_runs
+from xmodal.config import load_config
+from xmodal.distributed.mesh import make_mesh, to_global
+from xmodal.paths import flatten_paths
+from xmodal.training.task import build_task
+from xmodal.training.teacher import open_teacher
+
+OBJECTIVES = {  # both kinds, of a student that is half as wide as its teacher
+    "objectives.contrastive.type": "distillation",
+    "objectives.contrastive.soft": 0.5,
+    "objectives.features": "{'type': 'feature_matching', 'weight': 2.0}",
+    "model.towers.image.embed_dim": 16,
+    "model.towers.text.embed_dim": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_runs.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(data, tmp_path_factory):
+    """A run with tokens, text length, size and normalisation of its own."""
+    folder = tmp_path_factory.mktemp("teacher")
+    words = train_bpe([f"a thing called {i}" for i in range(60)], 300)
+    (folder / "other.json").write_text(words.json)
+    changes = {
+        "schedule.total": 2, "schedule.warmup": 0, "evals": "{}", "data.text.tokenizer": folder / "other.json",
+        "data.text.length": 12, "data.text.lower": True, "data.image.size": 24, "data.image.mean": "(0.5, 0.4, 0.3)",
+    }  # fmt: skip
+    tiny_runs.run(folder / "run", tiny_runs.flags(data, **changes))
+    return folder / "run"
+
+
+def flags(data, teacher, **changes):
+    return tiny_runs.flags(data, **{"teacher.model": teacher, "evals": "{}"} | OBJECTIVES | changes)
+
+
+def task_of(arguments):
+    config = load_config(arguments[1], arguments[2:])
+    mesh, tokenizer = make_mesh(config.mesh), Tokenizer.load(config.data.text.tokenizer)
+    with jax.set_mesh(mesh):
+        opened = open_teacher(config, mesh, tokenizer)
+        return build_task(config, mesh, tokenizer, tiny_runs.SAMPLES, opened)
+
+
+def test_the_teacher_sees_pictures_and_captions_as_it_was_trained_with_them(data, teacher):
+    """Of a student whose size is the teacher's nothing is resized, and its embeddings are those of `xmodal.load`."""
+    task = task_of(flags(data, teacher, **{"data.image.size": 24}))
+    config = task.config
+    with jax.set_mesh(task.mesh), open_stream(config.data, batch_size=16, seed=0, texts=task.teacher.texts) as stream:
+        rows = next(stream)
+        assert rows["teacher_text"].shape == (16, 12) and rows["text"].shape == (16, 8)
+        batch = to_global(rows, task.mesh)
+        said = jax.jit(lambda w, b: task.teacher(w, task.losses.preprocess(b, None)))(task.teacher.params, batch)
+    model = xmodal.load(teacher)
+    captions = [task.tokenizer.decode(ids) for ids in rows["text"]]
+    np.testing.assert_allclose(said["teacher.text"], model.embed_text(captions), atol=1e-5)
+    np.testing.assert_allclose(said["teacher.image"], model.embed_image(list(rows["image"])), atol=1e-5)
+    assert task.config.objectives.features.widths == (32, 32)
+    own = flatten_paths(jax.tree.map(np.asarray, model._params))
+    assert all(np.array_equal(own[path], array) for path, array in flatten_paths(task.teacher.params).items())
+
+
+def test_another_size_is_resized_on_the_device(data, teacher):
+    task = task_of(flags(data, teacher))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3)).astype(np.uint8)
+    image = task.losses.preprocess({"image": jnp.asarray(pixels)}, None)["image"]
+    seen = []
+    spy = lambda params, batch, want: seen.append(batch["image"]) or {name: jnp.ones((16, 4)) for name in want}
+    teach = type(task.teacher)(**{**vars(task.teacher), "model": spy, "texts": {}})
+    teach({}, {"image": image})
+    back = np.asarray(seen[0]) * task.teacher.image.std + np.array((0.5, 0.4, 0.3))
+    wanted = jax.image.resize(pixels / np.float32(255), (16, 24, 24, 3), "cubic").clip(0, 1)
+    np.testing.assert_allclose(back, wanted, atol=1e-5)
+
+
+def test_the_state_holds_nothing_of_the_teacher(data, teacher):
+    task = task_of(flags(data, teacher, **{"optimizer.ema": 0.9}))
+    state = flatten_paths(task.abstract_state())
+    plain = flatten_paths(task_of(tiny_runs.flags(data, **{"optimizer.ema": 0.9})).abstract_state())
+    new = {path for path in state if path not in plain}
+    maps = {f"{tower}/projection/kernel" for tower in ("image", "text")}
+    assert {path.partition("objectives/features/")[2] for path in new} == maps
+    assert {path.split("/")[0] for path in new} == {"params", "ema", "opt_state"}
+
+
+def test_interrupted_and_continued_is_the_same_and_needs_the_same_teacher(data, teacher, tmp_path, capsys):
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    arguments = flags(data, copy, **{"accumulation": 2, "schedule.total": 6})
+    tiny_runs.run(tmp_path / "straight", arguments)
+    tiny_runs.run(tmp_path / "broken", arguments, tiny_runs.StopAt(3))
+
+    copy.rename(tmp_path / "moved")
+    assert "there is no folder" in tiny_runs.fail(tmp_path / "broken", arguments, capsys)
+    longer = {"schedule.total": 3, "schedule.warmup": 0, "evals": "{}"}
+    tiny_runs.run(copy, tiny_runs.flags(data, **longer))
+    assert "is not what this run has learned from" in tiny_runs.fail(tmp_path / "broken", arguments, capsys)
+    shutil.rmtree(copy)
+    (tmp_path / "moved").rename(copy)
+    tiny_runs.run(tmp_path / "broken", arguments)
+    saved = {name: tiny_runs.arrays(tmp_path / name, 6) for name in ("straight", "broken")}
+    assert saved["straight"] == saved["broken"]
+    shutil.rmtree(copy)  # the student is a model of its own
+    assert xmodal.load(tmp_path / "broken").embed_text("thing 3").shape == (1, 16)
+    last = json.loads((tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"train/contrastive/teacher_kl", "train/features/image_cosine"} <= last.keys()
+
+
+def test_the_average_of_the_weights_is_a_teacher(data, tmp_path):
+    """ALBEF's momentum distillation: it reads what the student reads, and costs one more forward pass."""
+    changes = {"optimizer.ema": 0.9, "objectives.contrastive.type": "distillation", "objectives.contrastive.soft": 0.4}
+    arguments = tiny_runs.flags(data, **{"teacher.model": "ema", "evals": "{}", "schedule.total": 3} | changes)
+    task = task_of(arguments)
+    assert task.lessons == () and not task.teacher.texts
+    tiny_runs.run(tmp_path / "run", arguments)
+    first, *_ = tiny_runs.rows(tmp_path / "run")
+    # At the first step the average is the student itself: nothing to learn from it.
+    assert abs(first["train/contrastive/teacher_kl"]) < 1e-5 < first["train/contrastive/teacher_entropy"]
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"teacher.model": ""}, "objectives.contrastive learns from a teacher: set teacher.model"),
+        ({"teacher.model": "nowhere"}, "teacher.model=nowhere: there is no folder"),
+        ({"teacher.model": "ema"}, "optimizer.ema is 0"),
+        (
+            {"objectives.contrastive.type": "softmax", "objectives.features": "{'type': 'softmax'}"},
+            "no objective learns from it",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_teacher_is_said(data, teacher, tmp_path, capsys, changes, message):
+    arguments = flags(data, teacher, **changes)
+    if changes.get("objectives.contrastive.type"):
+        arguments = [a for a in arguments if "contrastive.soft" not in a]
+    assert message in tiny_runs.fail(tmp_path / "run", arguments, capsys)
