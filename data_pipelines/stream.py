@@ -26,6 +26,7 @@ from data_pipelines.errors import DataError, Replaced, did_you_mean
 from data_pipelines.host import Memory, cores
 from data_pipelines.images import augment
 from data_pipelines.io.storage import Files
+from data_pipelines.marks import marks, used
 from data_pipelines.mixture import curriculum
 from data_pipelines.order import Order, epoch_size
 from data_pipelines.rows import OtherText, Row, RowFiller, empty_batch
@@ -120,7 +121,10 @@ class Stream:
         self._config, self._sources, self._filler, self._accounts = config, sources, filler, accounts
         self._files, self._batch_size, self._seed = files, batch_size, seed
         split = lambda source: buckets.split(source, config.text.buckets, config.text.length, lanes)
-        self._parts = [part for source in sources for part in split(source)]
+        parts = [split(source) for source in sources]
+        self._parts = [part for own in parts for part in own]
+        number = [i for i, own in enumerate(parts) for _ in own]
+        self._marks = {name: values[number] for name, values in marks(config.sources).items()}  # of each part
         self._tables = [part.source.blocks(_block_bytes(part.source, config)) for part in self._parts]
         self._lanes = range(shard[0] * lanes // shard[1], (shard[0] + 1) * lanes // shard[1])
         counts = [table.count for table in self._tables]
@@ -236,15 +240,16 @@ class Stream:
 
     def _schedule(self) -> _Pending:
         """Hands the next batch to the pool."""
-        rows, length = self._rows()
+        rows, parts, length = self._rows()
         labels = self._config.label.most if self._config.label.field else 0
         batch = empty_batch(len(rows), length, self._image_arrays(len(rows)), labels, self._filler.texts)
+        batch |= {name: values[parts] for name, values in self._marks.items()}
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])
 
-    def _rows(self) -> tuple[list[Row], int]:
-        """Returns the content of the next batch to schedule, and the tokens of its captions.
+    def _rows(self) -> tuple[list[Row], np.ndarray, int]:
+        """Returns the content of the next batch to schedule, the part of each row, and the tokens of its captions.
 
         The content is that of neighbouring lanes, consecutive samples of each.
         """
@@ -253,15 +258,16 @@ class Stream:
         crops = rng.uniform(draw(augment.WORDS, "crop")).reshape(per_lane, lanes, augment.WORDS)
         words = draw(4, "caption")[:, 0].reshape(per_lane, lanes)
         rows: list[Any] = [None] * (len(self._lanes) * per_lane)
-        length = 0
+        parts, length = np.zeros(len(rows), np.int64), 0
         for i, lane in enumerate(self._lanes):
             for key, places, samples in self._order.locate(lane, first // lanes, per_lane):
                 window = self._windows.get(key)
                 length = max(length, self._parts[key.source].length)
+                parts[i * per_lane + places] = key.source
                 for place, sample in zip(places.tolist(), samples.tolist()):
                     rows[i * per_lane + place] = Row(window, sample, crops[place, lane], int(words[place, lane]))
                 self._windows.advance(key, int(samples.max()))
-        return rows, length
+        return rows, parts, length
 
     def _fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[Replaced]:
         if self._closed.is_set():
@@ -322,7 +328,7 @@ def _block_bytes(source: Source, config: Any) -> int:
 
 def _entries(sources: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the entries that have a share of the stream."""
-    weighed = {name: entry for name, entry in sources.items() if entry.get("weight", 1.0) != 0}
+    weighed = used(sources)
     if not weighed:
         raise DataError("data.sources names no data; add for example dict(train=dict(urls='shards-{0000..0009}.tar'))")
     for name, entry in weighed.items():

@@ -26,7 +26,7 @@ from xmodal.evaluation.classes import ensemble, fill, has_place
 from xmodal.evaluation.word_maps import WordMap, grid_of, score_words, word_tokens
 from xmodal.interop.folder import Stored, open_stored
 from xmodal.models.model import Functional
-from xmodal.objectives.contrastive import normalize
+from xmodal.objectives.contrastive import normalize, of_all
 
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
 CONTRASTIVE = ("softmax", "sigmoid", "distillation")  # types of objectives with a temperature of whole embeddings
@@ -209,7 +209,7 @@ class Model:
         for name, own in self.stored.params.get("objectives", {}).items():
             entry = self.stored.config.objectives[name]
             if entry["type"] in CONTRASTIVE and {"image", "text"} == set(entry["between"]):
-                return {key: float(value) for key, value in own.items()}
+                return {key: float(value) for key, value in of_all(own).items()}
         raise ConfigError(f"{self.stored.origin} has no contrastive objective between images and texts: no zero_shot")
 
     def _check(self, kind: str) -> None:

@@ -39,6 +39,9 @@ class SourceSpec:
         keep: lists of samples, see `data_pipelines.sources.sample_lists`: patterns of files, one or several. Only
             samples that one of them names are kept; "" keeps all.
         drop: lists of samples that are left out.
+        loss_weight: factor of the losses of its samples in every objective; 0 makes them negatives alone.
+        temperature: of its samples in contrastive objectives, as a factor of the learned one: above 1 for noisy pairs,
+            which are told apart less sharply.
     """
 
     type: str = "tar"
@@ -49,6 +52,8 @@ class SourceSpec:
     unique: str = ""
     keep: str | tuple = ""
     drop: str | tuple = ""
+    loss_weight: float = 1.0
+    temperature: float = 1.0
 
 
 class Source(abc.ABC):

@@ -16,6 +16,13 @@ def taught(tower: str) -> str:
     return f"teacher.{tower}"
 
 
+def weighed(losses: jax.Array, batch: Batch) -> jax.Array:
+    """Multiplies the losses of samples [batch, ...] by `loss_weight` of their sources, where these have one."""
+    if "loss_weight" not in batch:
+        return losses
+    return losses * batch["loss_weight"].reshape(-1, *(1,) * (losses.ndim - 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class TeacherFacts:
     """What objectives have to know of a teacher before it says anything.
@@ -64,13 +71,18 @@ class Objective(abc.ABC):
     needs_labels: ClassVar[bool] = False
 
     @classmethod
-    def settle(cls, entry: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-        """Returns keys of a config entry that it leaves to the tokenizer, filled in.
+    def settle(cls, entry: Mapping[str, Any], tokenizer: Any, sources: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Returns keys of a config entry that it leaves to the tokenizer or the data, filled in.
+
+        Args:
+          entry: of the objective.
+          tokenizer: of the texts.
+          sources: names of the entries of `data.sources`, in the order in which `source` of a batch counts them.
 
         Raises:
           ValueError: the tokenizer does not have what the objective needs.
         """
-        del entry, tokenizer
+        del entry, tokenizer, sources
         return {}
 
     @classmethod

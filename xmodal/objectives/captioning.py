@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xmodal.objectives.base import Objective
+from xmodal.objectives.base import Objective, weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,4 +52,4 @@ class Captioning(Objective):
             nll = (1.0 - self.label_smoothing) * nll + self.label_smoothing * uniform
         right = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weight)
         count = jnp.sum(weight)
-        return jnp.sum(nll * weight), count, {"accuracy": right / jnp.maximum(count, 1.0)}
+        return jnp.sum(weighed(nll * weight, batch)), count, {"accuracy": right / jnp.maximum(count, 1.0)}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from data_pipelines.images.mix import mix_targets
-from xmodal.objectives.base import Objective
+from xmodal.objectives.base import Objective, weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,4 +69,4 @@ class Classification(Objective):
         else:
             losses = jnp.sum(optax.sigmoid_binary_cross_entropy(logits, (1 - share) * targets + share / 2), axis=-1)
         right = jnp.take_along_axis(own, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)
-        return jnp.sum(losses), jnp.float32(len(losses)), {"accuracy": jnp.mean(right)}
+        return jnp.sum(weighed(losses, batch)), jnp.float32(len(losses)), {"accuracy": jnp.mean(right)}

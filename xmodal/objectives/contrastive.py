@@ -6,7 +6,8 @@ pushing equal captions apart teaches the model nonsense.
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from xmodal.models.init import LOGIT_BIAS_SIGLIP, LOGIT_SCALE_CLIP, LOGIT_SCALE_
 from xmodal.objectives.base import Objective
 from xmodal.objectives.pairs import BATCH_AXES, identities, ring, targets, zero_rows
 
+OF_SOURCES = ("source", "loss_weight", "temperature")  # of the batch, see data_pipelines/marks.py
+NONE: dict = {}  # what samples have of their own: nothing
 _SEVERAL = 1.5  # a row whose targets sum to more has several positives; the two of a mixed image sum to 1
 
 
@@ -36,6 +39,24 @@ def cosine(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     return scores, scores
 
 
+def scaled(scores: jax.Array, own: Mapping[str, jax.Array], scale: jax.Array) -> jax.Array:
+    """Logits of scores [rows, columns]: by the inverse temperatures of the rows where these have their own."""
+    return (own["scale"][:, None] if "scale" in own else scale) * scores
+
+
+def weighed_sum(losses: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
+    """Sum of losses [rows], by the weights of the rows where these have some."""
+    return jnp.sum(losses * own["weight"] if "weight" in own else losses)
+
+
+def of_all(params: Mapping) -> Mapping:
+    """Returns temperature (and bias) of an objective's parameters; the mean where each source has its own."""
+    if "sources" not in params:
+        return params
+    each = list(params["sources"].values())
+    return {name: sum(own[name] for own in each) / len(each) for name in each[0]}
+
+
 def check_widths(model_spec, towers: tuple[str, ...]) -> None:
     """Raises ValueError when towers do not share a space."""
     widths = {tower: model_spec.towers[tower].pooled_width for tower in towers}
@@ -50,16 +71,30 @@ class Contrastive(Objective):
     Attributes:
       between: the two towers; both must pool to the same width.
       multi_positive: samples that share a key or a caption are positives of one another.
+      by_source: each entry of `data.sources` has a temperature (and bias) of its own, learned; a pair of two sources
+        takes the mean of their logarithms (biases) where it has one logit, and the softmax of a sample that of its own.
+      sources: names of these entries; () takes those of the data.
       form: `ring` cuts memory from quadratic to linear in the batch; `plain` is one product; `auto` takes the ring
         when there are several batch shards or the batch is large.
     """
 
     between: tuple[str, str] = ("image", "text")
     multi_positive: bool = True
+    by_source: bool = False
+    sources: tuple[str, ...] = ()
     form: Literal["auto", "plain", "ring"] = "auto"
     global_batch: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ("key_id", "caption_id", "mix_weight")
+    reads: ClassVar[tuple[str, ...]] = ("key_id", "caption_id", "mix_weight", *OF_SOURCES)
     takes_mixed: ClassVar[bool] = True
+
+    @classmethod
+    def settle(cls, entry: Mapping[str, Any], tokenizer: Any, sources: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Takes the names of the sources."""
+        if not entry.get("by_source", False):
+            return {}
+        if entry.get("sources", ()) not in ((), sources):
+            raise ValueError(f"sources={entry['sources']}, and data.sources has {sources}; leave them out")
+        return {"sources": sources}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -69,6 +104,32 @@ class Contrastive(Objective):
     def check(self, model_spec) -> None:
         """Both towers must pool to the same width."""
         check_widths(model_spec, self.between)
+
+    def _learned(self, **start: float) -> dict[str, Any]:
+        """Fresh scalars, once for all or for each source."""
+        fresh = lambda: {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
+        return {"sources": {source: fresh() for source in self.sources}} if self.by_source else fresh()
+
+    def _own(self, params, batch) -> dict[str, jax.Array]:
+        """What samples have of their sources: `weight`, `scale`, `bias` [batch], as far as they differ."""
+        own = {"weight": batch["loss_weight"]} if "loss_weight" in batch else {}
+        if self.by_source:
+            number = batch["source"] if "source" in batch else jnp.zeros(len(batch["key_id"]), jnp.int32)
+            each = lambda name: jnp.stack([params["sources"][source][name] for source in self.sources])[number]
+            own["scale"] = jnp.exp(each("logit_scale"))
+            if "logit_bias" in params["sources"][self.sources[0]]:
+                own["bias"] = each("logit_bias")
+        if "temperature" in batch:
+            scale = own["scale"] if "scale" in own else jnp.exp(params["logit_scale"])
+            own["scale"] = scale / batch["temperature"]
+        return own
+
+    def _temperatures(self, params) -> dict[str, jax.Array]:
+        """Metrics: the inverse temperature, of several the geometric mean and each."""
+        found = {"logit_scale": jnp.exp(of_all(params)["logit_scale"])}
+        for source in self.sources if self.by_source else ():
+            found[f"logit_scale_{source}"] = jnp.exp(params["sources"][source]["logit_scale"])
+        return found
 
     def _inputs(self, outputs, batch):
         x, y = (outputs[f"{tower}.pooled"] for tower in self.between)
@@ -89,7 +150,7 @@ class Contrastive(Objective):
 
     def _health(self, outputs, x, y, params) -> dict[str, jax.Array]:
         """Signals of a healthy space: raw norms, distance of the modality centres, closeness within a modality."""
-        health, centres = {"logit_scale": jnp.exp(params["logit_scale"])}, []
+        health, centres = self._temperatures(params), []
         for tower, unit in zip(self.between, (x, y)):
             centre = jnp.mean(unit, axis=0)
             centres.append(centre)
@@ -125,11 +186,11 @@ class SoftmaxContrastive(Contrastive):
 
     def init(self, key=None, model_spec=None) -> dict[str, jax.Array]:
         """The learned log inverse temperature."""
-        return {"logit_scale": jnp.asarray(self.logit_scale, jnp.float32)}
+        return self._learned(logit_scale=self.logit_scale)
 
     def bound(self, params):
         """Clips the temperature as CLIP does."""
-        return {"logit_scale": jnp.minimum(params["logit_scale"], math.log(self.max_logit_scale))}
+        return jax.tree.map(lambda scale: jnp.minimum(scale, math.log(self.max_logit_scale)), params)
 
     def chance_loss(self, batch_size: int, model_spec) -> float:
         """Log of the number of candidates, whatever the smoothing: equal logits miss any target by as much."""
@@ -137,9 +198,9 @@ class SoftmaxContrastive(Contrastive):
 
     def __call__(self, outputs, batch, params, mesh):
         x, y, rows, columns = self._inputs(outputs, batch)
-        scale = jnp.exp(params["logit_scale"])
+        scale, own = jnp.exp(of_all(params)["logit_scale"]), self._own(params, batch)
         form = softmax_ring if self._use_ring(mesh, x.shape[0]) else softmax_plain
-        loss, hits_x, hits_y, duplicates = form(mesh, x, y, rows, columns, scale, self.label_smoothing)
+        loss, hits_x, hits_y, duplicates = form(mesh, x, y, rows, columns, scale, self.label_smoothing, own=own)
         count, (a, b) = x.shape[0], self.between
         metrics = {
             f"{a}_to_{b}": hits_x / count,
@@ -149,10 +210,11 @@ class SoftmaxContrastive(Contrastive):
         return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
 
 
-def softmax_plain(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine):
+def softmax_plain(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine, own=NONE):
     """Returns (loss sum, row hits, column hits, rows with several positives) from the whole matrix at once.
 
-    `scores` gives two [rows, columns] matrices: how a row scores the columns, and how a column scores the rows.
+    `scores` gives two [rows, columns] matrices: how a row scores the columns, and how a column scores the rows. `own`
+    holds what samples have of their own, [batch]: `weight` of their losses, `scale` instead of the one of all.
     """
     del mesh
     of_rows, of_columns = scores(x, y)
@@ -165,13 +227,14 @@ def softmax_plain(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine
         if smoothing:  # a caption that counts for a part, as the targets of mixed images do, is smoothed by that part
             loss = (1.0 - smoothing) * loss - smoothing * (count / most) * jnp.mean(log_p, axis=1)
         best = jnp.max(jnp.where(target > 0, logits, -jnp.inf), axis=1)
-        return jnp.sum(loss), jnp.sum(best >= jnp.max(logits, axis=1))
+        return weighed_sum(loss, own), jnp.sum(best >= jnp.max(logits, axis=1))
 
-    (loss_x, hits_x), (loss_y, hits_y) = one_way(scale * of_rows, target), one_way(scale * of_columns.T, target.T)
+    of_rows, of_columns = (scaled(scores, own, scale) for scores in (of_rows, of_columns.T))
+    (loss_x, hits_x), (loss_y, hits_y) = one_way(of_rows, target), one_way(of_columns, target.T)
     return (loss_x + loss_y) / 2, hits_x, hits_y, jnp.sum(jnp.sum(target, axis=1) > _SEVERAL)
 
 
-def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine, chunk=0):
+def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine, chunk=0, own=NONE):
     """The same as `softmax_plain`, block by block: log-sum-exp of rows stays, that of columns travels with them."""
     candidates = jax.tree.leaves(x)[0].shape[0]
 
@@ -194,22 +257,23 @@ def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine,
 
     def block(rows, columns, row_state, column_state, params):
         of_rows, of_columns = scores(rows[0], columns[0])
-        target = targets(rows[1:], columns[1])
-        return fold(row_state, params[0] * of_rows, target), fold(column_state, params[0] * of_columns.T, target.T)
+        target = targets(rows[1], columns[1])
+        of_rows, of_columns = scaled(of_rows, rows[2], *params), scaled(of_columns.T, columns[2], *params)
+        return fold(row_state, of_rows, target), fold(column_state, of_columns, target.T)
 
-    def one_way(s):
+    def one_way(s, own):
         log_total, most = jnp.log(s["total"]) + s["top"], jnp.maximum(s["count"], 1.0)
         share, wanted = s["count"] / most, s["chosen"] / most
         if smoothing:
             wanted = (1.0 - smoothing) * wanted + smoothing * share * s["all"] / candidates
-        return jnp.sum(log_total * share - wanted)
+        return weighed_sum(log_total * share - wanted, own)
 
-    def finish(row_state, column_state):
+    def finish(row_state, column_state, rows, columns):
         hits = lambda s: jnp.sum(s["best"] >= s["top"])
-        total = (one_way(row_state) + one_way(column_state)) / 2
+        total = (one_way(row_state, rows[2]) + one_way(column_state, columns[2])) / 2
         return total, hits(row_state), hits(column_state), jnp.sum(row_state["count"] > _SEVERAL)
 
-    return ring(mesh, block, finish, start, (x, *rows), (y, columns), (scale,), chunk)
+    return ring(mesh, block, finish, start, (x, rows, own), (y, columns, own), (scale,), chunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +290,7 @@ class SigmoidContrastive(Contrastive):
 
     def init(self, key=None, model_spec=None) -> dict[str, jax.Array]:
         """The learned log inverse temperature and bias."""
-        return {
-            "logit_scale": jnp.asarray(self.logit_scale, jnp.float32),
-            "logit_bias": jnp.asarray(self.logit_bias, jnp.float32),
-        }
+        return self._learned(logit_scale=self.logit_scale, logit_bias=self.logit_bias)
 
     def chance_loss(self, batch_size: int, model_spec) -> float:
         """The loss of the best constant logit: every pair is a positive with probability 1 / batch size."""
@@ -238,26 +299,28 @@ class SigmoidContrastive(Contrastive):
 
     def __call__(self, outputs, batch, params, mesh):
         x, y, rows, columns = self._inputs(outputs, batch)
-        scale, bias = jnp.exp(params["logit_scale"]), params["logit_bias"]
+        learned = of_all(params)
+        scale, bias = jnp.exp(learned["logit_scale"]), learned["logit_bias"]
         form = sigmoid_ring if self._use_ring(mesh, x.shape[0]) else sigmoid_plain
-        loss, duplicates = form(mesh, x, y, rows, columns, scale, bias)
+        loss, duplicates = form(mesh, x, y, rows, columns, scale, bias, own=self._own(params, batch))
         count = x.shape[0]
         metrics = {"logit_bias": bias, "health/duplicate_share": duplicates / count}
         return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
 
 
-def sigmoid_plain(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity):
+def sigmoid_plain(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, own=NONE):
     """Returns (loss sum, rows with several positives) from the whole matrix at once.
 
-    `scores(x, y, *weights)` gives the matrix [rows, columns].
+    `scores(x, y, *weights)` gives the matrix [rows, columns]. `own` holds what samples have of their own, [batch]:
+    `weight` of their losses, of which a pair has the mean, `scale` and `bias` instead of those of all.
     """
     del mesh
     target = targets(rows, columns)
-    loss = _cross_entropy(scale * scores(x, y, *weights) + bias, target)
+    loss = _pair_losses(scores(x, y, *weights), target, own, own, scale, bias)
     return jnp.sum(loss), jnp.sum(jnp.sum(target, axis=1) > _SEVERAL)
 
 
-def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, chunk=0):
+def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, chunk=0, own=NONE):
     """The same as `sigmoid_plain`, block by block."""
 
     def start(e):
@@ -265,15 +328,27 @@ def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=simi
         return dict(loss=zero, pairs=zero)
 
     def block(rows, columns, row_state, column_state, params):
-        target = targets(rows[1:], columns[1])
-        logits = params[0] * scores(rows[0], columns[0], *params[2:]) + params[1]
-        loss = jnp.sum(_cross_entropy(logits, target), axis=1)
+        target = targets(rows[1], columns[1])
+        found = scores(rows[0], columns[0], *params[2:])
+        loss = jnp.sum(_pair_losses(found, target, rows[2], columns[2], *params[:2]), axis=1)
         return dict(loss=row_state["loss"] + loss, pairs=row_state["pairs"] + jnp.sum(target, axis=1)), column_state
 
-    def finish(row_state, column_state):
+    def finish(row_state, column_state, rows, columns):
+        del column_state, rows, columns
         return jnp.sum(row_state["loss"]), jnp.sum(row_state["pairs"] > _SEVERAL)
 
-    return ring(mesh, block, finish, start, (x, *rows), (y, columns), (scale, bias, *weights), chunk)
+    return ring(mesh, block, finish, start, (x, rows, own), (y, columns, own), (scale, bias, *weights), chunk)
+
+
+def _pair_losses(found, target, rows, columns, scale, bias):
+    """Losses of pairs [rows, columns]; what both samples have of their own is averaged, scales by their logarithm."""
+    mean = lambda name: (rows[name][:, None] + columns[name][None]) / 2
+    if "scale" in rows:
+        scale = jnp.sqrt(rows["scale"][:, None] * columns["scale"][None])
+    if "bias" in rows:
+        bias = mean("bias")
+    loss = _cross_entropy(scale * found + bias, target)
+    return loss * mean("weight") if "weight" in rows else loss
 
 
 def _cross_entropy(logits, target):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.nn.initializers import lecun_normal
 
 from xmodal import keys as key_tools
-from xmodal.objectives.base import Objective, TeacherFacts, taught
-from xmodal.objectives.contrastive import SoftmaxContrastive, normalize, similarity
+from xmodal.objectives.base import Objective, TeacherFacts, taught, weighed
+from xmodal.objectives.contrastive import NONE, SoftmaxContrastive, normalize, of_all, scaled, similarity, weighed_sum
 from xmodal.objectives.pairs import ring, zero_rows
 
 
@@ -69,17 +69,17 @@ class Distillation(SoftmaxContrastive):
         hard, count, metrics = super().__call__(outputs, batch, params, mesh)
         student = tuple(normalize(outputs[f"{tower}.pooled"]) for tower in self.between)
         teacher = tuple(batch[taught(tower)] for tower in self.between)
-        scale = jnp.exp(params["logit_scale"])
+        scale, own = jnp.exp(of_all(params)["logit_scale"]), self._own(params, batch)
         fixed = self.teacher_logit_scale
-        own = jax.lax.stop_gradient(scale) if fixed is None else jnp.exp(jnp.float32(fixed))
+        theirs = jax.lax.stop_gradient(scale) if fixed is None else jnp.exp(jnp.float32(fixed))
         form = affinity_ring if self._use_ring(mesh, len(student[0])) else affinity_plain
-        soft, entropy = form(mesh, *zip(student, teacher, strict=True), scale, own)
+        soft, entropy = form(mesh, *zip(student, teacher, strict=True), scale, theirs, own)
         metrics |= {"teacher_kl": (soft - entropy) / count, "teacher_entropy": entropy / count}
         loss = soft if self.soft == 1 else (1.0 - self.soft) * hard + self.soft * soft
         return loss, count, metrics
 
 
-def affinity_plain(mesh, rows, columns, scale, teacher_scale):
+def affinity_plain(mesh, rows, columns, scale, teacher_scale, own=NONE):
     """Returns (cross-entropy, teacher's entropy), sums over rows, means of both ways, from the whole matrix at once.
 
     Args:
@@ -88,20 +88,22 @@ def affinity_plain(mesh, rows, columns, scale, teacher_scale):
       columns: the same of the columns.
       scale: inverse temperature of the student.
       teacher_scale: inverse temperature of the teacher.
+      own: what samples have of their own, as for `softmax_plain`.
     """
     del mesh
-    student, teacher = _logits(rows, columns, scale, teacher_scale)
+    student, teacher = _similarities(rows, columns)
 
     def one_way(student, teacher):
-        log_target, log_p = jax.nn.log_softmax(teacher, axis=1), jax.nn.log_softmax(student, axis=1)
-        target = jnp.exp(log_target)
-        return -jnp.sum(target * log_p), -jnp.sum(target * log_target)
+        log_target = jax.nn.log_softmax(teacher_scale * teacher, axis=1)
+        log_p, target = jax.nn.log_softmax(scaled(student, own, scale), axis=1), jnp.exp(log_target)
+        total = lambda logs: weighed_sum(-jnp.sum(target * logs, axis=1), own)
+        return total(log_p), total(log_target)
 
     (loss_x, entropy_x), (loss_y, entropy_y) = one_way(student, teacher), one_way(student.T, teacher.T)
     return (loss_x + loss_y) / 2, (entropy_x + entropy_y) / 2
 
 
-def affinity_ring(mesh, rows, columns, scale, teacher_scale):
+def affinity_ring(mesh, rows, columns, scale, teacher_scale, own=NONE):
     """The same as `affinity_plain`, block by block: expectations under the teacher travel with its log-sum-exp."""
 
     def start(e):
@@ -126,26 +128,28 @@ def affinity_ring(mesh, rows, columns, scale, teacher_scale):
         )
 
     def block(rows, columns, row_state, column_state, params):
-        student, teacher = _logits(rows[0], columns[0], *params)
-        return fold(row_state, student, teacher), fold(column_state, student.T, teacher.T)
+        student, teacher = _similarities(rows[0], columns[0])
+        scale, teacher = params[0], params[1] * teacher
+        of_rows, of_columns = scaled(student, rows[1], scale), scaled(student.T, columns[1], scale)
+        return fold(row_state, of_rows, teacher), fold(column_state, of_columns, teacher.T)
 
-    def one_way(s):
+    def one_way(s, own):
         log_total = lambda side: jnp.log(side["total"]) + side["top"]
         mean = lambda name: s[name] / s["teacher"]["total"]
         loss = log_total(s["student"]) - mean("expected")
-        return jnp.sum(loss), jnp.sum(log_total(s["teacher"]) - mean("own"))
+        return weighed_sum(loss, own), weighed_sum(log_total(s["teacher"]) - mean("own"), own)
 
-    def finish(row_state, column_state):
-        (loss_x, entropy_x), (loss_y, entropy_y) = one_way(row_state), one_way(column_state)
+    def finish(row_state, column_state, rows, columns):
+        (loss_x, entropy_x), (loss_y, entropy_y) = one_way(row_state, rows[1]), one_way(column_state, columns[1])
         return (loss_x + loss_y) / 2, (entropy_x + entropy_y) / 2
 
-    return ring(mesh, block, finish, start, (rows,), (columns,), (scale, teacher_scale))
+    return ring(mesh, block, finish, start, (rows, own), (columns, own), (scale, teacher_scale))
 
 
-def _logits(rows, columns, scale, teacher_scale):
-    """Logits [rows, columns] of the student and of the teacher, the latter without a gradient."""
+def _similarities(rows, columns):
+    """Cosines [rows, columns] of the student and of the teacher, the latter without a gradient."""
     student, teacher = (similarity(x, y) for x, y in zip(rows, columns, strict=True))
-    return scale * student, jax.lax.stop_gradient(teacher_scale * teacher)
+    return student, jax.lax.stop_gradient(teacher)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +192,7 @@ class FeatureMatching(Objective):
     @property
     def reads(self) -> tuple[str, ...]:
         """The teacher's embeddings."""
-        return tuple(map(taught, self.towers))
+        return (*map(taught, self.towers), "loss_weight")
 
     def init(self, key=None, model_spec=None) -> dict:
         """The maps of towers whose width is not the teacher's."""
@@ -207,7 +211,7 @@ class FeatureMatching(Objective):
     def __call__(self, outputs, batch, params, mesh):
         """See `Objective`."""
         cosines = {tower: self._cosine(tower, outputs, batch, params) for tower in self.towers}
-        loss = jnp.sum(1.0 - sum(cosines.values()) / len(cosines))
+        loss = jnp.sum(weighed(1.0 - sum(cosines.values()) / len(cosines), batch))
         metrics = {f"{tower}_cosine": jnp.mean(cosine) for tower, cosine in cosines.items()}
         return loss, jnp.float32(next(iter(cosines.values())).shape[0]), metrics
 

@@ -16,12 +16,13 @@ from jax.nn.initializers import lecun_normal
 
 from xmodal import keys as key_tools
 from xmodal.models.init import LOGIT_SCALE_CLIP
-from xmodal.objectives.base import Objective
+from xmodal.objectives.base import Objective, weighed
 from xmodal.objectives.contrastive import (
     SigmoidContrastive,
     SoftmaxContrastive,
     check_widths,
     normalize,
+    of_all,
     sigmoid_plain,
     sigmoid_ring,
     softmax_plain,
@@ -55,16 +56,20 @@ class Filip(SoftmaxContrastive):
         """See `Objective`."""
         x, y = (outputs[f"{tower}.local"] for tower in self.between)
         x, y = ((normalize(side["x"]), side["valid"]) for side in (x, y))
-        ids, scale = identities(batch, self.multi_positive), jnp.exp(params["logit_scale"])
-        common = dict(smoothing=self.label_smoothing, scores=late_interaction)
+        ids, scale = identities(batch, self.multi_positive), jnp.exp(of_all(params)["logit_scale"])
+        common = dict(smoothing=self.label_smoothing, scores=late_interaction, own=self._own(params, batch))
         if self._use_ring(mesh, len(ids)):
             found = softmax_ring(mesh, x, y, (ids,), ids, scale, **common, chunk=COLUMNS)
         else:
             found = softmax_plain(mesh, x, y, (ids,), ids, scale, **common)
         loss, hits_x, hits_y, duplicates = found
         count, (a, b) = len(ids), self.between
-        metrics = {f"{a}_to_{b}": hits_x / count, f"{b}_to_{a}": hits_y / count, "logit_scale": scale}
-        return loss, jnp.float32(count), metrics | {"health/duplicate_share": duplicates / count}
+        metrics = {f"{a}_to_{b}": hits_x / count, f"{b}_to_{a}": hits_y / count}
+        return (
+            loss,
+            jnp.float32(count),
+            metrics | self._temperatures(params) | {"health/duplicate_share": duplicates / count},
+        )
 
 
 def late_interaction(x: tuple[jax.Array, jax.Array], y: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -148,7 +153,7 @@ class Sparc(Objective):
             "patches_of_a_word": share,
             "logit_scale": jnp.exp(params["logit_scale"]),
         }
-        return jnp.sum(loss), jnp.float32(len(loss)), metrics
+        return jnp.sum(weighed(loss, batch)), jnp.float32(len(loss)), metrics
 
 
 def alignment(words: jax.Array, patches: jax.Array, valid: jax.Array, threshold: float = 0.0) -> jax.Array:
@@ -213,13 +218,14 @@ class Flair(SigmoidContrastive):
         x = (*(heads(unit_product(patches["x"], kernel(name))) for name in ("key", "value")), patches["valid"])
         y = heads(jnp.dot(text, kernel("query"), precision=_HIGHEST)), text
         ids = identities(batch, self.multi_positive)
-        scale, bias = jnp.exp(params["logit_scale"]), params["logit_bias"]
-        common = dict(weights=(kernel("out"),), scores=conditioned)
+        learned = of_all(params)
+        scale, bias = jnp.exp(learned["logit_scale"]), learned["logit_bias"]
+        common = dict(weights=(kernel("out"),), scores=conditioned, own=self._own(params, batch))
         if self._use_ring(mesh, len(ids)):
             loss, duplicates = sigmoid_ring(mesh, x, y, (ids,), ids, scale, bias, **common, chunk=COLUMNS)
         else:
             loss, duplicates = sigmoid_plain(mesh, x, y, (ids,), ids, scale, bias, **common)
-        metrics = {"logit_scale": scale, "logit_bias": bias, "health/duplicate_share": duplicates / len(ids)}
+        metrics = self._temperatures(params) | {"logit_bias": bias, "health/duplicate_share": duplicates / len(ids)}
         return loss, jnp.float32(len(ids)), metrics
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from xmodal import keys as key_tools
-from xmodal.objectives.base import Objective, View
+from xmodal.objectives.base import Objective, View, weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class MaskedText(Objective):
             )
 
     @classmethod
-    def settle(cls, entry: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    def settle(cls, entry: Mapping[str, Any], tokenizer: Any, sources: tuple[str, ...] = ()) -> dict[str, Any]:
         """Takes the ids that the entry does not give from the tokenizer."""
         given = {"mask_id": entry.get("mask_id", -1)}
         if given["mask_id"] == -1:
@@ -155,4 +155,4 @@ class MaskedText(Objective):
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         right = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weight)
         count = jnp.sum(weight)
-        return jnp.sum(nll * weight), count, {"accuracy": right / jnp.maximum(count, 1.0)}
+        return jnp.sum(weighed(nll * weight, batch)), count, {"accuracy": right / jnp.maximum(count, 1.0)}

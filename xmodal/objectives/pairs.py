@@ -80,7 +80,7 @@ def ring(
     Args:
       mesh: rows and columns are split over its batch axes; other axes stay automatic.
       block: (rows, columns, row_state, column_state, params) -> (row_state, column_state).
-      finish: (row_state, column_state) of a device's own rows and columns -> tuple of sums over them.
+      finish: (row_state, column_state, rows, columns) of a device's own rows and columns -> tuple of sums over them.
       start: (what stands first among the rows, or columns) -> their initial state.
       rows: arrays [batch, ...] or trees of them, the embeddings first.
       columns: the same of the columns.
@@ -115,7 +115,7 @@ def ring(
 
         carry = (start(rows[0]), columns, start(columns[0]))
         (row_state, _, column_state), _ = jax.lax.scan(hop, carry, length=devices)
-        return jax.tree.map(lambda a: jax.lax.psum(a, BATCH_AXES), finish(row_state, column_state))
+        return jax.tree.map(lambda a: jax.lax.psum(a, BATCH_AXES), finish(row_state, column_state, rows, columns))
 
     split = jax.P(BATCH_AXES)
     return jax.shard_map(

@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.naflex import Naflex
+from data_pipelines.marks import marks
 from data_pipelines.samples import has_images
 from data_pipelines.stream import Stream
 from xmodal.config import ConfigError
@@ -42,6 +43,7 @@ def abstract_batch(task: Task, patches: int = 0) -> dict[str, jax.ShapeDtypeStru
         own |= {name: shape(*row, dtype=kind) for name, (row, kind) in images.items()}
     for name, text in (task.teacher.texts if task.teacher else {}).items():
         own |= {name: shape(text.length, dtype=np.int32), f"{name}_valid": shape(text.length, dtype=np.bool_)}
+    own |= {name: shape(dtype=values.dtype) for name, values in marks(data.sources).items()}
     return own | {
         "text": shape(data.text.length, dtype=np.int32),
         "text_valid": shape(data.text.length, dtype=np.bool_),

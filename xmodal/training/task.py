@@ -11,6 +11,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.images.device import check_augmentation, preprocess_batch
 from data_pipelines.images.mix import mix_images
 from data_pipelines.images.naflex import Naflex
+from data_pipelines.marks import source_names
 from data_pipelines.samples import has_images
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal import keys as key_tools
@@ -272,7 +273,8 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
             vocab, length = tokenizer.vocab_size, config.data.text.length
             _fill(embed, "vocab_size", vocab, f"{where}.embed.vocab_size", "the tokenizer's", at_least=True)
             _fill(embed, "length", length, f"{where}.embed.length", "data.text.length", at_least=True)
-    _settle(config, lambda cls, entry: cls.settle(entry, tokenizer))
+    sources = source_names(config.data.sources)
+    _settle(config, lambda cls, entry: cls.settle(entry, tokenizer, sources))
     return config
 
 

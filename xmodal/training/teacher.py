@@ -24,7 +24,7 @@ from xmodal.models.embed import inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES
 from xmodal.objectives.base import TeacherFacts, taught
-from xmodal.objectives.contrastive import normalize
+from xmodal.objectives.contrastive import normalize, of_all
 from xmodal.training.task import build_entry, resolve
 
 FOLLOWS = "ema"  # instead of a model: the average of the student's weights
@@ -173,6 +173,6 @@ def _texts(config: ConfigDict, tokenizer: Tokenizer, stored: Stored) -> dict[str
 
 def _logit_scale(stored: Stored) -> float | None:
     for name, own in stored.params.get("objectives", {}).items():
-        if stored.config.objectives[name].type in CONTRASTIVE and "logit_scale" in own:
-            return float(own["logit_scale"])
+        if stored.config.objectives[name].type in CONTRASTIVE:
+            return float(of_all(own)["logit_scale"])
     return None
