@@ -154,9 +154,12 @@ class Order:
         low, high = np.maximum(begins, part.low) - begins, np.minimum(ends, part.high) - begins
         block = np.repeat(np.arange(len(blocks)), high - low)
         sample = np.arange(len(block)) + np.repeat(low - np.cumsum(high - low) + (high - low), high - low)
-        name = self._names[key.source]
-        shuffle = rng.permutation(len(block), self._seed, "window", name, key.epoch, key.lane, key.window)
+        shuffle = self._shuffle(key, len(block))
         return WindowPlan(blocks, block[shuffle].astype(np.int32), sample[shuffle].astype(np.int32))
+
+    def _shuffle(self, key: WindowKey, samples: int) -> np.ndarray:
+        name = self._names[key.source]
+        return rng.permutation(samples, self._seed, "window", name, key.epoch, key.lane, key.window)
 
     def _make_epoch(self, source: int, epoch: int) -> _Epoch:
         counts = self._counts[source]

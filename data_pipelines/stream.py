@@ -6,6 +6,7 @@ takes as many times longer as there are threads, or single samples would be copi
 to copy once more.
 """
 
+import functools
 import hashlib
 import os
 from collections import Counter, deque
@@ -23,6 +24,7 @@ import numpy as np
 from data_pipelines import buckets, rng
 from data_pipelines.accounts import Accounts
 from data_pipelines.errors import DataError, Replaced, did_you_mean
+from data_pipelines.grouped import GroupedOrder, group_size, grouped
 from data_pipelines.host import Memory, cores
 from data_pipelines.images import augment
 from data_pipelines.io.storage import Files
@@ -81,7 +83,8 @@ def open_stream(
     try:
         counter = tokenizer if config.text.buckets else None
         entries = _entries(config.sources).items()
-        sources = [open_source(name, entry, config, files, tokenizer=counter) for name, entry in entries]
+        opened = [open_source(name, entry, config, files, tokenizer=counter) for name, entry in entries]
+        sources = [grouped(source, files) for source in opened]
         file = None
         if workdir is not None:
             file = Path(workdir) / ("skipped.jsonl" if shard[1] == 1 else f"skipped-{shard[0]}.jsonl")
@@ -128,20 +131,21 @@ class Stream:
         self._tables = [part.source.blocks(_block_bytes(part.source, config)) for part in self._parts]
         self._lanes = range(shard[0] * lanes // shard[1], (shard[0] + 1) * lanes // shard[1])
         counts = [table.count for table in self._tables]
-        self.epoch_size = epoch_size(counts, lanes)
+        size = group_size(sources, config, batch_size, position)
+        self.epoch_size = epoch_size(counts, lanes * size)
         start = lambda value: samples(value, self.epoch_size)
         self._weights = [
             tuple((first, weight * part.share) for first, weight in curriculum(part.source.spec.weight, name, start))
             for name, part in zip(self._names, self._parts)
         ]
-        self._order = Order(
+        self._order = (Order if size == 1 else functools.partial(GroupedOrder, size=size))(
             counts=counts,
             names=self._names,
             weights=self._weights,
             lanes=lanes,
             window=config.window,
             seed=seed,
-            group=batch_size // lanes if self._together else 1,
+            group=batch_size // lanes if self._together else size,
         )
         self.position = self._scheduled = position
         self.fingerprint = self._make_fingerprint()

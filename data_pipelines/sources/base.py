@@ -39,6 +39,8 @@ class SourceSpec:
         keep: lists of samples, see `data_pipelines.sources.sample_lists`: patterns of files, one or several. Only
             samples that one of them names are kept; "" keeps all.
         drop: lists of samples that are left out.
+        groups: file of groups of near samples, made by `python -m xmodal data neighbours`; batches then hold whole
+            groups, and samples in none are left out. "" takes samples as they come.
         loss_weight: factor of the losses of its samples in every objective; 0 makes them negatives alone.
         temperature: of its samples in contrastive objectives, as a factor of the learned one: above 1 for noisy pairs,
             which are told apart less sharply.
@@ -52,6 +54,7 @@ class SourceSpec:
     unique: str = ""
     keep: str | tuple = ""
     drop: str | tuple = ""
+    groups: str = ""
     loss_weight: float = 1.0
     temperature: float = 1.0
 

@@ -69,7 +69,7 @@ def write_names(path: str, names: Iterable[tuple[str, str]], files: Files) -> in
     rows = [(os.path.basename(shard), key) for shard, key in names]
     if path.endswith(_HASHED):
         buffer = io.BytesIO()
-        np.save(buffer, np.unique(_hashes(rows)), allow_pickle=False)
+        np.save(buffer, np.unique(name_hashes(rows)), allow_pickle=False)
         content = buffer.getvalue()
     else:
         content = "".join(f"{shard}/{key}\n" for shard, key in rows).encode("utf-8", "surrogatepass")
@@ -95,10 +95,11 @@ def _read(path: str, content: bytes) -> np.ndarray:
             raise DataError(f"line {number} of {printable(path)} is {line[:80]!r}; expected SHARD/KEY")
         if slash:
             rows.append((shard, key))
-    return _hashes(rows)
+    return name_hashes(rows)
 
 
-def _hashes(rows: list[tuple[str, str]]) -> np.ndarray:
+def name_hashes(rows: list[tuple[str, str]]) -> np.ndarray:
+    """Returns the hashes of names (shard, key), in their order; uint64 [names]."""
     column = lambda place: np.array([hash_key(row[place]) for row in rows], np.uint64)
     return _joined(column(0), column(1))
 

@@ -18,6 +18,7 @@ ACTIONS = {
     "filter": "keep the pairs whose picture and caption fit together, by an index of embeddings",
     "duplicates": "pictures that are nearly the same, by an index of embeddings",
     "overlap": "test pictures among the training pictures, by two indexes of embeddings",
+    "neighbours": "groups of near samples for batches of hard negatives, by an index of embeddings",
     "bench": "how fast the data arrive, what limits that, and how many accelerators it feeds",
 }
 
