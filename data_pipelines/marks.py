@@ -33,7 +33,7 @@ def marks(sources: Mapping[str, Any]) -> dict[str, np.ndarray]:
         several; `loss_weight` and `temperature`, float32, where one of them is not 1.
 
     Raises:
-        DataError: an option is no number, or out of range.
+        DataError: a factor is out of range.
     """
     entries, names = used(sources), source_names(sources)
     found = {}
@@ -46,9 +46,8 @@ def marks(sources: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def _checked(name: str, option: str, value: Any, zero: bool) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf or not (value or zero):
+def _checked(name: str, option: str, value: float, zero: bool) -> float:
+    if not 0 <= value < math.inf or not (value or zero):
         expected = "a number from 0" if zero else "a number above 0"
         raise DataError(f"data.sources.{name}.{option} is {value!r}; expected {expected}")
     return float(value)

@@ -23,11 +23,11 @@ class Distillation(SoftmaxContrastive):
     """CLIP's symmetric cross-entropy with soft targets: the teacher's softmax over the batch.
 
     With `soft` 1 its gradient is that of the divergence between teacher and student (affinity distillation of
-    MobileCLIP, Vasu et al. 2024, section 3.2; contrastive relational distillation of CLIP-KD, Yang et al. 2024, section
-    3.2), with 0 it is the objective `softmax`, and between them it is `softmax` with targets of both kinds in these
-    shares: MobileCLIP's sum by lambda, ALBEF's by alpha (Li et al. 2021, section 3.3; its teacher is the average of the
-    student's weights, `teacher.model="ema"`). One temperature serves both parts. As a cross-entropy it is near
-    log(batch) at the start, and at best the teacher's entropy (`teacher_entropy`); `teacher_kl` is what lies between.
+    MobileCLIP, Vasu et al. 2024; contrastive relational distillation of CLIP-KD, Yang et al. 2024, section 3.2), with 0
+    it is the objective `softmax`, and between them `softmax` with targets of both kinds in these shares: MobileCLIP's
+    sum by lambda, ALBEF's by alpha (Li et al. 2021, section 3.3; its teacher is the average of the student's weights,
+    `teacher.model="ema"`). One temperature serves both parts. As a cross-entropy it is near log(batch) at the start and
+    at best the teacher's entropy (`teacher_entropy`); `teacher_kl` is what lies between.
 
     Attributes:
       soft: share of the target that is the teacher's; the rest lies on the positives.
