@@ -123,6 +123,7 @@ class Stream:
         lanes = config.lanes
         self._config, self._sources, self._filler, self._accounts = config, sources, filler, accounts
         self._files, self._batch_size, self._seed = files, batch_size, seed
+        size = group_size(sources, config, batch_size, position)
         split = lambda source: buckets.split(source, config.text.buckets, config.text.length, lanes)
         parts = [split(source) for source in sources]
         self._parts = [part for own in parts for part in own]
@@ -131,7 +132,6 @@ class Stream:
         self._tables = [part.source.blocks(_block_bytes(part.source, config)) for part in self._parts]
         self._lanes = range(shard[0] * lanes // shard[1], (shard[0] + 1) * lanes // shard[1])
         counts = [table.count for table in self._tables]
-        size = group_size(sources, config, batch_size, position)
         self.epoch_size = epoch_size(counts, lanes * size)
         start = lambda value: samples(value, self.epoch_size)
         self._weights = [

@@ -37,7 +37,7 @@ class _Opening(NamedTuple):
 
     @property
     def measures(self) -> list[Measure]:
-        keys = KeyHash() if self.spec.keep or self.spec.drop else None
+        keys = KeyHash() if self.spec.keep or self.spec.drop or self.spec.groups else None
         return list({measure.signature: measure for measure in (self.unique, self.tokens, keys) if measure}.values())
 
 

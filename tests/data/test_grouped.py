@@ -106,8 +106,8 @@ def test_what_cannot_be_grouped_is_refused(made, shards, tmp_path):
     config.sources.other = dict(urls=str(shards / "s-00.tar"))
     refused("all must have `groups` of one size, or none; they are {'main': 3, 'other': 1}")
     del config.sources.other
-    config.sources.main.groups = write(tmp_path / "few.npy", [[0, 1, 2], [3, 4, 5]])
-    refused("has 2 whole groups of 3 samples, fewer than data.lanes=8")
+    config.sources.main.groups = write(tmp_path / "few.npy", np.arange(12).reshape(-1, SIZE).tolist())
+    refused("has 4 whole groups of 3 samples, fewer than data.lanes=8")
     config.sources.main.groups = write(tmp_path / "others.npy", [[300, 301]])
     refused("no whole group of it; it was made for other data")
     config.sources.main.groups = write(tmp_path / "twice.npy", [[0, 1], [1, 2]])
