@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests import tiny_runs
 from xmodal.config import load_config
 from xmodal.distributed.mesh import make_mesh, to_global
+from xmodal.interop.folder import Stored, open_stored, write_stored
 from xmodal.paths import flatten_paths
 from xmodal.training import loop
 from xmodal.training.task import build_task
@@ -44,16 +46,21 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(data, tmp_path_factory):
-    """A run with tokens, text length, size and normalisation of its own."""
+    """A model with tokens, text length, size and normalisation of its own."""
     folder = tmp_path_factory.mktemp("teacher")
-    words = train_bpe([f"a thing called {i}" for i in range(60)], 300)
-    (folder / "other.json").write_text(words.json)
+    (folder / "other.json").write_text(train_bpe([f"a thing called {i}" for i in range(60)], 300).json)
     changes = {
-        "schedule.total": 2, "schedule.warmup": 0, "evals": "{}", "data.text.tokenizer": folder / "other.json",
-        "data.text.length": 12, "data.text.lower": True, "data.image.size": 24, "data.image.mean": "(0.5, 0.4, 0.3)",
+        "evals": "{}", "data.text.tokenizer": folder / "other.json", "data.text.length": 12, "data.text.lower": True,
+        "data.image.size": 24, "data.image.mean": "(0.5, 0.4, 0.3)",
     }  # fmt: skip
-    tiny_runs.run(folder / "run", tiny_runs.flags(data, **changes))
-    return folder / "run"
+    task = task_of(tiny_runs.flags(data, **changes))
+    write(folder / "model", task.config, helpers.random_params(task.losses.model), task.tokenizer)
+    return folder / "model"
+
+
+def write(folder, config, towers, tokenizer):
+    params = towers | {"objectives": {"contrastive": {"logit_scale": np.float32(2.5)}}}
+    write_stored(Stored(config, params, tokenizer, "a test"), folder)
 
 
 def flags(data, teacher, **changes):
@@ -118,7 +125,8 @@ def test_interrupted_and_continued_is_the_same_and_needs_the_same_teacher(data, 
 
     copy.rename(tmp_path / "moved")
     assert "there is no folder" in tiny_runs.fail(tmp_path / "broken", arguments, capsys)
-    shutil.copytree(tmp_path / "straight", copy)  # another model in its place
+    other = open_stored(teacher)  # another model in its place
+    write(copy, other.config, jax.tree.map(lambda a: 2 * a, other.params), other.tokenizer)
     assert "is not what this run has learned from" in tiny_runs.fail(tmp_path / "broken", arguments, capsys)
     shutil.rmtree(copy)
     (tmp_path / "moved").rename(copy)
