@@ -3,7 +3,13 @@
 CLIP's attention pool, which is one such attention without its output map, is here, too.
 """
 
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+
 import jax
+import jax.extend.backend
 import jax.numpy as jnp
 from flax import nnx
 
@@ -11,6 +17,30 @@ from xmodal import keys as key_tools
 from xmodal.models.init import Scheme
 from xmodal.models.layers import Linear, Norm, apply_routed, lora_of, rotary, routed
 from xmodal.models.spec import Flow, Sublayer
+
+_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced inside contains nothing of one vendor's alone: for programs that other devices will run."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+@functools.cache
+def _fits_cudnn(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Whether cuDNN's fused attention (never a matrix of all weights in memory) knows such heads, and is there.
+
+    Masked attention stays with XLA: cuDNN trains with a mask only where both lengths are even, and a mask is as large
+    as the weights that it would save.
+    """
+    if jnp.dtype(dtype).itemsize != 2 or head_dim % 8 or head_dim > 128:
+        return False
+    return "cuda" in jax.extend.backend.get_backend().platform_version.lower()
 
 
 def attend(
@@ -33,6 +63,8 @@ def attend(
     """
     dropout = dropout if keys is not None else 0.0
     if not (softcap or dropout):
+        if mask is None and _fits_cudnn(q.dtype, q.shape[-1]) and not _portable.get():
+            return _fused(q, k, v)
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
     k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
@@ -44,6 +76,15 @@ def attend(
     if dropout:
         weights = key_tools.dropout(weights, dropout, keys)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def _fused(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """cuDNN's attention; it trains on even lengths alone, so that odd ones get one token more that no query sees."""
+    queries, keys = q.shape[1], k.shape[1]
+    even = lambda a: jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0)))
+    lengths = jnp.full(k.shape[0], keys, jnp.int32) if keys % 2 else None
+    y = jax.nn.dot_product_attention(even(q), even(k), even(v), key_value_seq_lengths=lengths, implementation="cudnn")
+    return y[:, :queries]
 
 
 class Attention(nnx.Module):
