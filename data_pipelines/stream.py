@@ -134,7 +134,7 @@ class Stream:
             lanes=lanes,
             window=config.window,
             seed=seed,
-            group=batch_size // lanes if self._together else 1,
+            together=batch_size // lanes if self._together else 0,
         )
         self.position = self._scheduled = position
         self.fingerprint = self._make_fingerprint()
