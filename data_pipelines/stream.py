@@ -235,7 +235,7 @@ class Stream:
         """Hands the next batch to the pool."""
         rows, length = self._rows()
         labels = self._config.label.most if self._config.label.field else 0
-        batch = empty_batch(len(rows), length, self._image_arrays(len(rows)), labels)
+        batch = empty_batch(len(rows), length, self._image_arrays(len(rows)), labels, self._config.text.captions)
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])
@@ -303,7 +303,8 @@ class Stream:
     def _memory(self) -> int:
         """Bytes at most: two windows for each lane and source, the batches ahead and the one in use."""
         rows = len(self._lanes) * self._per_lane
-        row = 5 * self._config.text.length + (self._filler.images.nbytes() if self._has_images else 0)
+        text = self._config.text
+        row = 5 * text.captions * text.length + (self._filler.images.nbytes() if self._has_images else 0)
         batches = (self._config.prefetch + 2) * rows * row
         windows = 0.0
         for table in self._tables:
@@ -334,6 +335,8 @@ def _check(config: Any, batch_size: int, position: int, shard: tuple[int, int]) 
     for name, low in least.items():
         if config[name] < low:
             raise DataError(f"data.{name} is {config[name]}; it must be at least {low}")
+    if config.text.captions < 1:
+        raise DataError(f"data.text.captions is {config.text.captions}; a sample has at least 1 in a batch")
     if config.batches not in _BATCHES:
         close = did_you_mean(config.batches, _BATCHES)
         raise DataError(f"data.batches is {config.batches!r}, not one of {', '.join(_BATCHES)}{close}")
