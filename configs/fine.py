@@ -4,8 +4,9 @@
     python -m xmodal map --model runs/filip picture.png "dog and flag" --out map.png
 
 `:filip` (Yao et al. 2022), `:sparc` (Bica et al. 2024), `:flair` (Xiao et al. 2025), and `:global`, which has nothing
-fine-grained, for comparison. `pointing` puts two drawings side by side and asks whether each name points to its half
-(chance 50 %). docs/experiments.md has what was measured.
+fine-grained, for comparison. `--config.data.text.captions=4` gives `:flair` several captions of a drawing in a batch,
+as the paper has it (not run here). `pointing` puts two drawings side by side and asks whether each name points to its
+half (chance 50 %). docs/experiments.md has what was measured.
 """
 
 from configs import demo

@@ -1,8 +1,8 @@
 """Groups of samples that are near one another, which batches then hold whole: hard negatives.
 
 `python -m xmodal data neighbours` writes them from embeddings; the option `groups` of a source takes the file. The
-order deals out groups instead of runs of neighbouring samples, and keeps the members of each together: it stays a pure
-function of (seed, position), and an epoch holds every group once (but for at most `lanes - 1`, as of single samples).
+order deals out groups as it otherwise deals out samples: it stays a pure function of (seed, position), and an epoch
+holds every group once (but for at most `lanes - 1`, as of single samples).
 
 Members lie anywhere in the data, and a sample is read with the cell of its shard that it lies in (a 256th of it, up to
 4 MiB): made for local disks, and for shards whose samples were written in the order of their groups.
@@ -21,7 +21,7 @@ from data_pipelines.blocks import Blocks
 from data_pipelines.errors import DataError, Fault
 from data_pipelines.io.storage import Files, printable
 from data_pipelines.measures import Measure
-from data_pipelines.order import Order, WindowKey
+from data_pipelines.order import Order, WindowKey, WindowPlan
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.sample_lists import name_hashes, names_of
@@ -103,26 +103,55 @@ class Grouped(Source):
             yield Fault(self.name, f"{self._left_out} samples", _REASON)
 
 
-class GroupedOrder(Order):
-    """The order of sources of groups: blocks are whole groups, so it is enough to deal them out unbroken.
+class GroupedOrder:
+    """The order of sources of groups: an `Order` whose samples are whole groups, told in samples as that one is.
 
     Args:
-        size: samples of a group; every block has as many.
+        size: samples of a group; every block of every source is one group.
+        together: as for `Order`.
     """
 
-    def __init__(self, counts: Sequence[np.ndarray], names: Sequence[str], *args: Any, size: int, **kwargs: Any):
-        super().__init__(counts, names, *args, **kwargs)
-        self._quota = self._quota // size * size  # a lane takes whole groups
-        for name, quota, count in zip(names, self._quota, counts):
-            if not quota:
+    def __init__(
+        self,
+        counts: Sequence[np.ndarray],
+        names: Sequence[str],
+        weights: Sequence[Sequence[tuple[int, float]]],
+        *,
+        lanes: int,
+        together: int,
+        size: int,
+        **options: Any,
+    ):
+        self.lanes, self._size = lanes, size
+        for name, count in zip(names, counts):
+            if len(count) < lanes:
                 raise DataError(
                     f"data.sources.{name} has {len(count)} whole groups of {size} samples, fewer than "
-                    f"data.lanes={self.lanes}; lower data.lanes"
+                    f"data.lanes={lanes}; lower data.lanes"
                 )
+        in_groups = [tuple((-(-start // size), weight) for start, weight in curriculum) for curriculum in weights]
+        ones = [count // size for count in counts]
+        self._order = Order(ones, names, in_groups, lanes=lanes, together=together // size, **options)
+        self.shares, self.following = self._order.shares, self._order.following
 
-    def _shuffle(self, key: WindowKey, samples: int) -> np.ndarray:
-        """The groups of an epoch are shuffled already, all of them."""
-        return np.arange(samples)
+    def epochs(self, position: int) -> np.ndarray:
+        """See `Order`."""
+        return self._order.epochs(position // self._size)
+
+    def locate(self, lane: int, first: int, count: int) -> Iterator[tuple[WindowKey, np.ndarray, np.ndarray]]:
+        """See `Order`; `first` and `count` are multiples of the size of a group."""
+        for key, places, groups in self._order.locate(lane, first // self._size, count // self._size):
+            yield key, self._members(places), self._members(groups)
+
+    def plan(self, key: WindowKey) -> WindowPlan:
+        """See `Order`; the members of a group follow one another."""
+        plan = self._order.plan(key)
+        sample = self._members(plan.sample.astype(np.int64))
+        return WindowPlan(plan.blocks, np.repeat(plan.block, self._size), sample.astype(np.int32))
+
+    def _members(self, groups: np.ndarray) -> np.ndarray:
+        """Numbers of the members of groups with these numbers."""
+        return (groups[:, None] * self._size + np.arange(self._size)).reshape(-1)
 
 
 def grouped(source: Source, files: Files) -> Source:

@@ -2,126 +2,124 @@
 
 import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.interleave import PERIOD, Interleave
+from data_pipelines.lanes import Deal
 
-_PERIOD = 2**16  # longest pattern; shares that need a longer one are rounded to multiples of 1 / _PERIOD
+_DEALT = 2**20  # samples at most after which a pattern that is dealt to lanes repeats as a whole
 
 
 class _Phase(NamedTuple):
-    """A stretch of the stream with fixed weights.
+    """A stretch of the stream with fixed weights; `Mixture` says what its places are.
 
     Attributes:
-        first: its first group of slots.
+        first: its first place.
         sources: those that have a weight, int64.
         interleave: of these.
-        before: groups of each source in earlier phases, int64 [all sources].
+        deal: of the interleave to the lanes.
+        before: what each lane had of each source in earlier phases, int64 [lanes, sources].
     """
 
     first: int
     sources: np.ndarray
-    interleave: "Interleave"
+    interleave: Interleave
+    deal: Deal
     before: np.ndarray
 
 
 class Mixture:
-    """Says for every slot of a lane which source fills it, and with which of that source's samples.
+    """Says for every slot of a lane which source fills it, and with which of the lane's samples of that source.
+
+    After every slot the number of samples of a source, of all lanes together, differs by less than one from its share
+    of those since the weights last changed. Lanes differ by at most one in what they had of a source, and by one more
+    for each change of weights.
 
     Args:
         weights: of the sources: a number, or a curriculum ((start, number), ...) from so many samples of the stream on.
         names: of the sources, for messages.
         lanes: samples of one slot.
-        group: neighbouring slots that one source fills: those of a batch where batches are not to be mixed.
+        together: neighbouring slots that one source fills in all lanes: those of a batch where batches are not to be
+            mixed, which then keep the shares within one batch. 0 mixes samples.
 
     Raises:
         DataError: a weight is malformed, or a stretch of the stream has no source.
     """
 
-    def __init__(self, weights: Sequence[Any], names: Sequence[str], lanes: int = 1, group: int = 1):
+    def __init__(self, weights: Sequence[Any], names: Sequence[str], lanes: int = 1, together: int = 0):
         curricula = [curriculum(weight, name) for weight, name in zip(weights, names)]
         starts = sorted({start for curriculum in curricula for start, _ in curriculum})
-        self._group, self._phases = group, []
+        # Samples are interleaved and dealt to the lanes, or groups of slots, as if dealt to a single lane. What a lane
+        # is dealt at a time is a place: `self._slots` slots.
+        self._lanes, self._together, self._slots = lanes, bool(together), together or 1
+        self._dealt = 1 if together else lanes
+        longest = max(1024, min(PERIOD, _DEALT // self._dealt))
+        self._phases: list[_Phase] = []
         for start in starts:
-            first = -(-start // (lanes * group))
+            first = -(-start // (lanes * self._slots))
             now = np.array([[weight for since, weight in curriculum if since <= start][-1] for curriculum in curricula])
             (sources,) = np.nonzero(now)
             if not len(sources):
                 raise DataError(f"no entry of data.sources has a weight from sample {start:,} of the stream on")
-            before = self._taken(first) if self._phases else np.zeros(len(names), np.int64)
-            self._phases.append(_Phase(first, sources, Interleave(now[sources].tolist()), before))
+            before = np.zeros((self._dealt, len(names)), np.int64)
+            if self._phases:
+                last = self._phases[-1]
+                before = last.before.copy()
+                before[:, last.sources] += last.deal.taken(first - last.first)
+            interleave = Interleave(now[sources].tolist(), longest)
+            self._phases.append(_Phase(first, sources, interleave, Deal(interleave, self._dealt), before))
         self._firsts = np.array([phase.first for phase in self._phases])
 
     @property
     def shares(self) -> np.ndarray:
         """Share that each source has at the start, as realised; float64 [sources]."""
         first = self._phases[0]
-        shares = np.zeros(len(first.before))
+        shares = np.zeros(first.before.shape[1])
         shares[first.sources] = first.interleave.shares
         return shares
 
     def taken(self, slots: int) -> np.ndarray:
-        """Returns how many of the first so many slots of a lane each source has filled; int64 [sources]."""
-        groups, rest = divmod(slots, self._group)
-        taken = self._taken(groups) * self._group
+        """Returns how many samples of each source the first so many slots of all lanes hold; int64 [sources]."""
+        places, rest = divmod(slots, self._slots)
+        phase = self._phases[np.searchsorted(self._firsts, places, side="right") - 1]
+        taken = phase.before.sum(0)
+        taken[phase.sources] += phase.interleave.taken((places - phase.first) * self._dealt)
+        taken *= self._slots * self._lanes // self._dealt
         if rest:
-            taken[self.locate(np.array([slots]))[0]] += rest
+            taken[self.locate(0, np.array([slots]))[0]] += rest * self._lanes
         return taken
 
-    def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the source of each slot and how many samples of that source came before it; both [slots]."""
-        groups, places = np.divmod(slots, self._group)
-        source, turn = np.empty_like(groups), np.empty_like(groups)
-        number = np.searchsorted(self._firsts, groups, side="right") - 1
+    def locate(self, lane: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the source of each slot of a lane, and how many samples of it the lane had before; both [slots]."""
+        lane %= self._dealt
+        places, within = np.divmod(slots, self._slots)
+        source, turn = np.empty_like(places), np.empty_like(places)
+        number = np.searchsorted(self._firsts, places, side="right") - 1
         for i in np.unique(number):
             phase, here = self._phases[i], number == i
-            chosen, turns = phase.interleave.locate(groups[here] - phase.first)
+            chosen, turns = phase.deal.locate(lane, places[here] - phase.first)
             source[here] = phase.sources[chosen]
-            turn[here] = phase.before[source[here]] + turns
-        return source, turn * self._group + places
+            turn[here] = phase.before[lane, source[here]] + turns
+        return source, turn * self._slots + within
 
-    def _taken(self, groups: int) -> np.ndarray:
-        phase = next(phase for phase in reversed(self._phases) if phase.first <= groups)
-        taken = phase.before.copy()
-        taken[phase.sources] += phase.interleave.taken(groups - phase.first)
-        return taken
+    def turns(self, source: int, taken: int) -> np.ndarray:
+        """Returns how many of the first so many samples of a source each lane has; int64 [lanes].
 
-
-class Interleave:
-    """The mixture of sources with fixed weights.
-
-    At every prefix the samples of a source differ from its share by less than one (Tijdeman 1980, "The chairman
-    assignment problem"); the pattern repeats, so the place alone determines source and sample.
-
-    Args:
-        weights: of the sources, positive.
-    """
-
-    def __init__(self, weights: Sequence[float]):
-        counts = _integer_weights(weights)
-        self._pattern = np.array(_chairmen(counts))
-        taken = self._pattern[:, None] == np.arange(len(counts))
-        self._counts = np.array(counts)
-        self._before = np.cumsum(taken, axis=0) - taken
-
-    @property
-    def shares(self) -> np.ndarray:
-        """Share of each source, as realised; float64 [sources]."""
-        return self._counts / self._counts.sum()
-
-    def taken(self, slots: int) -> np.ndarray:
-        """Returns how many of the first so many slots each source fills; int64 [sources]."""
-        cycle, place = divmod(slots, len(self._pattern))
-        return cycle * self._counts + self._before[place]
-
-    def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the source of each slot and how many samples of that source came before it; both [slots]."""
-        cycle, place = np.divmod(slots, len(self._pattern))
-        source = self._pattern[place]
-        return source, cycle * self._counts[source] + self._before[place, source]
+        Samples of one slot count in the order of the lanes, but for those that complete a round: they come first.
+        """
+        evenly = lambda samples: samples // self._lanes + (np.arange(self._lanes) < samples % self._lanes)
+        if self._together:
+            return evenly(taken)
+        # Of phases that begin with the same samples of the source all but the last one have none of it.
+        phase = [phase for phase in self._phases if phase.before[:, source].sum() <= taken][-1]
+        before = phase.before[:, source]
+        taken -= int(before.sum())
+        if source in phase.sources:
+            return before + phase.deal.turns(int(np.searchsorted(phase.sources, source)), taken)
+        return before + evenly(taken)  # it has no weight any more: as if it went on
 
 
 def curriculum(weight: Any, name: str, samples: Callable[[Any], int] = int) -> tuple[tuple[int, float], ...]:
@@ -150,29 +148,3 @@ def _weight(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise DataError(f"{what}; expected a number from 0")
     return float(value)
-
-
-def _integer_weights(weights: Sequence[float]) -> list[int]:
-    """Returns whole numbers in the same proportions, or the nearest to them of which the pattern is not too long."""
-    total = sum(Fraction(str(weight)) for weight in weights)
-    shares = [Fraction(str(weight)) / total for weight in weights]
-    simple = [share.limit_denominator(_PERIOD) for share in shares]  # 0.3333333333333333 means a third
-    period = math.lcm(*(share.denominator for share in simple))
-    if period > _PERIOD or any(abs(a - b) > 1e-12 for a, b in zip(simple, shares)):
-        simple, period = shares, _PERIOD
-    counts = [max(1, round(share * period)) for share in simple]
-    return [count // math.gcd(*counts) for count in counts]
-
-
-def _chairmen(counts: Sequence[int]) -> list[int]:
-    """One period of Tijdeman's assignment: of the sources that are due, the one whose deadline is nearest."""
-    period, sources = sum(counts), len(counts)
-    slack = max(2 * sources - 2, 1)
-    chosen, pattern = [0] * sources, []
-    for slot in range(1, period + 1):
-        due = [j for j in range(sources) if slack * (slot * counts[j] - chosen[j] * period) >= period]
-        deadline = lambda j: -((period - slack * (chosen[j] + 1) * period) // (slack * counts[j]))
-        source = min(due, key=deadline)
-        chosen[source] += 1
-        pattern.append(source)
-    return pattern

@@ -1,12 +1,13 @@
 """The order of all samples as a pure function of (seed, position), for any number of processes.
 
-An epoch of a source permutes its blocks, lays them end to end and cuts the line into equal parts, one for each lane
-(a virtual reader). A lane shuffles the samples of about `window` blocks at a time: what it must hold in memory. Lanes
+An epoch of a source permutes its blocks, lays them end to end and cuts the line into parts, one for each lane (a
+virtual reader). A lane shuffles the samples of about `window` blocks at a time: what it must hold in memory. Lanes
 belong to the configuration and not to processes: a global batch takes equally many consecutive samples of every lane,
 and a process owns a run of neighbouring lanes.
 
 Slot s of lane l is the global row `s * lanes + l`: the identity of a sample's turn, from which its randomness derives
-whatever the batch size.
+whatever the batch size. The mixture says which source fills it. Parts are equal, but where a change of weights finds
+some lanes a sample ahead of others in a source: a part is as long as the lane has samples in that epoch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -78,7 +79,7 @@ class Order:
         lanes: virtual readers.
         window: blocks that a lane shuffles together, at most.
         seed: of the shuffles.
-        group: neighbouring slots of a lane that belong to one source.
+        together: neighbouring slots, of all lanes, that belong to one source; 0 if every sample has its own.
 
     Raises:
         DataError: a weight is malformed, or a source has fewer samples than there are lanes.
@@ -93,11 +94,11 @@ class Order:
         lanes: int,
         window: int,
         seed: int,
-        group: int = 1,
+        together: int = 0,
     ):
         self.lanes = lanes
         self._counts, self._names, self._window, self._seed = list(counts), list(names), window, seed
-        self._mixture = Mixture(weights, names, lanes, group)
+        self._mixture = Mixture(weights, names, lanes, together)
         self._quota = np.array([int(count.sum()) // lanes for count in counts])
         for name, quota, count in zip(names, self._quota, counts):
             if not quota:
@@ -107,6 +108,7 @@ class Order:
                 )
         # Pure functions, remembered: neighbouring batches ask for the same few epochs and lanes.
         self._epoch = lru_cache(maxsize=2 * len(names))(self._make_epoch)
+        self._begins = lru_cache(maxsize=4 * len(names))(self._make_begins)
         self._part = lru_cache(maxsize=2 * len(names) * lanes)(self._make_part)
 
     @property
@@ -116,7 +118,7 @@ class Order:
 
     def epochs(self, position: int) -> np.ndarray:
         """Returns how often each source has been used up after so many samples of the stream; float64 [sources]."""
-        return self._mixture.taken(position // self.lanes) / self._quota
+        return self._mixture.taken(position // self.lanes) / (self._quota * self.lanes)
 
     def locate(self, lane: int, first: int, count: int) -> Iterator[tuple[WindowKey, np.ndarray, np.ndarray]]:
         """Finds the samples of slots [first, first + count) of a lane.
@@ -124,24 +126,27 @@ class Order:
         Yields:
             A window, the places within the slots that it fills, and the samples of the window that fill them.
         """
-        sources, turns = self._mixture.locate(np.arange(first, first + count))
-        for source in np.unique(sources):
+        sources, turns = self._mixture.locate(lane, np.arange(first, first + count))
+        for source in np.unique(sources).tolist():
             (places,) = np.nonzero(sources == source)
-            epochs, offsets = np.divmod(turns[places], self._quota[source])
+            epochs, offsets = self._epochs_of(source, lane, turns[places])
             for epoch in np.unique(epochs):
                 here = epochs == epoch
-                starts = self._part(int(source), int(epoch), lane).starts
+                starts = self._part(source, int(epoch), lane).starts
                 windows = np.searchsorted(starts, offsets[here], side="right") - 1
                 for window in np.unique(windows):
                     inside = windows == window
-                    key = WindowKey(int(source), lane, int(epoch), int(window))
+                    key = WindowKey(source, lane, int(epoch), int(window))
                     yield key, places[here][inside], offsets[here][inside] - starts[window]
 
     def following(self, key: WindowKey) -> WindowKey:
         """Returns the window that comes after `key` in its lane and source."""
         if key.window + 1 < len(self._part(key.source, key.epoch, key.lane).starts):
             return key._replace(window=key.window + 1)
-        return key._replace(epoch=key.epoch + 1, window=0)
+        epoch = key.epoch + 1
+        while self._begins(key.source, epoch)[key.lane] == self._begins(key.source, epoch + 1)[key.lane]:
+            epoch += 1  # of which the lane has nothing
+        return key._replace(epoch=epoch, window=0)
 
     def plan(self, key: WindowKey) -> WindowPlan:
         """Returns the content of a window, shuffled."""
@@ -154,12 +159,24 @@ class Order:
         low, high = np.maximum(begins, part.low) - begins, np.minimum(ends, part.high) - begins
         block = np.repeat(np.arange(len(blocks)), high - low)
         sample = np.arange(len(block)) + np.repeat(low - np.cumsum(high - low) + (high - low), high - low)
-        shuffle = self._shuffle(key, len(block))
+        name = self._names[key.source]
+        shuffle = rng.permutation(len(block), self._seed, "window", name, key.epoch, key.lane, key.window)
         return WindowPlan(blocks, block[shuffle].astype(np.int32), sample[shuffle].astype(np.int32))
 
-    def _shuffle(self, key: WindowKey, samples: int) -> np.ndarray:
-        name = self._names[key.source]
-        return rng.permutation(samples, self._seed, "window", name, key.epoch, key.lane, key.window)
+    def _epochs_of(self, source: int, lane: int, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the epoch of each turn of a lane, which rise, and its place in the lane's part; both [turns]."""
+        epoch = int(turns[0] // self._quota[source])
+        while (begin := self._begins(source, epoch)[lane]) > turns[0]:
+            epoch -= 1
+        begins = [begin]
+        while begins[-1] <= turns[-1]:
+            begins.append(self._begins(source, epoch + len(begins))[lane])
+        number = np.searchsorted(begins, turns, side="right") - 1
+        return epoch + number, turns - np.array(begins)[number]
+
+    def _make_begins(self, source: int, epoch: int) -> np.ndarray:
+        """Returns the samples of a source that each lane has before an epoch begins; int64 [lanes]."""
+        return self._mixture.turns(source, epoch * int(self._quota[source]) * self.lanes)
 
     def _make_epoch(self, source: int, epoch: int) -> _Epoch:
         counts = self._counts[source]
@@ -168,8 +185,8 @@ class Order:
 
     def _make_part(self, source: int, epoch: int, lane: int) -> _LanePart:
         ends = self._epoch(source, epoch).ends
-        quota = int(self._quota[source])
-        low, high = lane * quota, (lane + 1) * quota
+        sizes = self._begins(source, epoch + 1) - self._begins(source, epoch)
+        low, high = int(sizes[:lane].sum()), int(sizes[: lane + 1].sum())
         first, last = np.searchsorted(ends, low, side="right"), np.searchsorted(ends, high, side="left")
         blocks = int(last - first) + 1
         windows = -(-blocks // self._window)

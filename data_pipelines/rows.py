@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ def empty_batch(
     length: int,
     images: dict[str, np.ndarray],
     labels: int = 0,
+    captions: int = 1,
     texts: Mapping[str, OtherText] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """Returns a batch to be filled, whose arrays nothing else uses.
@@ -58,20 +60,22 @@ def empty_batch(
         length: tokens of a caption.
         images: from `ImageArrays.empty`; {} where samples have none.
         labels: classes of a sample, int32 [rows, labels]; 0 for none.
+        captions: of a sample; with more than one, texts are [rows, captions, length].
         texts: captions for other models, by the name of their ids in the batch.
     """
+    shape = (rows, captions) if captions > 1 else (rows,)
     classes = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
     others = {}
     for name, text in texts.items():
-        others[name] = aligned_empty((rows, text.length), np.int32)
-        others[f"{name}_valid"] = aligned_empty((rows, text.length), np.bool_)
+        others[name] = aligned_empty((*shape, text.length), np.int32)
+        others[f"{name}_valid"] = aligned_empty((*shape, text.length), np.bool_)
     return classes | dict(
         **images,
         **others,
-        text=aligned_empty((rows, length), np.int32),
-        text_valid=aligned_empty((rows, length), np.bool_),
+        text=aligned_empty((*shape, length), np.int32),
+        text_valid=aligned_empty((*shape, length), np.bool_),
         key_id=aligned_empty((rows, 2), np.uint32),
-        caption_id=aligned_empty((rows, 2), np.uint32),
+        caption_id=aligned_empty((*shape, 2), np.uint32),
     )
 
 
@@ -116,25 +120,28 @@ class RowFiller:
         Raises:
             DataError: a window has no readable sample, or a user's transform failed.
         """
-        texts, replaced = [], []
+        texts, replaced, shape = [], [], batch["text"].shape[1:]
         for place, row in enumerate(rows, first):
             sample, faults = self._sample(row, batch, place)
             if faults:
                 replaced.append(Replaced(row.window.source.name, faults))
             captions = row.window.source.captions
-            text = captions.choose(sample.record, row.word)
-            texts.append(self._hooks.text(text, row.word, f"{sample.key} of {sample.shard}"))
+            drawn = captions.several(sample.record, row.word, math.prod(shape[:-1]))
+            name = f"{sample.key} of {sample.shard}"
+            own = [self._hooks.text(text, row.word + i, name) for i, text in enumerate(drawn)]
+            texts += own
             identity = captions.identity(sample.record)
             batch["key_id"][place] = hash64(sample_name(sample) if identity is None else identity)
-            batch["caption_id"][place] = hash64(texts[-1])
+            batch["caption_id"][place] = np.reshape([hash64(text) for text in own], (*shape[:-1], 2))
             if "label" in batch:
                 batch["label"][place] = captions.labels.ids(sample.record.fields)
         here = slice(first, first + len(rows))
-        length = batch["text"].shape[1]
-        batch["text"][here], batch["text_valid"][here] = self._tokenizer.encode(texts, length)
+        for name, values in zip(("text", "text_valid"), self._tokenizer.encode(texts, shape[-1])):
+            batch[name][here] = values.reshape(-1, *shape)
         for name, other in self.texts.items():
             read = [text.lower() for text in texts] if other.lower else texts
-            batch[name][here], batch[f"{name}_valid"][here] = other.tokenizer.encode(read, other.length)
+            for kind, values in zip((name, f"{name}_valid"), other.tokenizer.encode(read, other.length)):
+                batch[kind][here] = values.reshape(-1, *shape[:-1], other.length)
         return replaced
 
     def _sample(self, row: Row, batch: dict[str, np.ndarray], place: int) -> tuple[Sample, list[Fault]]:

@@ -145,7 +145,7 @@ class Stream:
             lanes=lanes,
             window=config.window,
             seed=seed,
-            group=batch_size // lanes if self._together else size,
+            together=batch_size // lanes if self._together else 0,
         )
         self.position = self._scheduled = position
         self.fingerprint = self._make_fingerprint()
@@ -246,7 +246,8 @@ class Stream:
         """Hands the next batch to the pool."""
         rows, parts, length = self._rows()
         labels = self._config.label.most if self._config.label.field else 0
-        batch = empty_batch(len(rows), length, self._image_arrays(len(rows)), labels, self._filler.texts)
+        images, captions = self._image_arrays(len(rows)), self._config.text.captions
+        batch = empty_batch(len(rows), length, images, labels, captions, self._filler.texts)
         batch |= {name: values[parts] for name, values in self._marks.items()}
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
@@ -316,8 +317,9 @@ class Stream:
     def _memory(self) -> int:
         """Bytes at most: two windows for each lane and source, the batches ahead and the one in use."""
         rows = len(self._lanes) * self._per_lane
-        tokens = self._config.text.length + sum(text.length for text in self._filler.texts.values())
-        row = 5 * tokens + (self._filler.images.nbytes() if self._has_images else 0)
+        text = self._config.text
+        tokens = text.length + sum(other.length for other in self._filler.texts.values())
+        row = 5 * text.captions * tokens + (self._filler.images.nbytes() if self._has_images else 0)
         batches = (self._config.prefetch + 2) * rows * row
         windows = 0.0
         for table in self._tables:
@@ -348,6 +350,8 @@ def _check(config: Any, batch_size: int, position: int, shard: tuple[int, int]) 
     for name, low in least.items():
         if config[name] < low:
             raise DataError(f"data.{name} is {config[name]}; it must be at least {low}")
+    if config.text.captions < 1:
+        raise DataError(f"data.text.captions is {config.text.captions}; a sample has at least 1 in a batch")
     if config.batches not in _BATCHES:
         close = did_you_mean(config.batches, _BATCHES)
         raise DataError(f"data.batches is {config.batches!r}, not one of {', '.join(_BATCHES)}{close}")

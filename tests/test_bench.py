@@ -1,5 +1,6 @@
 """The benchmarks of the input pipeline, each at a tiny size: what they compute, and the tables they leave behind."""
 
+import argparse
 import json
 import random
 
@@ -8,9 +9,10 @@ import pytest
 import webdataset
 
 from xmodal.__main__ import main
-from xmodal.commands import bench_shuffle
+from xmodal.commands import bench_loss, bench_shuffle
 from xmodal.commands.bench_data import Round, table_rows
 from xmodal.commands.bench_data_sets import SETS, caption, jpeg
+from xmodal.objectives import fine_grained
 
 
 def run(tmp_path, *arguments: str) -> dict:
@@ -89,3 +91,16 @@ def test_plan(tmp_path):
     total = next(row for name, row in steps.items() if name.endswith("in all"))
     assert 0 < total["seconds"] < 60
     assert 0 < total["memory GiB"] <= total["peak GiB"] < 8
+
+
+def test_memory_of_fine_grained_losses():
+    """Doubling the batch doubles ours and quadruples what holds all similarities; nothing is run."""
+    sizes = dict(fine=True, devices=8, dim=16, patches=49, words=16, batches=[256, 512])
+    title, columns, (small, large) = bench_loss.compiled(argparse.Namespace(**sizes))
+    assert title.endswith("8 devices, width 16, 49 patches, 16 words") and len(columns) == len(large) == 11
+    grown = {name.removesuffix(" MiB"): b / a for name, a, b in zip(columns, small, large) if name.endswith("MiB")}
+    assert grown["filip naive"] > 3.5 and grown["flair naive"] > 3.5
+    assert grown["filip ring"] < 2.5 and grown["flair ring"] < 2.5 and grown["sparc"] < 2.5
+    found = dict(zip(columns, large))
+    assert found["filip naive MiB"] > 512 / 8 * 512 * 49 * 16 * 4 / 2**20 > 2 * found["filip ring MiB"]
+    assert fine_grained.SLICE == 2**22, "the naive form leaves nothing behind"

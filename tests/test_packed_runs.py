@@ -92,7 +92,7 @@ def test_words_point_to_patches_of_a_picture_in_its_shape(trained):
     found = xmodal.load(trained[0]).word_map(pictures()[1], "thing 1")
     assert found.words == ("thing", "1")
     assert found.scores.shape == (2, 1, 4) and found.picture.shape == (8, 32, 3)
-    assert (np.abs(found.scores) <= 1 + 1e-5).all() and found.overlay("thing").size == (256, 256)
+    assert (np.abs(found.scores) <= 1 + 1e-5).all() and found.overlay("thing").size == (256, 64)
     with pytest.raises(DataError, match="pointing needs square images"):
         stored = open_stored(trained[0])
         Pointing(urls="none.tar").prepare("x", EvalContext(None, None, None, stored.tokenizer, stored.config.data))

@@ -19,13 +19,14 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.decode import full_image, on_white
 from data_pipelines.images.device import preprocess_batch
-from xmodal.config import ConfigError
+from xmodal.config import ConfigError, make_spec
 from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
 from xmodal.distributed.sharding import shardings
 from xmodal.evaluation.classes import ensemble, fill, has_place
 from xmodal.evaluation.word_maps import WordMap, grid_of, score_words, word_tokens
 from xmodal.interop.folder import Stored, open_stored
 from xmodal.models.model import Functional
+from xmodal.objectives import OBJECTIVES
 from xmodal.objectives.contrastive import normalize, of_all
 
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -183,19 +184,41 @@ class Model:
         Returns:
           Cosines of each word with each patch, and the picture as the model saw it: see `WordMap`.
         """
+        if self.no_word_maps:
+            raise DataError(f"there are no word maps: {self.no_word_maps}")
         text = text.lower() if self._data.text.lower else text
         words = word_tokens(self.tokenizer, text, self._data.text.length)
         if not words:
-            raise DataError(f"word_map needs a text with words, got {text!r}")
+            raise DataError(f"a word map needs a text with words, got {text!r}")
         images, texts = self.prepare_images([picture]), self.prepare_texts([text])
         patches, tokens = (self._local(kind, batch) for kind, batch in (("image", images), ("text", texts)))
-        scores = score_words([places for _, places in words], tokens, patches)
+        scores = score_words([word.tokens for word in words], tokens, patches)
         if "image_grid" in images:
             rows, columns = map(int, images["image_grid"][0])
         else:
             rows, columns = grid_of(self.stored.spec.towers[self._names["image"]], patches.shape[0])
         scores = scores[:, : rows * columns].reshape(-1, rows, columns)  # behind them is padding
-        return WordMap(tuple(word for word, _ in words), scores, ImageArrays(self._data.image).shown(images, 0))
+        letters, spans, _ = zip(*words)
+        return WordMap(letters, scores, ImageArrays(self._data.image).shown(images, 0), text, spans)
+
+    @property
+    def no_word_maps(self) -> str:
+        """Why `word_map` has nothing to say; "" where it has."""
+        for kind in ("image", "text"):
+            if kind not in self._names:
+                return f"no tower of the model reads {kind}s alone"
+        grid = getattr(self.stored.spec.towers[self._names["image"]].embed, "grid", None)
+        return "the image tower makes a single patch of a picture" if grid == (1, 1) else ""
+
+    @property
+    def aligns_words(self) -> bool:
+        """Whether an objective of the model compares patches or words, and not whole pictures and texts alone."""
+        for name, entry in self.stored.config.objectives.items():
+            own = {key: value for key, value in entry.items() if key != "type"}
+            needs = make_spec(OBJECTIVES[entry["type"]], own, f"objectives.{name}").needs
+            if any(need.endswith(".local") for need in needs):
+                return True
+        return False
 
     def _local(self, kind: str, batch: Mapping) -> np.ndarray:
         """Unit patches or words of the first row, [seq, dim]."""

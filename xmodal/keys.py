@@ -30,6 +30,14 @@ def fold(keys: jax.Array | None, data: int | str | jax.Array) -> jax.Array | Non
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
+def spread(keys: jax.Array, rows: int) -> jax.Array:
+    """Derives keys for all rows of samples that have several: [batch] -> [rows], those of a sample side by side."""
+    if rows == len(keys):
+        return keys
+    each = jnp.arange(rows // len(keys))
+    return jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(each))(keys).reshape(rows)
+
+
 def bernoulli(keys: jax.Array, probability: float | jax.Array, shape: Sequence[int] = ()) -> jax.Array:
     """Returns bool [batch, *shape], true with the given probability."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, probability, tuple(shape)))(keys)

@@ -15,6 +15,7 @@ from data_pipelines.text.fields import lookup
 
 _MASK = 2**64 - 1
 _CLEANING = ("none", "basic")
+_DRAWS = 4  # for each of several captions, before one comes twice
 _LONGEST = 2**14  # characters of a caption that are used: of megabytes, each visit would cost seconds
 
 
@@ -178,6 +179,17 @@ class Captions:
             return _some(entries, self._max_list, _mix(word + place)) if len(entries) > 1 else entries
 
         return self._render(template, record, pick)
+
+    def several(self, record: Record, word: int, count: int) -> list[str]:
+        """Returns as many captions, of which the first is that of `choose`; they differ as long as others are drawn."""
+        found = {}
+        for _ in range(_DRAWS * count):
+            found[self.choose(record, word)] = None
+            if len(found) == count:
+                break
+            word = _mix(word)
+        different = list(found)
+        return [different[i % len(different)] for i in range(count)]
 
     def every(self, record: Record) -> list[str]:
         """Returns the captions of a checked record without chance.

@@ -91,6 +91,19 @@ def test_captions_without_chance():
     assert {several.choose(record(several), word) for word in WORDS} == {"smile", "happy", "joy"}
 
 
+def test_several_captions_differ_while_there_are_others():
+    captions = make((1.0, "{tags}"), max_list=1)
+    drawn = [captions.several(record(captions), word, 2) for word in WORDS]
+    assert all(first == captions.choose(record(captions), word) for (first, _), word in zip(drawn, WORDS))
+    assert sum(first == second for first, second in drawn) < 0.01 * len(drawn)  # eight draws of three
+    assert min(Counter(map(tuple, drawn)).values()) > 130, "all pairs of different ones, equally often"
+    assert set(captions.several(record(captions), 5, 3)) == {"smile", "happy", "joy"}
+    found = captions.several(record(captions), 5, 5)
+    assert len(found) == 5 and found[3:] == found[:2] and len(set(found)) == 3
+    one = make()
+    assert one.several(record(one, text=b"a cat"), 7, 2) == ["a cat", "a cat"]
+
+
 def test_a_template_without_its_field_is_passed_over():
     captions = make((1.0, "{label}"), (1.0, "{tags}"))
     for empty in ([], None, "", ["", None]):

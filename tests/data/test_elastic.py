@@ -2,15 +2,12 @@
 
 import json
 import random
-from fractions import Fraction
 
 import numpy as np
 import pytest
 from tiny_shards import encode
 
 from configs.base import get_config
-from data_pipelines.mixture import Mixture
-from data_pipelines.order import Order
 from data_pipelines.stream import open_stream
 
 LANES, BATCH, BATCHES = 8, 16, 40
@@ -150,61 +147,3 @@ def test_epochs_are_exact_for_every_type_on_any_hosts(make, source, lanes, hosts
     for number in range(3):
         assert len(np.unique(keys[:, number])) == epoch
     assert len(np.unique(keys)) == samples or epoch < samples
-
-
-def weights_of(choice: random.Random) -> list:
-    """Random weights of 1 to 6 sources, numbers and curricula, such that one source always has some."""
-    draw = (
-        lambda: choice.randint(1, 40),
-        lambda: round(choice.uniform(0.01, 3), choice.randint(1, 3)),
-        lambda: 1 / choice.randint(1, 9),
-    )
-    weights = []
-    for i in range(choice.randint(1, 6)):
-        weight = choice.choice(draw)
-        if choice.random() < 0.4:
-            starts = sorted(choice.sample(range(1, 400), choice.randint(1, 3)))
-            zero = lambda i=i: i > 0 and choice.random() < 0.3
-            weights.append(tuple((start, 0.0 if zero() else weight()) for start in (0, *starts)))
-        else:
-            weights.append(weight())
-    return weights
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_mixtures_keep_their_shares_at_any_prefix(seed):
-    """Within one sample in each stretch of a curriculum, exactly; nothing of a source is left out or comes twice."""
-    choice = random.Random(seed)
-    weights, lanes, group = weights_of(choice), choice.choice((1, 2, 8)), choice.choice((1, 1, 4))
-    slots = 1000 // lanes // group * group
-    mixture = Mixture(weights, "abcdef"[: len(weights)], lanes, group)
-    source, turn = mixture.locate(np.arange(slots))
-    steps = [weight if isinstance(weight, tuple) else ((0, weight),) for weight in weights]
-    starts = sorted({-(-start // (lanes * group)) for step in steps for start, _ in step})
-    chosen = source.reshape(-1, group)
-    assert (chosen == chosen[:, :1]).all()
-    for first, last in zip(starts, [*starts[1:], slots // group]):
-        sample = first * lanes * group
-        now = [Fraction([weight for start, weight in step if start <= sample][-1]) for step in steps]
-        taken = np.cumsum(chosen[first:last, :1] == np.arange(len(weights)), axis=0)
-        for count in range(1, len(taken) + 1):
-            for which, weight in enumerate(now):
-                ideal = count * weight / sum(now)
-                assert abs(int(taken[count - 1, which]) - ideal) < 1 + count * 1e-4, (weights, count, which)
-    for which in range(len(weights)):
-        np.testing.assert_array_equal(turn[source == which], np.arange((source == which).sum()))
-    for cut in choice.sample(range(slots), 20):
-        np.testing.assert_array_equal(mixture.taken(cut), np.bincount(source[:cut], minlength=len(weights)))
-
-
-def test_every_lane_of_the_stream_keeps_the_shares():
-    """A global batch is made of equally many slots of each lane, all of which fill a slot from the same source."""
-    counts = [np.full(20, 7), np.full(11, 5)]
-    order = Order(counts, "ab", [0.3, ((0, 0.1), (160, 0.5))], lanes=8, window=3, seed=0)
-    for lane in range(8):
-        source = np.full(60, -1)
-        for key, places, _ in order.locate(lane, 0, 60):
-            source[places] = key.source
-        for first, last, share in ((0, 20, 3 / 4), (20, 60, 3 / 8)):
-            taken = np.cumsum(source[first:last] == 0)
-            assert (np.abs(taken - share * np.arange(1, last - first + 1)) < 1).all()

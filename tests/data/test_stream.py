@@ -107,6 +107,26 @@ def test_templates_and_identities(config):
     assert len(np.unique(ids, axis=0)) == len(set(captions))
 
 
+def test_several_captions_of_a_sample(config):
+    config.text.templates, config.text.max_list = ((1.0, "{label}"), (1.0, "{label} {tags}")), 1
+    (plain,) = take(config, 1)
+    config.text.captions = 2
+    (whole,) = take(config, 1)
+    shapes = {name: whole[name].shape for name in ("text", "text_valid", "caption_id", "key_id")}
+    assert shapes == dict(text=(16, 2, 16), text_valid=(16, 2, 16), caption_id=(16, 2, 2), key_id=(16, 2))
+    for name in ("text", "text_valid", "caption_id"):
+        np.testing.assert_array_equal(whole[name][:, 0], plain[name])
+    assert all(np.array_equal(whole[name], plain[name]) for name in ("image", "key_id"))
+    first, second = (texts(config, [dict(text=whole["text"][:, i])]) for i in range(2))
+    assert all(a.split()[:2] == b.split()[:2] for a, b in zip(first, second)), "of one sample"
+    assert sum(a != b for a, b in zip(first, second)) > 12
+    (half,) = take(config, 1, shard=(1, 2))
+    np.testing.assert_array_equal(half["text"], whole["text"][8:])
+    config.text.captions = 0
+    with pytest.raises(DataError, match=r"data\.text\.captions is 0; a sample has at least 1"):
+        take(config, 1)
+
+
 def test_mixture_shares(config, shards):
     config.sources.main.urls = str(shards / "s-00.tar")
     config.sources.other = dict(urls=str(shards / "s-01.tar"), weight=3.0)

@@ -145,11 +145,13 @@ def test_mistakes_are_named(folder):
 def test_tokens_of_words():
     tokenizer = stored().tokenizer
     ids = tokenizer.encode(["a red, 蓝 one"], 32)[0][0]
-    words = dict(word_tokens(tokenizer, "a red, 蓝 one", 32))
+    found = word_tokens(tokenizer, "a red, 蓝 one", 32)
+    assert ["a red, 蓝 one"[slice(*word.span)] for word in found] == [word.letters for word in found]
+    words = {word.letters: word.tokens for word in found}
     assert list(words) == ["a", "red", "蓝", "one"]
     decoded = {word: tokenizer.decode([ids[i] for i in places]).strip(" ,") for word, places in words.items()}
     assert decoded == {word: word for word in words}
-    assert [word for word, _ in word_tokens(tokenizer, "a red, 蓝 one", 4)][-1] != "one"  # cut off
+    assert word_tokens(tokenizer, "a red, 蓝 one", 4)[-1].letters != "one"  # cut off
     assert token_places(tokenizer, "red red", 16, 4, 7)[0] > token_places(tokenizer, "red red", 16, 0, 3)[-1]
     assert score_words([[0, 1]], np.eye(2, 3), np.eye(3)).tolist() == [[0.5, 0.5, 0.0]]
 
@@ -161,6 +163,7 @@ def test_a_loaded_model_maps_words_and_the_command_draws_them(tmp_path, capsys):
     picture.paste((0, 0, 255), (0, 12, 4, 16))
     found = xmodal.load(open_stored(tmp_path / "model").origin).word_map(picture, "Red and BLUE")
     assert found.words == ("red", "and", "blue") and found.scores.shape == (3, 4, 4)
+    assert found.pieces() == [("red", 0), (" ", None), ("and", 1), (" ", None), ("blue", 2)]
     assert found["red"].argmax() == 3 and found["blue"].argmax() == 12
     np.testing.assert_allclose(found["red"][0, 0], 3**-0.5, rtol=1e-5)
     with pytest.raises(DataError, match="no word 'green'; its words: red, and, blue"):
@@ -178,3 +181,15 @@ def test_a_loaded_model_maps_words_and_the_command_draws_them(tmp_path, capsys):
         pixel = np.asarray(sheet)[24 + 8, 8 + 72 + 56]  # the red patch stays clear, what is elsewhere is faded
     assert pixel[0] > 230 and pixel[1] < 40
     assert "row 1, column 4" in capsys.readouterr().out
+
+
+def test_a_model_says_whether_its_words_can_point():
+    model = stored()
+    assert xmodal.Model(model).no_word_maps == "" and not xmodal.Model(model).aligns_words
+    model.config.objectives.filip = dict(type="filip", between=("image", "text"), weight=1.0)
+    assert xmodal.Model(model).aligns_words
+    model.config.model.towers.image.embed.image_size = model.config.data.image.size = PATCH
+    with pytest.raises(DataError, match="no word maps: the image tower makes a single patch of a picture"):
+        xmodal.Model(model).word_map(np.zeros((4, 4, 3), np.uint8), "red")
+    del model.config.model.towers.text, model.params["text"]
+    assert xmodal.Model(model).no_word_maps == "no tower of the model reads texts alone"

@@ -150,6 +150,36 @@ def test_duplicates_can_be_left_as_negatives(kind, form):
     assert metrics["health/duplicate_share"] == 0
 
 
+@pytest.mark.parametrize("form,mesh", [("plain", "1"), ("ring", "1"), ("ring", "8x1x1"), ("ring", "2x2x2")])
+def test_several_captions_are_positives_of_their_image(form, mesh, monkeypatch):
+    """Against the formula: captions of an image, of one with the same key, and equal ones of other images."""
+    monkeypatch.setattr(pairs, "CHUNK", 5)
+    mesh, captions = helpers.mesh(*MESHES[mesh]), 3
+    rng = np.random.default_rng(2)
+    x, y = (rng.normal(size=(rows, DIM)).astype(np.float32) for rows in (ROWS, ROWS * captions))
+    batch = identities(True)
+    caption = 200 + np.arange(ROWS * captions)
+    caption[[4, 61]] = caption[17]  # of the samples 1, 20 and 5
+    batch["caption_id"] = np.stack([caption * 0 + 7, caption], axis=1).astype(np.uint32).reshape(ROWS, captions, 2)
+    key, owner = batch["key_id"][:, 1], np.arange(ROWS * captions) // captions
+    of = lambda i: set(caption[owner == i])
+    target = np.array([[key[i] == key[owner[c]] or caption[c] in of(i) for c in range(len(y))] for i in range(ROWS)])
+    assert target.sum() == ROWS * captions + 6 * captions + 6
+    params = KINDS["sigmoid"][1]
+    with jax.set_mesh(mesh):
+        (loss, metrics), grads = compiled(SigmoidContrastive(form=form), mesh)(dict(x=x, y=y, params=params), batch)
+    exact, logits = np.float64, np.exp(np.float64(1.4)) * unit(np.float64(x)) @ unit(np.float64(y)).T - 1.5
+    p = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(loss, np.mean(-np.sum(np.log(np.where(target, p, 1 - p)), axis=0)), rtol=1e-5)
+    np.testing.assert_allclose(grads["params"]["logit_bias"], np.sum(p - target) / len(y), rtol=1e-4)
+    through = np.exp(exact(1.4)) * (p - target) @ unit(exact(y)) / len(y)
+    ux, size = unit(exact(x)), np.linalg.norm(x, axis=1, keepdims=True)
+    wanted = (through - ux * np.sum(through * ux, axis=1, keepdims=True)) / size
+    helpers.assert_trees_close(dict(x=grads["x"]), dict(x=wanted))
+    assert metrics["weight"] == len(y) and metrics["health/duplicate_share"] == pytest.approx(6 / ROWS)
+    assert metrics["health/pair_cosine"] == pytest.approx(np.mean(np.sum(ux[owner] * unit(y), axis=1)), rel=1e-4)
+
+
 def test_the_two_halves_of_an_identity_both_count():
     ids = jnp.array([[[1, 2]], [[1, 3]], [[2, 2]], [[1, 2]]], jnp.uint32)
     assert pairs.positives(ids, ids).astype(int).tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]

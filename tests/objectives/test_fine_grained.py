@@ -14,15 +14,19 @@ from xmodal.objectives.fine_grained import Filip, Flair, Sparc
 
 ROWS, PATCHES, WORDS, DIM, HEADS = 8, 5, 4, 6, 2
 CASES = [("plain", (1, 1, 1)), ("plain", (2, 2, 2)), ("ring", (1, 1, 1)), ("ring", (8, 1, 1)), ("ring", (2, 2, 2))]
-RUNS = [(kind, *case) for kind in ("filip", "flair") for case in CASES] + [("sparc", *case) for case in CASES[:2]]
+RUNS = [(kind, *case, 1) for kind in ("filip", "flair") for case in CASES] + [("sparc", *case, 1) for case in CASES[:2]]
+RUNS += [("flair", *CASES[i], 3) for i in (0, 3, 4)]
 KINDS = {"filip": Filip, "sparc": Sparc, "flair": Flair}
 
 
-def case(kind, seed=0):
-    """Leaves that have gradients, validity of patches and words, and the batch: rows 1 and 6 share a caption."""
+def case(kind, seed=0, captions=1):
+    """Leaves that have gradients, validity of patches and words, and the batch: rows 1 and 6 share a caption.
+
+    With several captions it is the first of row 1 and the last of row 6.
+    """
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    leaves = dict(patches=draw(ROWS, PATCHES, DIM), words=draw(ROWS, WORDS, DIM), text=draw(ROWS, DIM))
+    leaves = dict(patches=draw(ROWS, PATCHES, DIM), words=draw(ROWS, WORDS, DIM), text=draw(ROWS * captions, DIM))
     params = dict(logit_scale=np.float32(1.3))
     if kind == "flair":
         params["logit_bias"] = np.float32(-0.7)
@@ -30,9 +34,10 @@ def case(kind, seed=0):
     valid_words = np.arange(WORDS)[None] < rng.integers(1, WORDS + 1, ROWS)[:, None]
     valid_patches = np.arange(PATCHES)[None] < rng.integers(2, PATCHES + 1, ROWS)[:, None]
     valid = dict(patches=valid_patches.astype(np.float32), words=valid_words.astype(np.float32))
-    key, caption = np.arange(ROWS), 100 + np.arange(ROWS)
-    caption[6] = caption[1]
-    wide = lambda ids: np.stack([ids * 0 + 5, ids], axis=1).astype(np.uint32)
+    key, caption = np.arange(ROWS), 100 + np.arange(ROWS * captions).reshape(ROWS, captions)
+    caption[6, -1] = caption[1, 0]
+    caption = caption[:, 0] if captions == 1 else caption
+    wide = lambda ids: np.stack([ids * 0 + 5, ids], axis=-1).astype(np.uint32)
     return dict(leaves, params=params), valid, dict(key_id=wide(key), caption_id=wide(caption))
 
 
@@ -92,20 +97,25 @@ def sparc(leaves, valid):
 
 
 def flair(leaves, valid):
-    """Xiao et al. 2025: loops over pairs and heads, with an explicit token of zeros."""
-    p = leaves["params"]
+    """Xiao et al. 2025: loops over pairs and heads, with an explicit token of zeros.
+
+    Of several captions an image sees its own ones and the first of each other image, of which 1's is also one of 6's.
+    """
+    p, captions = leaves["params"], len(leaves["text"]) // ROWS
     kernel, text, total = lambda name: p[name]["kernel"], unit(leaves["text"]), 0.0
+    right = POSITIVE if captions == 1 else np.eye(ROWS) + (np.arange(ROWS) == 1) * (np.arange(ROWS) == 6)[:, None]
     for i in range(ROWS):
+        pairs = [(j * captions, right[i, j]) for j in range(ROWS)] + [(i * captions + k, 1) for k in range(1, captions)]
         seen = unit(leaves["patches"][i][valid["patches"][i] > 0])
         keys, values = (np.vstack([seen @ kernel(name), np.zeros(DIM)]) for name in ("key", "value"))
-        for j in range(ROWS):
+        for j, positive in pairs:
             parts = []
             for h in np.split(np.arange(DIM), HEADS):
                 weights = np.exp(log_softmax(keys[:, h] @ (text[j] @ kernel("query"))[h] / np.sqrt(DIM / HEADS)))
                 parts.append(weights @ values[:, h])
             z = np.exp(p["logit_scale"]) * unit(np.concatenate(parts) @ kernel("out")) @ text[j] + p["logit_bias"]
-            total += np.log1p(np.exp(-z if POSITIVE[i, j] else z))
-    return total / ROWS
+            total += np.log1p(np.exp(-z if positive else z))
+    return total / (ROWS + captions - 1)
 
 
 FORMULAS = dict(filip=filip, sparc=sparc, flair=flair)
@@ -116,14 +126,16 @@ def slope(formula, leaves, valid, direction, step=1e-6):
     return (formula(move(1), valid) - formula(move(-1), valid)) / (2 * step)
 
 
-@pytest.mark.parametrize("kind,form,shape", RUNS)
-def test_losses_and_gradients_follow_the_formula(kind, form, shape, monkeypatch):
+@pytest.mark.parametrize("kind,form,shape,captions", RUNS)
+def test_losses_and_gradients_follow_the_formula(kind, form, shape, captions, monkeypatch):
     monkeypatch.setattr(fine_grained, "COLUMNS", 3)  # divides neither 8 nor a device's columns
     monkeypatch.setattr(fine_grained, "SLICE", 40)  # slices of a single row
     options = {} if kind == "sparc" else dict(form=form)
     objective = KINDS[kind](**options, **(dict(heads=HEADS) if kind == "flair" else {}))
-    leaves, valid, batch = case(kind)
-    (loss, _), grads = run(objective, helpers.mesh(*shape), leaves, valid, batch)
+    leaves, valid, batch = case(kind, captions=captions)
+    (loss, metrics), grads = run(objective, helpers.mesh(*shape), leaves, valid, batch)
+    if kind == "flair":
+        assert metrics["health/duplicate_share"] == (2 if captions == 1 else 1) / ROWS
     formula, exact = FORMULAS[kind], jax.tree.map(np.float64, leaves)
     np.testing.assert_allclose(loss, formula(exact, valid), rtol=1e-5)
     rng = np.random.default_rng(1)
@@ -183,6 +195,15 @@ def test_local_outputs_are_patches_and_words_in_the_shared_space():
     np.testing.assert_allclose(image["x"], out["image.tokens"].x[:, 2:] @ kernel, rtol=1e-5, atol=1e-6)
     end = text["x"][jnp.arange(2), jnp.array([2, 3])]  # pooled at the end mark: the same map of the same token
     np.testing.assert_allclose(end, out["text.pooled"], rtol=1e-5, atol=1e-6)
+
+
+def test_chance_of_several_captions():
+    logits = np.linspace(-8, 2, 10_001)
+    for captions in (1, 3):
+        pairs = 16 * captions, 16 * 15  # that belong together, and that do not
+        constant = pairs[0] * np.log1p(np.exp(-logits)) + pairs[1] * np.log1p(np.exp(logits))
+        chance = Flair().chance_loss(16, None, captions)
+        assert chance == pytest.approx(constant.min() / (16 + captions - 1), rel=1e-5)
 
 
 def test_flair_has_an_attention_of_its_own_and_heads_that_fit():

@@ -1,8 +1,8 @@
 """Recipes for the tests: every part of a real one, at a size that compiles and trains in seconds.
 
 `:clip` (default) is plain; `:noisy` has all that is random or averaged (crops, jitter, dropout, patch dropout,
-stochastic depth, EMA, accumulation); `:coca` writes captions as well; `:naflex` is SigLIP 2 over packed patches. The
-tests name shards and tokenizer on the command line.
+stochastic depth, EMA, accumulation); `:coca` writes captions as well; `:naflex` is SigLIP 2 over packed patches;
+`:captions` is FLAIR with two captions of a sample. The tests name shards and tokenizer on the command line.
 """
 
 from configs import base
@@ -20,7 +20,7 @@ def get_config(variant: str = "clip"):
     c = base.get_config()
     c.batch_size = 16
     c.mesh.rules = SHARDED
-    noise = dict(dropout=0.1, drop_path=0.1) if variant == "noisy" else {}
+    noise = dict(dropout=0.1, drop_path=0.1) if variant in ("noisy", "captions") else {}
     image = presets.image_tower(WIDTH, 2, HEADS, patch_size=8, embed_dim=WIDTH, scan=True, **noise)
     text = presets.text_tower(WIDTH, 1, HEADS, embed_dim=WIDTH, scan=False, **noise)
     c.model = presets.dual_tower(image=image, text=text)
@@ -34,7 +34,7 @@ def get_config(variant: str = "clip"):
     c.evals = dict(held_out=dict(type="retrieval", urls="", every="100%", batch_size=24, examples=4))
     c.checkpoint.update(every="2steps", keep_last=20)
     c.log.update(every=1, tensorboard=False)
-    return {"clip": lambda c: c, "noisy": noisy, "coca": coca, "naflex": naflex}[variant](c)
+    return {"clip": lambda c: c, "noisy": noisy, "coca": coca, "naflex": naflex, "captions": captions}[variant](c)
 
 
 def naflex(c):
@@ -45,6 +45,13 @@ def naflex(c):
     c.data.image.update(crop="random_resized", scale=(0.3, 1.0), ratio=(0.3, 3.0), flip=True)
     c.data.image.naflex.update(lengths=(4, 9), length=6, patch_size=8)
     c.evals.named = dict(type="zero_shot", urls="", captions=("{label}",), every="100%", batch_size=24)
+    return c
+
+
+def captions(c):
+    losses = dict(sigmoid={}, flair=dict(heads=2))
+    c.objectives = {name: dict(type=name, weight=0.5, **options) for name, options in losses.items()}
+    c.data.text.update(templates=((1.0, "{label}"), (1.0, "{tags}")), captions=2)
     return c
 
 

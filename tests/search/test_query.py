@@ -88,7 +88,10 @@ def test_a_model_of_pictures_alone(tmp_path):
     assert searcher.search(Query(image=picture(2)))[0].record["key"] == "2.png"
     with pytest.raises(DataError, match="does not read texts"):
         searcher.search(Query("w9"))
-    page, _ = document("photos", "", searcher.among, searcher.model.inputs)
+    assert searcher.no_maps == "no tower of the model reads texts alone"
+    with pytest.raises(DataError, match="no word maps: no tower of the model reads texts alone"):
+        searcher.word_map(0, "w9")
+    page, _ = document("photos", "", searcher.among, searcher.model.inputs, searcher.no_maps)
     assert "This model reads pictures alone" in page and "disabled" in page
 
 

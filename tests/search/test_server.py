@@ -1,5 +1,6 @@
 """The search server: what it answers, and what hostile requests get."""
 
+import base64
 import contextlib
 import html
 import http.client
@@ -138,6 +139,8 @@ def test_the_page_loads_nothing_from_elsewhere(server):
         "/etc/passwd", "/../../etc/passwd", "/api/../manifest.json", "/manifest.json", "/00000.safetensors",
         "/api/thumbnail/", "/api/thumbnail/-1", "/api/thumbnail/999", "/api/thumbnail/99999999999999999999",
         "/api/thumbnail/../../../etc/passwd", "/api/thumbnail/..%2f..%2fetc%2fpasswd", "/api/thumbnail/0/../1",
+        "/api/map/", "/api/map/-1?text=w9", "/api/map/999?text=w9", "/api/map/99999999999999999999?text=w9", "/api/map",
+        "/api/map/../manifest.json?text=w9", "/api/map/0/1?text=w9", "/api/map/%30?text=w9", "/api/map/1.0?text=w9",
         "/api/thumbnail/%30", "/api/thumbnail/1e1", "/api/thumbnail/0%00", "/api/search/x", "/x", "//etc/passwd",
         "/api/thumbnail/\u0661".encode().decode("latin-1"),
     ],
@@ -230,6 +233,64 @@ def test_parameters_are_checked(server):
     assert raw(server, b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 414 ")
 
 
+def test_words_are_mapped(server):
+    searcher, text = server.searcher, "W20 no, w50!"
+    expected = searcher.model.word_map(searcher.index.thumbnail(12), text)
+    ask_map = lambda query="": ask(server, f"/api/map/12?text=W20+no,+w50!{query}")
+    status, headers, body = ask_map()
+    found = json.loads(body)
+    assert status == 200 and headers["Content-Type"] == "application/json" and headers["Cache-Control"] == "no-store"
+    assert found["words"] == ["W20", "no", "w50"] and found["caption"] == caption(GOOD[12]) and found["row"] == 12
+    pieces = [["W20", 0], [" ", None], ["no", 1], [", ", None], ["w50", 2], ["!", None]]
+    assert found["pieces"] == pieces and "".join(piece for piece, _ in pieces) == expected.text == text
+    assert found["word"] == expected.clearest
+    for word in range(3):
+        own, scores = json.loads(ask_map(f"&word={word}")[2]), expected.scores[word]
+        assert own["word"] == word and own["grid"] == list(scores.shape)
+        assert own["best"] == list(divmod(int(scores.argmax()), scores.shape[1]))
+        np.testing.assert_allclose([own["highest"], own["lowest"]], [scores.max(), scores.min()], rtol=1e-6)
+        kind, content = own["picture"].split(",")
+        shown = Image.open(io.BytesIO(base64.b64decode(content)))
+        difference = np.asarray(shown).astype(float) - np.asarray(expected.overlay(word, max(shown.size)))
+        assert kind == "data:image/jpeg;base64" and np.abs(difference).mean() < 3
+
+
+def test_maps_that_cannot_be(server, index_copy):
+    for query, message in (
+        ("", "needs a text with words"),
+        ("text=", "needs a text with words"),
+        ("text=%00+!!", "needs a text with words"),
+        ("text=w9&word=1", "the text has those from 0 to 0"),
+        ("text=w9&word=-1", "the text has those from 0 to 0"),
+        ("text=w9&word=" + "9" * 4000, "the text has those from 0 to 0"),
+        ("text=w9&word=" + "9" * 5000, "expected a number"),
+        ("text=w9&word=w9", "word is 'w9'; expected a number"),
+        ("text=w9&word=0.5", "expected a number"),
+        ("text=w9&word=nan", "expected a number"),
+        ("text=w9&top=3", "unknown parameter 'top'; known are text, word"),
+        ("text=" + "w" * 3000, "at most 2,000"),
+    ):
+        assert message in error(ask(server, f"/api/map/0?{query}"), 400), query
+    for text in ("%3Cscript%3Ex", "%ff%fea", "%F0%9F%9A%A9x", "%ED%A0%80a", "a" * 2000, "+w9+" * 400):
+        status, headers, body = ask(server, f"/api/map/0?text={text}")
+        assert status == 200 and headers["Content-Type"] == "application/json" and json.loads(body)["words"]
+    assert error(ask(server, "/api/map/0?text=w9", "POST", picture(1), Content_Type="image/png"), 404)
+    assert error(ask(server, "/api/map/0?text=w9", Host="evil.example"), 421)
+    assert error(ask(server, "/api/map/0?text=w9", Origin="http://evil.example"), 403)
+    for path in sorted(index_copy.glob("*.safetensors")):  # as `--thumbnails 0` writes it
+        note, arrays = Part(index_copy, int(path.stem)).note, load_file(path)
+        del arrays["thumbnail_end"]
+        save_file(arrays, path, metadata=dict(note=json.dumps(note)))
+    with _serving(Searcher(Index(index_copy), server.searcher.model)) as bare:
+        assert "no word maps: the index keeps no pictures" in error(ask(bare, "/api/map/0?text=w9"), 400)
+        assert json.loads(ask(bare, "/api/index")[2])["no_maps"] == "the index keeps no pictures"
+        assert " · no word maps: the index keeps no pictures</p>" in ask(bare, "/")[2].decode()
+    assert (
+        json.loads(ask(server, "/api/index")[2])["no_maps"] == ""
+        and b"no word maps:" not in ask(server, "/")[2].partition(b"<script>")[0]
+    )
+
+
 def test_connections_are_bounded(server, monkeypatch):
     monkeypatch.setattr(serving, "_CONNECTIONS", 2)
     get = b"GET /api/index HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -264,9 +325,9 @@ def test_a_taken_port_is_said(server):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with")
 def test_a_browser_shows_captions_and_questions_as_text(server, tmp_path):
-    """The hostile caption is found by its own picture, and asked for by its own words; neither becomes an element."""
+    """The hostile caption is found by its own picture, asked for by its words, and these mapped: all is text."""
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-    address = f"{server.url}?like=0&q=" + "".join(f"%{byte:02x}" for byte in EVIL.encode())
+    address = f"{server.url}?like=0&map=0&q=" + "".join(f"%{byte:02x}" for byte in EVIL.encode())
     how = [f"--user-data-dir={tmp_path}", "--virtual-time-budget=8000", "--dump-dom"]
     command = [CHROMIUM, *flags.split(), *how, address]
     page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
@@ -274,3 +335,8 @@ def test_a_browser_shows_captions_and_questions_as_text(server, tmp_path):
     assert "<title>pictures · xmodal search</title>" in page and "owned</title>" not in page
     assert f'<span class="caption">{html.escape(EVIL, quote=False)}</span>' in page
     assert page.count("<script>") == 1 and "<img src=x" not in page
+    assert (
+        re.search(r'<dialog[^>]* open=""', page) and page.count('<button class="word" type="button" aria-pressed') == 1
+    )
+    assert "&lt;<button" in page and "Clear where “scriptdocumenttitleownedscriptimg” fits best: cosine " in page
+    assert re.search(r'<img id="shown"[^>]* src="data:image/jpeg;base64,', page)

@@ -17,6 +17,7 @@ from xmodal.models.model import Functional
 from xmodal.objectives import View
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
+from xmodal.objectives.fine_grained import Flair
 from xmodal.objectives.masked_text import MaskedText
 from xmodal.paths import flatten_paths, map_paths
 from xmodal.training.losses import merge_rows, split_rows
@@ -47,9 +48,12 @@ class BrighterCaptioning(Captioning):
         return Brighter(self.amount)
 
 
-def batch_of(rows=ROWS):
+def batch_of(rows=ROWS, captions=1):
     """Captions of many lengths, and duplicates that lie in different micro-batches and on different devices."""
     batch = helpers.batch(rows)
+    if captions > 1:
+        more = helpers.batch(rows * captions, seed=1)
+        batch |= {name: more[name].reshape(rows, captions, -1) for name in ("text", "text_valid", "caption_id")}
     batch["key_id"][[1, rows - 1]] = batch["key_id"][0]
     batch["caption_id"][rows // 2] = batch["caption_id"][2]
     return batch
@@ -65,6 +69,13 @@ CASES = {  # everything that is random takes part somewhere
     "sigmoid": lambda: (
         helpers.clip(PATCHES, style="siglip"),
         dict(contrastive=SigmoidContrastive(logit_bias=-2.0)),
+    ),
+    "captions": lambda: (
+        helpers.clip(PATCHES, WORDS, dropout=0.1, drop_path=0.2),
+        dict(
+            sigmoid=SigmoidContrastive(logit_bias=-2.0, weight=0.5),
+            flair=Flair(heads=2, logit_bias=-2.0, weight=0.5),
+        ),
     ),
     "mixed": lambda: (helpers.clip(PATCHES), dict(contrastive=SoftmaxContrastive(logit_scale=1.5))),
     "both": lambda: (
@@ -100,10 +111,11 @@ def result(case, shape, parts):
     losses = dataclasses.replace(
         helpers.losses(towers, objectives, mesh), preprocess=mixing if case == "mixed" else jitter
     )
-    params = helpers.random_params(losses.model) | {"objectives": losses.init_params()}
+    params = helpers.random_params(losses.model) | {"objectives": losses.init_params(jax.random.key(0))}
+    batch = batch_of(captions=3 if case == "captions" else 1)
     with jax.set_mesh(mesh):
         keys = jax.device_put(helpers.sample_keys(ROWS), batch_sharding(mesh))
-        return jax.jit(lambda *args: losses.value_and_grad(*args, parts))(params, to_global(batch_of(), mesh), keys)
+        return jax.jit(lambda *args: losses.value_and_grad(*args, parts))(params, to_global(batch, mesh), keys)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +123,7 @@ def result(case, shape, parts):
     [
         ("softmax", (2, 2, 2), 2),
         ("sigmoid", ONE, 4),
+        ("captions", (2, 2, 2), 2),
         ("mixed", (1, 4, 2), 2),
         ("both", ONE, 4),
         ("both", (8, 1, 1), 2),

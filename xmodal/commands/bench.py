@@ -10,7 +10,7 @@ import pathlib
 
 BENCHES = {
     "data": "the input pipeline beside the raw decoder, the webdataset library and open_clip's loader",
-    "loss": "memory per device of the contrastive losses, plain and as rings",
+    "loss": "memory per device of the losses over all pairs, plain and as rings",
     "plan": "memory and time that a data set of a billion samples takes before its first batch",
     "remote": "throughput of ranged reads from disk, a web server with latency, and S3",
     "search": "time of a query to a large index of embeddings, beside FAISS",

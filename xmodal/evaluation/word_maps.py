@@ -8,6 +8,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +20,15 @@ from xmodal.models.tower import TowerSpec
 # What a map is asked about: runs without spaces, and each ideograph or kana by itself.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 _PUNCTUATION = re.compile(r"[\W_]+")
+_INNER = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)  # of a word: without the punctuation around it
+
+
+class Word(NamedTuple):
+    """A word of a text: its letters, where these stand in the text (first, one past the last), and its tokens."""
+
+    letters: str
+    span: tuple[int, int]
+    tokens: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +39,35 @@ class WordMap:
       words: of the text, in order.
       scores: float32 [words, rows, columns], cosines with the patches.
       picture: uint8 [height, width, 3], as the model saw it.
+      text: as the model read it.
+      spans: of each word in it: the first character, and one past the last.
     """
 
     words: tuple[str, ...]
     scores: np.ndarray
     picture: np.ndarray
+    text: str
+    spans: tuple[tuple[int, int], ...]
 
     def __getitem__(self, word: str) -> np.ndarray:
         """Scores [rows, columns] of the first word that is so spelt."""
         if word not in self.words:
             raise DataError(f"the text has no word {word!r}; its words: {', '.join(self.words)}")
         return self.scores[self.words.index(word)]
+
+    @property
+    def clearest(self) -> int:
+        """Number of the word that stands out most in one place."""
+        flat = self.scores.reshape(len(self.words), -1)
+        return int((flat.max(axis=1) - flat.mean(axis=1)).argmax())
+
+    def pieces(self) -> list[tuple[str, int | None]]:
+        """Cuts the text into words, with their numbers, and what lies between them, with None."""
+        found, done = [], 0
+        for number, (first, last) in enumerate(self.spans):
+            found += [(self.text[done:first], None), (self.text[first:last], number)]
+            done = last
+        return [piece for piece in (*found, (self.text[done:], None)) if piece[0]]
 
     def overlay(self, word: int | str, size: int = 256) -> Image.Image:
         """Returns the picture, faded where a word (or the word with that number) does not point to."""
@@ -65,17 +93,19 @@ def panels(found: WordMap, size: int) -> bytes:
 
 
 def overlay(picture: np.ndarray, scores: np.ndarray, size: int) -> Image.Image:
-    """Returns a picture of `size` pixels, clear where scores [rows, columns] are highest and grey where lowest."""
+    """Returns a picture, clear where scores [rows, columns] are highest and grey where lowest; `size`: longer side."""
+    scale = size / max(picture.shape[:2])
+    shape = tuple(max(1, round(scale * side)) for side in picture.shape[1::-1])
     low, high = float(scores.min()), float(scores.max())
     share = (scores - low) / max(high - low, 1e-12)
-    heat = Image.fromarray(np.uint8(np.round(255 * share))).resize((size, size), Image.Resampling.BICUBIC)
-    image = Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS)
+    heat = Image.fromarray(np.uint8(np.round(255 * share))).resize(shape, Image.Resampling.BICUBIC)
+    image = Image.fromarray(picture).resize(shape, Image.Resampling.LANCZOS)
     grey = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, (96, 96, 104)), 0.75)
     return Image.composite(image, grey, heat)
 
 
-def word_tokens(tokenizer: Tokenizer, text: str, length: int) -> list[tuple[str, list[int]]]:
-    """Returns the words of a text and the places of their tokens in its encoding; words that are cut off are left out.
+def word_tokens(tokenizer: Tokenizer, text: str, length: int) -> list[Word]:
+    """Returns the words of a text with the places of their tokens in its encoding; words that are cut off are left out.
 
     Args:
       tokenizer: of the model.
@@ -84,9 +114,10 @@ def word_tokens(tokenizer: Tokenizer, text: str, length: int) -> list[tuple[str,
     """
     found = []
     for match in _WORD.finditer(text):
-        word, places = _PUNCTUATION.sub("", match[0]), token_places(tokenizer, text, length, *match.span())
-        if word and places:
-            found.append((word, places))
+        inner, places = _INNER.search(match[0]), token_places(tokenizer, text, length, *match.span())
+        if inner and places:
+            span = match.start() + inner.start(), match.start() + inner.end()
+            found.append(Word(_PUNCTUATION.sub("", match[0]), span, places))
     return found
 
 

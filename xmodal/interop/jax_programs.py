@@ -20,6 +20,7 @@ from xmodal.inference import Model, own_inputs
 from xmodal.interop.folder import Stored
 from xmodal.interop.tables import InteropError
 from xmodal.interop.weights import cast
+from xmodal.models import attention
 from xmodal.models.batch_norm import STATISTICS
 from xmodal.models.model import Functional
 from xmodal.objectives.contrastive import normalize
@@ -60,7 +61,8 @@ def write(stored: Stored, folder: Path, dtype: str) -> list[str]:
         alone = Functional.build(_only(stored, name, config.model.dtype).spec)
         run = functools.partial(_embed, alone, name, image)
         shapes = {path: jax.ShapeDtypeStruct(a.shape, a.dtype) for path, a in weights.items()}
-        program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(shapes, inputs[kind])
+        with attention.portable():
+            program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(shapes, inputs[kind])
         (folder / f"{name}.jaxexport").write_bytes(program.serialize())
         np.savez(folder / f"{name}.npz", **weights)
     return list(towers)

@@ -81,8 +81,11 @@ class CrossModalModel(nnx.Module):
             skip = lambda other: cache is not None and not prefill and other not in caches
             read = {other: run(other) for other in spec.reads if not skip(other)}
             context = run(spec.attends) if spec.attends and not skip(spec.attends) else None
+            own_keys = key_tools.fold(keys, name)
+            if own_keys is not None and spec.embed is not None:  # a sample may have several texts
+                own_keys = key_tools.spread(own_keys, len(batch[spec.embed.input]))
             with jax.named_scope(name):
-                out, cache, own = tower(batch, read=read, context=context, keys=key_tools.fold(keys, name), cache=cache)
+                out, cache, own = tower(batch, read=read, context=context, keys=own_keys, cache=cache)
             if cache is not None:
                 new_caches[name] = cache
             if own:

@@ -62,12 +62,14 @@ class Objective(abc.ABC):
       reads: entries of the view's batch that a loss over the global batch looks at, where they are there.
       needs_labels: the loss reads `label` of the batch, which `data.label` describes.
       takes_mixed: the loss knows what to do with images that show two samples (`mix_weight` in the batch).
+      takes_captions: the same of several captions of a sample (rows of their own in the outputs of a text tower).
     """
 
     weight: float = 1.0
     global_batch: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     takes_mixed: ClassVar[bool] = False
+    takes_captions: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
 
     @classmethod

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from data_pipelines.images.mix import swap_neighbours
 from xmodal.models.init import LOGIT_BIAS_SIGLIP, LOGIT_SCALE_CLIP, LOGIT_SCALE_SIGLIP
 from xmodal.objectives.base import Objective
-from xmodal.objectives.pairs import BATCH_AXES, identities, ring, targets, zero_rows
+from xmodal.objectives.pairs import BATCH_AXES, caption_identities, identities, ring, targets, zero_rows
 
 OF_SOURCES = ("source", "loss_weight", "temperature")  # of the batch, see data_pipelines/marks.py
 NONE: dict = {}  # what samples have of their own: nothing
@@ -132,17 +132,19 @@ class Contrastive(Objective):
         return found
 
     def _inputs(self, outputs, batch):
+        """Returns unit x [batch, dim] and y [batch * captions, dim], the identities of x, and those of y."""
         x, y = (outputs[f"{tower}.pooled"] for tower in self.between)
-        if x.shape != y.shape:
+        if x.shape[1] != y.shape[1]:
             raise ValueError(
                 f"the towers {self.between} must pool to the same width: {x.shape} and {y.shape}; set `embed_dim`"
             )
         ids = identities(batch, self.multi_positive)
+        columns = caption_identities(ids, len(y) // len(x)).reshape(len(y), *ids.shape[1:])
         if "mix_weight" not in batch:
-            return normalize(x), normalize(y), (ids,), ids
+            return normalize(x), normalize(y), (ids,), columns
         # Each image shows two; its caption is that of both, by their shares (as labels: Zhang et al. 2017).
         mixed = ids, swap_neighbours(ids), batch["mix_weight"]
-        return normalize(x), normalize(y), mixed, ids
+        return normalize(x), normalize(y), mixed, columns
 
     def _use_ring(self, mesh: jax.sharding.Mesh, batch_size: int) -> bool:
         shards = math.prod(mesh.shape[a] for a in BATCH_AXES)
@@ -158,7 +160,7 @@ class Contrastive(Objective):
             # Mean cosine of two random samples of one modality: near 1 means collapse.
             health[f"health/{tower}_mean_cosine"] = jnp.sum(jnp.square(centre))
         health["health/modality_gap"] = jnp.linalg.norm(centres[0] - centres[1])
-        health["health/pair_cosine"] = jnp.mean(jnp.sum(x * y, axis=-1))
+        health["health/pair_cosine"] = jnp.mean(jnp.sum(x[:, None] * y.reshape(len(x), -1, x.shape[1]), axis=-1))
         return health
 
 
@@ -278,7 +280,9 @@ def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine,
 
 @dataclasses.dataclass(frozen=True)
 class SigmoidContrastive(Contrastive):
-    """SigLIP's pairwise sigmoid loss (Zhai et al. 2023, algorithm 1), summed over pairs, per sample.
+    """SigLIP's pairwise sigmoid loss (Zhai et al. 2023, algorithm 1), summed over pairs, per caption.
+
+    Several captions of a sample are all positives of its image (FLAIR, Xiao et al. 2025, section 3.2).
 
     Attributes:
       logit_scale: log of the inverse temperature at the start.
@@ -287,15 +291,15 @@ class SigmoidContrastive(Contrastive):
 
     logit_scale: float = LOGIT_SCALE_SIGLIP
     logit_bias: float = LOGIT_BIAS_SIGLIP
+    takes_captions: ClassVar[bool] = True
 
     def init(self, key=None, model_spec=None) -> dict[str, jax.Array]:
         """The learned log inverse temperature and bias."""
         return self._learned(logit_scale=self.logit_scale, logit_bias=self.logit_bias)
 
-    def chance_loss(self, batch_size: int, model_spec) -> float:
+    def chance_loss(self, batch_size: int, model_spec, captions: int = 1) -> float:
         """The loss of the best constant logit: every pair is a positive with probability 1 / batch size."""
-        p = 1.0 / batch_size
-        return -math.log(p) - (batch_size - 1) * math.log1p(-p) if batch_size > 1 else 0.0
+        return constant_loss(1, batch_size)
 
     def __call__(self, outputs, batch, params, mesh):
         x, y, rows, columns = self._inputs(outputs, batch)
@@ -303,9 +307,14 @@ class SigmoidContrastive(Contrastive):
         scale, bias = jnp.exp(learned["logit_scale"]), learned["logit_bias"]
         form = sigmoid_ring if self._use_ring(mesh, x.shape[0]) else sigmoid_plain
         loss, duplicates = form(mesh, x, y, rows, columns, scale, bias, own=self._own(params, batch))
-        count = x.shape[0]
-        metrics = {"logit_bias": bias, "health/duplicate_share": duplicates / count}
-        return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
+        metrics = {"logit_bias": bias, "health/duplicate_share": duplicates / len(x)}
+        return loss, jnp.float32(len(y)), metrics | self._health(outputs, x, y, params)
+
+
+def constant_loss(positives: int, pairs: int) -> float:
+    """Cross-entropy, summed over pairs, of the best constant logit."""
+    p = positives / pairs
+    return -positives * math.log(p) - (pairs - positives) * math.log1p(-p) if positives < pairs else 0.0
 
 
 def sigmoid_plain(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, own=NONE):
@@ -316,12 +325,13 @@ def sigmoid_plain(mesh, x, y, rows, columns, scale, bias, weights=(), scores=sim
     """
     del mesh
     target = targets(rows, columns)
-    loss = _pair_losses(scores(x, y, *weights), target, own, own, scale, bias)
-    return jnp.sum(loss), jnp.sum(jnp.sum(target, axis=1) > _SEVERAL)
+    loss = _pair_losses(scores(x, y, *weights), target, own, _of_captions(own, rows, columns), scale, bias)
+    return jnp.sum(loss), jnp.sum(jnp.sum(target, axis=1) > _several(rows, columns))
 
 
 def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, chunk=0, own=NONE):
     """The same as `sigmoid_plain`, block by block."""
+    several = _several(rows, columns)
 
     def start(e):
         zero = zero_rows(e)
@@ -335,9 +345,10 @@ def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=simi
 
     def finish(row_state, column_state, rows, columns):
         del column_state, rows, columns
-        return jnp.sum(row_state["loss"]), jnp.sum(row_state["pairs"] > _SEVERAL)
+        return jnp.sum(row_state["loss"]), jnp.sum(row_state["pairs"] > several)
 
-    return ring(mesh, block, finish, start, (x, rows, own), (y, columns, own), (scale, bias, *weights), chunk)
+    column_own = _of_captions(own, rows, columns)
+    return ring(mesh, block, finish, start, (x, rows, own), (y, columns, column_own), (scale, bias, *weights), chunk)
 
 
 def _pair_losses(found, target, rows, columns, scale, bias):
@@ -349,6 +360,16 @@ def _pair_losses(found, target, rows, columns, scale, bias):
         bias = mean("bias")
     loss = _cross_entropy(scale * found + bias, target)
     return loss * mean("weight") if "weight" in rows else loss
+
+
+def _of_captions(own, rows, columns):
+    """What samples have of their own, for each of their captions."""
+    return {name: jnp.repeat(values, len(columns) // len(rows[0])) for name, values in own.items()}
+
+
+def _several(rows, columns) -> float:
+    """What the targets of a row sum to at most, if it has no positives but its own captions."""
+    return _SEVERAL + len(columns) // len(rows[0]) - 1
 
 
 def _cross_entropy(logits, target):

@@ -21,6 +21,7 @@ from xmodal.objectives.contrastive import (
     SigmoidContrastive,
     SoftmaxContrastive,
     check_widths,
+    constant_loss,
     normalize,
     of_all,
     sigmoid_plain,
@@ -28,7 +29,7 @@ from xmodal.objectives.contrastive import (
     softmax_plain,
     softmax_ring,
 )
-from xmodal.objectives.pairs import chunk_size, identities
+from xmodal.objectives.pairs import caption_identities, chunk_size, identities
 
 COLUMNS = 16  # captions of a block
 SLICE = 2**22  # numbers that a slice of a block may hold: 16 MiB in float32
@@ -181,9 +182,10 @@ def alignment(words: jax.Array, patches: jax.Array, valid: jax.Array, threshold:
 class Flair(SigmoidContrastive):
     """Text-conditioned image embeddings in a sigmoid loss (Xiao et al. 2025, section 3.2 and equation 4).
 
-    Each caption of the batch pools the patches of each image by an attention of its own, and must tell whether image
-    and caption belong together. The paper's second loss, between whole images and all captions, is the objective
-    `sigmoid` beside it; samples that share a key are several captions of one image in both.
+    Each caption pools the patches of an image by an attention of its own, and must tell whether both belong together.
+    With `data.text.captions`, all captions of an image are its positives, and the first one of each other image may be
+    its negative; the loss is the mean over these captions, as in the published code. The paper's second loss, between
+    whole images and all captions, is the objective `sigmoid` beside it, both at half the weight.
 
     Attributes:
       heads: of the attention that pools.
@@ -191,6 +193,10 @@ class Flair(SigmoidContrastive):
 
     heads: int = 8
     takes_mixed: ClassVar[bool] = False
+
+    def chance_loss(self, batch_size: int, model_spec, captions: int = 1) -> float:
+        """The loss of the best constant logit: of the captions that an image sees, `captions` are its own."""
+        return batch_size / (batch_size + captions - 1) * constant_loss(captions, batch_size + captions - 1)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -218,15 +224,23 @@ class Flair(SigmoidContrastive):
         x = (*(heads(unit_product(patches["x"], kernel(name))) for name in ("key", "value")), patches["valid"])
         y = heads(jnp.dot(text, kernel("query"), precision=_HIGHEST)), text
         ids = identities(batch, self.multi_positive)
-        learned = of_all(params)
+        captions, learned, own = len(text) // len(ids), of_all(params), self._own(params, batch)
         scale, bias = jnp.exp(learned["logit_scale"]), learned["logit_bias"]
-        common = dict(weights=(kernel("out"),), scores=conditioned, own=self._own(params, batch))
+        common = dict(weights=(kernel("out"),), scores=conditioned, own=own)
+        by_sample = jax.tree.map(lambda a: a.reshape(len(ids), captions, *a.shape[1:]), y)
+        first, others = (jax.tree.map(lambda a, part=part: a[:, part], by_sample) for part in (0, slice(1, None)))
+        columns = caption_identities(ids, captions)[:, 0]
         if self._use_ring(mesh, len(ids)):
-            loss, duplicates = sigmoid_ring(mesh, x, y, (ids,), ids, scale, bias, **common, chunk=COLUMNS)
+            loss, duplicates = sigmoid_ring(mesh, x, first, (ids,), columns, scale, bias, **common, chunk=COLUMNS)
         else:
-            loss, duplicates = sigmoid_plain(mesh, x, y, (ids,), ids, scale, bias, **common)
+            loss, duplicates = sigmoid_plain(mesh, x, first, (ids,), columns, scale, bias, **common)
+        if captions > 1:
+            pooled = lambda x, y: conditioned(jax.tree.map(lambda a: a[None], x), y, kernel("out"))
+            of = lambda name, all_: own[name][:, None, None] if name in own else all_
+            logits = of("scale", scale) * jax.vmap(pooled)(x, others) + of("bias", bias)
+            loss += jnp.sum(weighed(jax.nn.softplus(-logits), batch))
         metrics = self._temperatures(params) | {"logit_bias": bias, "health/duplicate_share": duplicates / len(ids)}
-        return loss, jnp.float32(len(ids)), metrics
+        return loss, jnp.float32(len(ids) + captions - 1), metrics
 
 
 def unit_product(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -47,11 +47,26 @@ def targets(rows: tuple[jax.Array, ...], columns: jax.Array) -> jax.Array:
 
 
 def identities(batch: dict, multi_positive: bool) -> jax.Array:
-    """Returns uint32 [batch, kinds, 2]: key and caption, or the row number alone when duplicates do not count."""
+    """Returns uint32 [batch, kinds, 2]: key and captions, or the row number alone when duplicates do not count."""
     if multi_positive:
-        return jnp.stack([batch["key_id"], batch["caption_id"]], axis=1)
+        captions = batch["caption_id"].reshape(batch["key_id"].shape[0], -1, 2)
+        return jnp.concatenate([batch["key_id"][:, None], captions], axis=1)
     number = jnp.arange(batch["key_id"].shape[0], dtype=jnp.uint32)
     return jnp.stack([number, jnp.zeros_like(number)], axis=-1)[:, None]
+
+
+def caption_identities(ids: jax.Array, captions: int) -> jax.Array:
+    """Returns uint32 [batch, captions, kinds, 2]: identities of each caption, kind by kind as those of the samples.
+
+    Args:
+      ids: from `identities`.
+      captions: of a sample.
+    """
+    of_all = jnp.broadcast_to(ids[:, None], (len(ids), captions, *ids.shape[1:]))
+    if captions == 1 or ids.shape[1] == 1:
+        return of_all
+    own = jnp.broadcast_to(ids[:, 1:, None], (len(ids), captions, captions, 2))  # its text, as any caption of another
+    return jnp.concatenate([of_all[:, :, :1], own], axis=2)
 
 
 def zero_rows(features) -> jax.Array:

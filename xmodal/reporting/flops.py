@@ -20,8 +20,8 @@ def count_flops(fn: Callable, *args: Any, **kwargs: Any) -> int:
 
     Matrix products and convolutions are counted, multiplied through scans and shards. Recomputation under
     `jax.checkpoint` is in the trace and therefore counted: trace a model without remat for MFU. A `while` body
-    counts once, as its trip count is unknown; of the branches of a `cond` the costliest counts. Kernels without
-    a jaxpr (cuDNN attention) count nothing: trace with XLA's attention.
+    counts once, as its trip count is unknown; of the branches of a `cond` the costliest counts. cuDNN's attention,
+    which has no jaxpr, counts as its two products forward and five backward.
 
     Args:
       fn: any traceable function, jitted or not; nothing is compiled or run.
@@ -41,6 +41,8 @@ def _equation(equation: core.JaxprEqn) -> int:
         return _dot(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
+    if name.startswith("dot_product_attention_"):
+        return _attention(equation, 5 if "bwd" in name else 2)
     inner = [_count(jaxpr) for jaxpr in _jaxprs(params)]
     if name == "cond":
         return max(inner)
@@ -66,6 +68,12 @@ def _dot(equation: core.JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = equation.invars[0].aval.shape
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+
+
+def _attention(equation: core.JaxprEqn, products: int) -> int:
+    """cuDNN's attention of queries [batch, queries, heads, dim] to keys [batch, keys, heads, dim]."""
+    (batch, queries, heads, dim), keys = equation.invars[0].aval.shape, equation.invars[1].aval.shape[1]
+    return 2 * products * batch * heads * queries * keys * dim
 
 
 def _convolution(equation: core.JaxprEqn) -> int:

@@ -11,16 +11,19 @@ _AMONG = dict(image="Pictures", text="Captions")
 # Material of the icons: outlines on a grid of 24.
 _PICTURE = "M4 5h16v14H4zM4 16l5-5 4 4 2-2 5 4M15.5 9.5h.01"
 _CROSS = "M7 7l10 10M17 7L7 17"
+_EYE = "M2.5 12c2-4 5.4-6.5 9.5-6.5s7.5 2.5 9.5 6.5c-2 4-5.4 6.5-9.5 6.5s-7.5-2.5-9.5-6.5zM12 9.3a2.7 2.7 0 1 0 .01 0z"
+_PREVIOUS, _NEXT = "M15 5l-7 7 7 7", "M9 5l7 7-7 7"
 _KEYS = (
     ("/", "write"),
     ("Enter", "search, or more like the chosen one"),
     ("arrows", "choose"),
+    ("m", "where the words point to in the chosen one"),
     ("Esc", "start afresh"),
 )
 
 
 @functools.cache
-def document(title: str, about: str, among: Sequence[str], reads: Sequence[str]) -> tuple[str, str]:
+def document(title: str, about: str, among: Sequence[str], reads: Sequence[str], no_maps: str) -> tuple[str, str]:
     """Builds the page.
 
     Args:
@@ -28,11 +31,13 @@ def document(title: str, about: str, among: Sequence[str], reads: Sequence[str])
       about: what it holds, in a line.
       among: "image", "text": what can be compared with.
       reads: "image", "text": what the model reads, and so may be asked.
+      no_maps: why there are no word maps; "" where there are.
 
     Returns:
       (the page, the security policy that it is to be sent with).
     """
-    style, script = Markup(asset("report.css") + asset("search.css", __package__)), asset("search.js", __package__)
+    style = Markup(asset("report.css") + asset("search.css", __package__))
+    script = Markup(asset("search.js", __package__) + asset("maps.js", __package__))
     policy = (
         f"default-src 'none'; script-src {hash_of(script)}; style-src {hash_of(style)}; img-src 'self' blob: data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -46,14 +51,17 @@ def document(title: str, about: str, among: Sequence[str], reads: Sequence[str])
         Markup('<link rel="icon" href="data:,">'),
         el("style", style),
     )
+    line = f"{about} · no word maps: {no_maps}" if no_maps else about
     body = el(
         "body",
-        el("header", el("h1", title), el("p", about, class_="soft"), _form(among, reads)),
+        el("header", el("h1", title), el("p", line, class_="soft"), _form(among, reads)),
         el(
             "main",
             el("p", id="status", role="status"),
             el("ol", id="results", aria_label="Results"),
         ),
+        _map(),
+        el("template", _icon(_EYE), id="eye"),
         el("footer", [el("span", el("kbd", key), f" {use}") for key, use in _KEYS]),
         el("div", el("p", "Drop the picture to look for it"), id="drop", hidden=True),
         el("script", script),
@@ -107,8 +115,22 @@ def _form(among: Sequence[str], reads: Sequence[str]) -> Markup:
     return el("form", field, el("div", where, weight, class_="options"), role="search")
 
 
-def _button(label: str, path: str) -> Markup:
-    return el("button", _icon(path), type="button", aria_label=label, title=label)
+def _map() -> Markup:
+    """The window with one result, large, and the words of the question to choose from."""
+    turn = _button("Picture before", _PREVIOUS, id="before"), _button("Next picture", _NEXT, id="after")
+    inner = el(
+        "div",
+        el("p", id="words", role="group", tabindex="-1", aria_label="Words: choose one to see where it points to"),
+        el("figure", el("img", id="shown", alt="", hidden=True)),
+        el("p", id="caption"),
+        el("p", id="told", role="status", class_="soft"),
+        el("div", *turn, _button("Close", _CROSS, id="close"), class_="turn"),
+    )
+    return el("dialog", inner, id="map", aria_label="Where a word points to")
+
+
+def _button(label: str, path: str, id: str | None = None) -> Markup:
+    return el("button", _icon(path), type="button", aria_label=label, title=label, id=id)
 
 
 def _icon(path: str) -> Markup:

@@ -1,6 +1,7 @@
 """Questions to an index: a text, a picture, or both, become one vector, and the nearest samples the answer."""
 
 import dataclasses
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images.decode import Options, full_image
+from xmodal.evaluation.word_maps import WordMap
 from xmodal.inference import Model
 from xmodal.search.index import Index
 from xmodal.search.models import model_of
@@ -16,6 +18,7 @@ from xmodal.search.top_k import Nearest, open_nearest
 
 MOST = 1000  # results of one question
 LONGEST = 2000  # characters of a text; towers read some 77 tokens
+_MAPS = 16  # word maps that are kept: another word of the same text is asked for next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Searcher:
         """Loads what the index is first asked for when it is asked; `engine` as for `open_nearest`."""
         self.index, self.model, self.among = index, model, index.kinds
         self._engine, self._nearest, self._lock = engine, dict[str, Nearest](), threading.Lock()
+        self._word_map = functools.lru_cache(_MAPS)(self._mapped)
 
     @classmethod
     def open(cls, folder: Path, *, model: str | None = None, engine: str = "auto") -> "Searcher":
@@ -110,6 +114,30 @@ class Searcher:
         found = zip(rows[0].tolist(), scores[0].tolist())
         # Half precision makes some vectors a little longer than 1.
         return [Hit(row, min(score, 1.0), self.index.record(row)) for row, score in found]
+
+    @property
+    def no_maps(self) -> str:
+        """Why there are no word maps; "" where there are."""
+        return self.model.no_word_maps or ("" if self.index.has_thumbnails else "the index keeps no pictures")
+
+    def word_map(self, row: int, text: str) -> WordMap:
+        """Says which patches of a sample's small picture each word of a text points to.
+
+        Raises:
+          DataError: there is no such sample, it has no picture, the text has no words, or the model has no word maps.
+        """
+        if self.no_maps:
+            raise DataError(f"there are no word maps: {self.no_maps}")
+        if len(text) > LONGEST:
+            raise DataError(f"the text has {len(text):,} characters; at most {LONGEST:,} are read")
+        with self._lock:
+            return self._word_map(row, text.strip())
+
+    def _mapped(self, row: int, text: str) -> WordMap:
+        picture = self.index.thumbnail(row)
+        if not picture:
+            raise DataError(f"the index keeps no picture of sample {row}")
+        return self.model.word_map(picture, text)
 
     def vector(self, query: Query) -> np.ndarray:
         """Returns a query as a unit vector, float32 [dim]."""

@@ -6,6 +6,7 @@
     GET  /api/search?text=...     results; also sample=N, weight=W, among=image|text, top=N
     POST /api/search?text=...     the same with a picture: its bytes are the body, Content-Type image/...
     GET  /api/thumbnail/N         small JPEG of sample N
+    GET  /api/map/N?text=...      where a word of a text points to in that picture; also word=K, its number from 0
 
 A further question about a result is one more entry of `ROUTES`; results carry the number of their sample, `row`.
 
@@ -14,7 +15,9 @@ reach it through a name of its own (DNS rebinding), and the API answers no page 
 in bytes, type and pixels, and decoded one at a time.
 """
 
+import base64
 import http
+import io
 import json
 import logging
 import os
@@ -30,6 +33,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from data_pipelines.errors import DataError
+from xmodal.evaluation.word_maps import WordMap
 from xmodal.search.page import TYPES, document
 from xmodal.search.query import Query, Searcher
 
@@ -38,7 +42,9 @@ _SECONDS = 30.0  # to receive one
 _CONNECTIONS = 64  # at a time
 _SHOWN = 24  # samples where nothing is looked for
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_PARAMETERS = dict(text=str, sample=int, weight=float, among=str, top=int)
+_SEARCHED = dict(text=str, sample=int, weight=float, among=str, top=int)  # parameters and their types
+_MAPPED = dict(text=str, word=int)
+_MAP_PIXELS = 448  # longer side of a map
 _ALWAYS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -126,7 +132,7 @@ def _page(searcher: Searcher, request: Request) -> Answer:
     about = _about(searcher)
     kinds = " and ".join({"image": "pictures", "text": "captions"}[kind] for kind in about["among"])
     line = f"{about['samples']:,} {kinds} · model {about['model']}"
-    page, policy = document(about["name"], line, tuple(about["among"]), tuple(about["reads"]))
+    page, policy = document(about["name"], line, tuple(about["among"]), tuple(about["reads"]), about["no_maps"])
     return Answer(page.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": policy})
 
 
@@ -145,19 +151,26 @@ def _about(searcher: Searcher) -> dict[str, Any]:
         reads=searcher.model.inputs,
         thumbnails=index.has_thumbnails,
         version=index.version,
+        no_maps=searcher.no_maps,
+        aligns_words=searcher.model.aligns_words,
     )
 
 
-def _search(searcher: Searcher, request: Request) -> Answer:
-    unknown = sorted(set(request.parameters) - set(_PARAMETERS))
+def _given(request: Request, known: Mapping[str, type]) -> dict[str, Any]:
+    """Returns the parameters of a request in their types."""
+    unknown, given = sorted(set(request.parameters) - set(known)), {}
     if unknown:
-        raise DataError(f"unknown parameter {unknown[0][:40]!r}; known are {', '.join(_PARAMETERS)}")
-    given = {}
+        raise DataError(f"unknown parameter {unknown[0][:40]!r}; known are {', '.join(known)}")
     for name, text in request.parameters.items():
         try:
-            given[name] = _PARAMETERS[name](text)
+            given[name] = known[name](text)
         except ValueError:
             raise DataError(f"{name} is {text[:40]!r}; expected a number") from None
+    return given
+
+
+def _search(searcher: Searcher, request: Request) -> Answer:
+    given = _given(request, _SEARCHED)
     query = Query(**dict(among=searcher.among[0]) | given, image=request.body)
     began = time.perf_counter()
     hits = [_shown(hit.as_json()) for hit in searcher.search(query)]
@@ -179,11 +192,40 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _thumbnail(searcher: Searcher, request: Request) -> Answer:
-    known = re.fullmatch(r"[0-9]{1,12}", request.rest) and int(request.rest) < len(searcher.index)
-    content = searcher.index.thumbnail(int(request.rest)) if known else None
+    content = searcher.index.thumbnail(_row(searcher, request))
     if content is None:
         raise Refused(http.HTTPStatus.NOT_FOUND, "there is no such picture")
     return Answer(content, "image/jpeg", {"Cache-Control": "private, max-age=86400, immutable"})
+
+
+def _row(searcher: Searcher, request: Request) -> int:
+    if re.fullmatch(r"[0-9]{1,12}", request.rest) and int(request.rest) < len(searcher.index):
+        return int(request.rest)
+    raise Refused(http.HTTPStatus.NOT_FOUND, "there is no such picture")
+
+
+def _map(searcher: Searcher, request: Request) -> Answer:
+    row, given = _row(searcher, request), _given(request, _MAPPED)
+    found = searcher.word_map(row, given.get("text", ""))
+    word, last = given.get("word", found.clearest), len(found.words) - 1
+    if not 0 <= word <= last:
+        raise DataError(f"there is no word with this number: the text has those from 0 to {last}")
+    answer = dict(row=row, caption=searcher.index.record(row)["caption"], word=word, words=found.words)
+    return Answer(json.dumps(answer | _drawn(found, word), ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _drawn(found: WordMap, word: int) -> dict[str, Any]:
+    """The map of one word, and what the page says of it."""
+    scores, buffer = found.scores[word], io.BytesIO()
+    found.overlay(word, _MAP_PIXELS).save(buffer, "JPEG", quality=88)
+    return dict(
+        pieces=found.pieces(),
+        grid=scores.shape,
+        best=[int(i) for i in np.unravel_index(scores.argmax(), scores.shape)],
+        highest=float(scores.max()),
+        lowest=float(scores.min()),
+        picture="data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(),
+    )
 
 
 # (method, path) -> answer; a path that ends in "/" takes what follows it as an argument, but for "/" itself.
@@ -194,6 +236,7 @@ ROUTES: dict[tuple[str, str], Callable[[Searcher, Request], Answer]] = {
     ("GET", "/api/search"): _search,
     ("POST", "/api/search"): _search,
     ("GET", "/api/thumbnail/"): _thumbnail,
+    ("GET", "/api/map/"): _map,
 }
 
 

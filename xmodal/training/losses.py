@@ -60,7 +60,7 @@ class Losses:
         With random keys the outputs of a model with BatchNorms hold their moments, too, under "statistics".
         """
         extra = {STATISTICS} if keys is not None and self.model.has_statistics else set()
-        batch = self.preprocess(batch, key_tools.fold(keys, "preprocess"))
+        batch = flat_texts(self.preprocess(batch, key_tools.fold(keys, "preprocess")))
         batch = self.teach(batch) if self.teach else batch
         results = {}
         for number, (view, names) in enumerate(self.views.items()):
@@ -198,6 +198,15 @@ class Losses:
         ((local_loss, local_metrics), grads), _ = jax.lax.scan(step, start, (micro, pull))
         grads = {**grads, "objectives": jax.tree.map(jnp.add, grads["objectives"], objective_grads)}
         return (loss + local_loss, metrics | local_metrics, pooled_parts(moments)), grads
+
+
+def flat_texts(batch: Batch) -> dict:
+    """Makes several captions of a sample rows: text [batch, captions, length] becomes [batch * captions, length].
+
+    What tells samples apart, such as `caption_id` [batch, captions, 2], stays by sample.
+    """
+    flat = lambda a: a.reshape(-1, a.shape[-1]) if a.ndim == 3 else a
+    return {**batch, **{name: flat(batch[name]) for name in ("text", "text_valid") if name in batch}}
 
 
 def hold(params: Params, frozen: Params | None) -> Params:

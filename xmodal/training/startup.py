@@ -37,6 +37,7 @@ def abstract_batch(task: Task, patches: int = 0) -> dict[str, jax.ShapeDtypeStru
     """Shapes of a global host batch, without data; `patches` is the room of packed ones, 0 that of the evaluation."""
     rows, data = task.batch_size, task.config.data
     shape = lambda *s, dtype: jax.ShapeDtypeStruct((rows, *s), dtype)
+    texts = (data.text.captions,) if data.text.captions > 1 else ()
     own = {"label": shape(data.label.most, dtype=np.int32)} if data.label.field else {}
     if has_images(data.modalities):
         images = ImageArrays(data.image).shapes(patches)
@@ -45,10 +46,10 @@ def abstract_batch(task: Task, patches: int = 0) -> dict[str, jax.ShapeDtypeStru
         own |= {name: shape(text.length, dtype=np.int32), f"{name}_valid": shape(text.length, dtype=np.bool_)}
     own |= {name: shape(dtype=values.dtype) for name, values in marks(data.sources).items()}
     return own | {
-        "text": shape(data.text.length, dtype=np.int32),
-        "text_valid": shape(data.text.length, dtype=np.bool_),
+        "text": shape(*texts, data.text.length, dtype=np.int32),
+        "text_valid": shape(*texts, data.text.length, dtype=np.bool_),
         "key_id": shape(2, dtype=np.uint32),
-        "caption_id": shape(2, dtype=np.uint32),
+        "caption_id": shape(*texts, 2, dtype=np.uint32),
     }
 
 

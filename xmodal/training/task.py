@@ -106,7 +106,9 @@ class Task:
     def chance_losses(self) -> dict[str, float]:
         """Loss of a model that knows nothing, by objective."""
         spec = self.losses.model.spec
-        return {name: o.chance_loss(self.batch_size, spec) for name, o in self.losses.objectives.items()}
+        several = dict(captions=self.config.data.text.captions)
+        own = lambda o: o.chance_loss(self.batch_size, spec, **(several if o.takes_captions else {}))
+        return {name: own(objective) for name, objective in self.losses.objectives.items()}
 
     def max_logit_scales(self) -> dict[str, float]:
         """Bounds of the inverse temperatures, of the objectives that have one."""
@@ -172,6 +174,7 @@ def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
     if not objectives:
         raise ConfigError("objectives: a run needs at least one, such as dict(type='softmax')")
     _check_mixing(config, objectives, mesh)
+    _check_captions(config, model.spec, objectives)
     return Losses(model, objectives, preprocessor(config.data.image), mesh)
 
 
@@ -200,6 +203,19 @@ def _check_mixing(config: ConfigDict, objectives: Mapping[str, Objective], mesh:
         raise ConfigError(
             f"data.image.mixup and cutmix mix neighbours, so each device needs an even number of rows of a "
             f"micro-batch, not {rows} (batch_size={config.batch_size}, accumulation={config.accumulation})"
+        )
+
+
+def _check_captions(config: ConfigDict, spec: ModelSpec, objectives: Mapping[str, Objective]) -> None:
+    """Several captions of a sample are rows of their own, so texts have more rows than images."""
+    if config.data.text.captions == 1:
+        return
+    where = f"data.text.captions={config.data.text.captions}"
+    if one := [name for name, objective in objectives.items() if not objective.takes_captions]:
+        raise ConfigError(f"objectives.{one[0]} takes one caption of a sample, and {where}; set it to 1")
+    if wired := [name for name, tower in spec.towers.items() if tower.reads or tower.attends]:
+        raise ConfigError(
+            f"{where} needs towers without wiring, and model.towers.{wired[0]} reads or attends to others"
         )
 
 

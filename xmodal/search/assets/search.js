@@ -6,7 +6,7 @@ const find = (selector) => document.querySelector(selector);
 const form = find("form"), text = find("#text"), file = find("#file"), chip = find("#chip"), weight = find("#weight");
 const status = find("#status"), results = find("#results"), drop = find("#drop"), balance = find("#balance");
 const TOP = 48, PAUSE = 300; // results; milliseconds after the last letter
-let picture = null, sample = null, request = null, timer = 0, about = null;
+let picture = null, sample = null, request = null, timer = 0, about = null, asked = null;
 
 const among = () => (find("[name=among]:checked") || { value: "image" }).value;
 const thumbnail = (row) => "/api/thumbnail/" + row + "?v=" + about.version;
@@ -57,6 +57,7 @@ function card(hit) {
   const item = document.createElement("li"), button = node("button", "card");
   button.type = "button";
   button.title = "More like this: " + hit.shard + "/" + hit.key;
+  button.dataset.row = hit.row;
   if (about.thumbnails) {
     const figure = document.createElement("figure"), image = document.createElement("img");
     image.alt = hit.caption || hit.key;
@@ -70,18 +71,26 @@ function card(hit) {
   button.append(node("span", "caption", hit.caption), facts);
   button.addEventListener("click", () => like(hit.row));
   item.append(button);
+  if (text.value.trim() && !about.no_maps) item.append(mapButton(hit));
   return item;
 }
 
 // The address holds all but the user's picture, which goes nowhere but to this server.
-function remember(push) {
+function question() {
   const parameters = new URLSearchParams();
   if (text.value.trim()) parameters.set("q", text.value.trim());
   if (sample !== null) parameters.set("like", sample);
   if (about.among.length > 1 && among() !== about.among[0]) parameters.set("among", among());
+  return parameters;
+}
+
+function remember(push) {
+  const parameters = question();
+  if (mapped) parameters.set("map", mapped.row);
+  if (mapped && mapped.word !== null) parameters.set("word", mapped.word);
   const address = "?" + parameters;
   if (address === (location.search || "?")) return;
-  if (push) history.pushState(null, "", address); else history.replaceState(null, "", address);
+  if (push) history.pushState({ map: mapped !== null }, "", address); else history.replaceState(history.state, "", address);
 }
 
 function search(push = true) {
@@ -89,6 +98,7 @@ function search(push = true) {
   if (request) request.abort();
   const words = text.value.trim(), shown = picture !== null || sample !== null;
   balance.hidden = !(words && shown);
+  asked = question().toString();
   remember(push);
   if (!words && !shown) {
     return show("/api/samples", {}, () => about.reads.includes("text")
@@ -122,18 +132,33 @@ async function show(address, options, describe) {
   if (own === request) results.classList.remove("waiting");
 }
 
-function restore() {
-  const parameters = new URLSearchParams(location.search), row = parameters.get("like");
+const numbered = (parameters, name) => /^[0-9]{1,12}$/.test(parameters.get(name)) ? Number(parameters.get(name)) : null;
+
+// What the address says; where its question is the one that is answered already, only the map is opened or closed.
+async function restore() {
+  const parameters = new URLSearchParams(location.search), row = numbered(parameters, "map"), own = new URLSearchParams(parameters);
+  const word = numbered(parameters, "word");
+  own.delete("map");
+  own.delete("word");
+  mapped = row === null || about.no_maps ? null : { row, word };
+  if (own.toString() !== asked) await ask(parameters);
+  if (mapped && text.value.trim()) return showMap();
+  mapped = null;
+  map.close();
+}
+
+function ask(parameters) {
+  const row = numbered(parameters, "like");
   forget();
   text.value = parameters.get("q") || "";
-  if (row !== null && /^[0-9]{1,12}$/.test(row)) {
-    sample = Number(row);
+  if (row !== null) {
+    sample = row;
     showPicture(about.thumbnails ? thumbnail(sample) : "");
   }
   for (const choice of document.querySelectorAll("[name=among]")) {
     choice.checked = choice.value === (parameters.get("among") || about.among[0]);
   }
-  search(false);
+  return search(false);
 }
 
 // The arrows go through the grid as it is seen; up from its first row leads back to the text.
@@ -154,6 +179,13 @@ function move(key) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (map.open) { // where Escape closes by itself
+    if (event.key.startsWith("Arrow")) {
+      event.preventDefault();
+      moveInMap(event.key);
+    }
+    return;
+  }
   if (event.key === "/" && document.activeElement !== text) {
     event.preventDefault();
     text.focus();
@@ -163,6 +195,8 @@ document.addEventListener("keydown", (event) => {
     text.value = "";
     text.focus();
     search();
+  } else if (event.key === "m" && document.activeElement.dataset.row) {
+    openMap(Number(document.activeElement.dataset.row));
   } else if (event.key.startsWith("Arrow") && !["weight", "file"].includes(document.activeElement.id)) {
     if (document.activeElement.type !== "radio" && move(event.key)) event.preventDefault();
   }
