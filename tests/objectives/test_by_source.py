@@ -143,6 +143,27 @@ def test_every_objective_is_linear_in_the_weights_of_its_samples(kind):
     assert none == 0 and abs(some - one) > 1e-3
 
 
+@pytest.mark.parametrize("form", ["plain", "ring"])
+@pytest.mark.parametrize("kind", ["sigmoid", "flair"])
+def test_each_of_several_captions_has_what_its_sample_has(kind, form):
+    towers, objective = EVERY[kind]
+    objective = dataclasses.replace(objective, form=form)
+    one, two = helpers.batch(8), helpers.batch(8, seed=1)
+    batch = one | {name: np.stack([one[name], two[name]], axis=1) for name in ("text", "text_valid", "caption_id")}
+    batch["caption_id"][:, 1] += 500
+    losses = Losses(helpers.build(towers), {"one": objective}, lambda batch, keys: dict(batch), helpers.mesh())
+    params = helpers.random_params(losses.model) | {"objectives": losses.init_params(jax.random.key(0))}
+    ones, weights = np.ones(8, np.float32), np.float32([0.25, 1, 0, 1, 0.5, 0.75, 1, 0])
+    with jax.set_mesh(helpers.mesh()):
+        run = jax.jit(lambda w, t: losses(params, batch | dict(loss_weight=w, temperature=t), None)[0])
+        plain = float(jax.jit(lambda: losses(params, batch, None)[0])())
+        found = [float(run(w, ones)) for w in (ones, weights, 1 - weights)]
+        colder = float(run(ones, 0.5 * ones))
+        params["objectives"]["one"]["logit_scale"] += np.log(2)
+        wanted = float(jax.jit(lambda: losses(params, batch, None)[0])())
+    np.testing.assert_allclose([found[0], found[1] + found[2], colder], [plain, plain, wanted], rtol=1e-5)
+
+
 def test_weighed_has_the_shape_of_losses():
     losses = jnp.ones((3, 2))
     assert weighed(losses, {}) is losses
