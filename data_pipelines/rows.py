@@ -128,7 +128,7 @@ class RowFiller:
             captions = row.window.source.captions
             drawn = captions.several(sample.record, row.word, math.prod(shape[:-1]))
             name = f"{sample.key} of {sample.shard}"
-            own = [self._hooks.text(text, row.word + i, name) for i, text in enumerate(drawn)]
+            own = [self._hooks.text(text, row.word ^ i, name) for i, text in enumerate(drawn)]
             texts += own
             identity = captions.identity(sample.record)
             batch["key_id"][place] = hash64(sample_name(sample) if identity is None else identity)

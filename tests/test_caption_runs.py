@@ -38,6 +38,11 @@ def test_a_run_learns_from_several_captions(data, tmp_path, monkeypatch):
             r"objectives\.contrastive takes one caption of a sample, and data\.text\.captions=2; set it to 1",
         ),
         (
+            "clip",
+            dict(sigmoid=dict(type="sigmoid", between=("text", "image"))),
+            r"with .*=2 the tower that reads texts comes second",
+        ),
+        (
             "coca",
             dict(sigmoid=dict(type="sigmoid")),
             r"captions=2 needs towers without wiring, .*towers\.caption reads",

@@ -213,6 +213,11 @@ def _check_captions(config: ConfigDict, spec: ModelSpec, objectives: Mapping[str
     where = f"data.text.captions={config.data.text.captions}"
     if one := [name for name, objective in objectives.items() if not objective.takes_captions]:
         raise ConfigError(f"objectives.{one[0]} takes one caption of a sample, and {where}; set it to 1")
+    for name, objective in objectives.items():
+        first, second = (getattr(spec.towers[tower].embed, "input", "") for tower in objective.between)
+        if first == "text" or second != "text":
+            raise ConfigError(f"objectives.{name}.between={objective.between}: with {where} the tower that reads texts "
+                              "comes second")  # fmt: skip
     if wired := [name for name, tower in spec.towers.items() if tower.reads or tower.attends]:
         raise ConfigError(
             f"{where} needs towers without wiring, and model.towers.{wired[0]} reads or attends to others"
