@@ -27,8 +27,7 @@ def arguments(tmp_path_factory):
 def reference(tmp_path_factory, arguments):
     """Metric rows of the run on one device."""
     workdir = tmp_path_factory.mktemp("reference")
-    code, _, error = tiny_runs.finish(tiny_runs.start_training(workdir, arguments))
-    assert code == 0, error
+    tiny_runs.run(workdir, arguments)
     return tiny_runs.rows(workdir)
 
 
@@ -48,7 +47,7 @@ def test_every_mesh_trains_like_one_device_and_may_take_over(reference, argument
     workdir = tmp_path / "run"
     for stop, (data, fsdp, tensor) in MESHES.items():
         mesh = [f"--config.mesh.{name}={size}" for name, size in dict(data=data, fsdp=fsdp, tensor=tensor).items()]
-        assert tiny_runs.run(workdir, [*arguments, *mesh], tiny_runs.StopAt(stop)) == {"step": stop}
+        assert tiny_runs.run(workdir, [*arguments, *mesh], tiny_runs.StopAt(stop), 8) == {"step": stop}
         out = capsys.readouterr().out
         assert re.search(rf"mesh +data {data} x fsdp {fsdp} x tensor {tensor}", out)
         sharded = {axis for axis in ("fsdp", "tensor") if re.search(rf"kernel .* {axis}\b", out)}
