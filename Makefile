@@ -31,7 +31,7 @@ demo: $(READY)  ## Train a small CLIP on the emoji data (5 to 7 minutes on 2 cor
 	$(BIN)/python train.py --config $(RECIPE) --workdir $(WORKDIR)
 
 test: $(READY)  ## Run the whole test suite (about 20 minutes on 2 cores)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## Check style and formatting
 	$(BIN)/ruff check .

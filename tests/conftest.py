@@ -24,3 +24,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import jax  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+ROOMS = ("tests", "training", "interop", "models")  # by how long their files take
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs come first: a long file that begins last would leave the other workers idle."""
+    rank = {name: number for number, name in enumerate(ROOMS)}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(ROOMS)))

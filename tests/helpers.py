@@ -71,9 +71,15 @@ def git(image_changes=None, text_changes=None, **both):
     return dict(image=image(**prefix, **both), caption=caption | dict(reads=("image",), connector="linear_norm"))
 
 
+_built = {}
+
+
 def build(towers, dtype="float32"):
-    """A model of presets (`dict(image=..., text=...)`)."""
-    return Functional.build(make_spec(ModelSpec, presets.fusion(dtype=dtype, **towers), where="model"))
+    """A model of presets (`dict(image=..., text=...)`); equal ones are traced once."""
+    spec = make_spec(ModelSpec, presets.fusion(dtype=dtype, **towers), where="model")
+    if repr(spec) not in _built:
+        _built[repr(spec)] = Functional.build(spec)
+    return _built[repr(spec)]
 
 
 def random_params(model, seed=0):

@@ -13,6 +13,7 @@ import pytest
 from tests import tiny_runs
 from tests.data.tiny_shards import sample, write_tar
 from tests.tiny_runs import ActAt, StopAt, fail, flags, run
+from xmodal.distributed.runtime import Runtime
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +311,7 @@ def test_full_disk_for_a_checkpoint(data, workdir, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_weights_unharmed(data, tmp_path, capsys):
     arguments = flags(data, objectives__contrastive__logit_scale=1000.0)  # exp of it is infinite
-    error = fail(tmp_path, arguments, capsys)
+    error = fail(tmp_path, arguments, capsys, Runtime.start())
     assert "step 5: the loss or gradient was not finite 5 steps in a row. The weights are those of before" in error
     assert "Lower optimizer.lr (now 0.003)" in error
     early, late = ({k: v for k, v in tiny_runs.arrays(tmp_path, step).items() if k[0] in "po"} for step in (2, 4))

@@ -13,7 +13,6 @@ from xmodal.__main__ import main
 from xmodal.config import load_config, load_saved
 from xmodal.distributed.runtime import Runtime
 from xmodal.reporting.results import nest
-from xmodal.training.loop import train
 
 STEPS, BATCH = 100, 48
 
@@ -157,7 +156,7 @@ def test_a_finished_run_is_only_evaluated_again_on_any_mesh(finished, arguments,
     workdir = tmp_path / "again"
     shutil.copytree(finished[0], workdir)
     before = tiny_runs.arrays(workdir, STEPS)
-    again = tiny_runs.run(workdir, [*arguments, "--config.mesh.fsdp=4"])  # 8 devices; the run had one
+    again = tiny_runs.run(workdir, [*arguments, "--config.mesh.fsdp=4"], devices=8)  # the run had one
     assert again["retrieval"] == results["retrieval"] and again["captioning"] == results["captioning"]
     assert tiny_runs.rows(workdir) == tiny_runs.rows(finished[0])
     assert tiny_runs.arrays(workdir, STEPS) == before
@@ -229,8 +228,7 @@ def test_a_mixture_in_batches_of_two_lengths(data, tmp_path, capsys):
     config = load_config(arguments[1], arguments[2:])
     config.evals = {}
     config.data.sources.made = dict(type="synthetic", samples=40, scale=0.1, weight=((0, 1.0), ("4steps", 3.0)))
-    with Noting() as runtime:
-        train(config, tmp_path, runtime)
+    tiny_runs.run_config(tmp_path, config, runtime := Noting())
     assert runtime.slow.count("compiling the step") == 2
     out = capsys.readouterr().out
     rows = [re.findall(r"^ (m\S+) +(\d+) +(\d+) +(\S+) % +(\S+)", line) for line in out.splitlines()]

@@ -27,8 +27,7 @@ def arguments(tmp_path_factory):
 def reference(tmp_path_factory, arguments):
     """Metric rows of the run on one device."""
     workdir = tmp_path_factory.mktemp("reference")
-    code, _, error = tiny_runs.finish(tiny_runs.start_training(workdir, arguments))
-    assert code == 0, error
+    tiny_runs.run(workdir, arguments)
     return tiny_runs.rows(workdir)
 
 
@@ -48,7 +47,7 @@ def test_every_mesh_trains_like_one_device_and_may_take_over(reference, argument
     workdir = tmp_path / "run"
     for stop, (data, fsdp, tensor) in MESHES.items():
         mesh = [f"--config.mesh.{name}={size}" for name, size in dict(data=data, fsdp=fsdp, tensor=tensor).items()]
-        assert tiny_runs.run(workdir, [*arguments, *mesh], tiny_runs.StopAt(stop)) == {"step": stop}
+        assert tiny_runs.run(workdir, [*arguments, *mesh], tiny_runs.StopAt(stop), 8) == {"step": stop}
         out = capsys.readouterr().out
         assert re.search(rf"mesh +data {data} x fsdp {fsdp} x tensor {tensor}", out)
         sharded = {axis for axis in ("fsdp", "tensor") if re.search(rf"kernel .* {axis}\b", out)}
@@ -81,7 +80,7 @@ def end(processes):
             process.kill()
 
 
-def test_two_processes_are_one_run_and_stop_together(reference, arguments, tmp_path):
+def test_two_processes_are_one_run_and_stop_together(reference, arguments, tmp_path, capsys):
     """Each holds one half of the parameters; one process takes their run over, and two then look at its end."""
     workdir, halves = tmp_path / "run", [*arguments, "--config.mesh.data=1", "--config.mesh.fsdp=2"]
     processes = start_two(workdir, halves)
@@ -99,8 +98,8 @@ def test_two_processes_are_one_run_and_stop_together(reference, arguments, tmp_p
     assert rows[-1]["step"] == saved and sum("train/loss" not in row for row in rows) == saved // 3
     assert_same(rows, reference, tolerance=1e-3)
 
-    code, out, error = tiny_runs.finish(tiny_runs.start_training(workdir, arguments))
-    assert code == 0, error
+    tiny_runs.run(workdir, arguments)
+    out = capsys.readouterr().out
     assert f"continues from step {saved}" in out and "1 process" in out
     rows = tiny_runs.rows(workdir)
     assert len(rows) == len(reference)

@@ -1,5 +1,7 @@
 """Runs over packed patches: one compiled step a length, the same bits after a stop, models that leave and start."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from tests.data.tiny_shards import encode, write_tar
 from tests.interop import folders
 from xmodal.__main__ import main
 from xmodal.config import ConfigError
-from xmodal.distributed.mesh import make_mesh
 from xmodal.distributed.watchdog import Watchdog
 from xmodal.evaluation.base import EvalContext
 from xmodal.evaluation.pointing import Pointing
@@ -23,24 +24,16 @@ from xmodal.interop.recipe import continue_from
 from xmodal.models import presets
 from xmodal.paths import flatten_paths
 from xmodal.search.index import Index
-from xmodal.training import loop
 from xmodal.training.init_from import start_from
 from xmodal.training.task import Task, build_task
 
+SELDOM = dict(checkpoint__every=4)
 SHAPES = ((24, 20), (60, 15), (9, 40), (7, 5))  # width, height
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return tiny_runs.make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Runs on one of the devices: nothing here is about how a batch is cut, and eight shards compile slowly."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +45,7 @@ def trained(data, tmp_path_factory):
         keep = lambda step: steps.append(step) or step
         patch.setattr(Task, "compile_step", lambda task, state: keep(compile_step(task, state)))
         patch.setattr(Watchdog, "slow", lambda dog, what: patient.append(what) or slow(dog, what))
-        results = tiny_runs.run(workdir, tiny_runs.flags(data, "naflex"))
+        results = tiny_runs.run(workdir, tiny_runs.flags(data, "naflex", **SELDOM))
     return workdir, results, steps[0], patient
 
 
@@ -71,10 +64,10 @@ def test_the_step_is_compiled_once_for_each_length(trained):
 
 
 def test_a_stopped_run_goes_on_with_the_same_bits(trained, data, tmp_path):
-    arguments = tiny_runs.flags(data, "naflex")
-    tiny_runs.run(tmp_path, arguments, tiny_runs.StopAt(3))
-    tiny_runs.run(tmp_path, arguments)
-    assert tiny_runs.arrays(tmp_path, 8) == tiny_runs.arrays(trained[0], 8)
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "8")  # as a run that was killed after its fourth step
+    tiny_runs.run(workdir, tiny_runs.flags(data, "naflex", **SELDOM))
+    assert tiny_runs.arrays(workdir, 8) == tiny_runs.arrays(trained[0], 8)
 
 
 def test_pictures_of_any_shape_are_embedded(trained):
@@ -140,7 +133,9 @@ def test_a_run_goes_on_from_squares(tmp_path):
         config.model.towers.image = presets.naflex(image, positions)
         with jax.set_mesh(mesh := helpers.mesh()):
             task = build_task(config, mesh, given.tokenizer, 100)
-            return start_from(task, task.init_sharded(task.abstract_state()))["params"]["image"]
+            ones = lambda s: jax.device_put(np.ones(s.shape, s.dtype), s.sharding)
+            state = jax.tree.map(ones, task.abstract_state())
+            return start_from(task, state)["params"]["image"]
 
     same, fewer = started(6), started(4)
     for path, array in flatten_paths(given.params["image"]).items():

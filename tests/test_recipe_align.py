@@ -8,7 +8,6 @@ from test_recipes_vision import task_of
 
 from tests import tiny_runs
 from xmodal.config import load_config
-from xmodal.distributed.runtime import Runtime
 from xmodal.interop.align import ALIGN
 from xmodal.interop.export import export
 from xmodal.interop.folder import open_stored
@@ -16,7 +15,6 @@ from xmodal.interop.huggingface import family_for
 from xmodal.models import presets
 from xmodal.models.batch_norm import STATISTICS
 from xmodal.paths import flatten_paths
-from xmodal.training.loop import train
 
 WIDTHS = {"B7": 640, "L2": 1376}
 
@@ -50,8 +48,7 @@ def tiny_align():
 
 
 def test_a_tiny_align_is_trained_and_leaves_as_an_align_model(tmp_path):
-    with Runtime.start() as runtime:
-        train(tiny_align(), tmp_path / "run", runtime)
+    tiny_runs.run_config(tmp_path / "run", tiny_align())
     rows = [row for row in tiny_runs.rows(tmp_path / "run") if "train/contrastive/loss" in row]
     assert rows[0]["train/contrastive/loss"] == pytest.approx(np.log(32), rel=0.06)  # the temperature starts at 1
     assert rows[0]["train/contrastive/logit_scale"] == pytest.approx(1.0, abs=1e-6)

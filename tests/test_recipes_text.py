@@ -10,12 +10,10 @@ from configs import bert, clip_modern
 from data_pipelines.text.tokenizers import Tokenizer
 from tests import tiny_runs
 from xmodal.config import ConfigError, load_config
-from xmodal.distributed.runtime import Runtime
 from xmodal.interop.export import export
 from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.recipe import continue_from
 from xmodal.paths import flatten_paths
-from xmodal.training.loop import train
 
 
 def tiny_bert():
@@ -32,8 +30,7 @@ def tiny_bert():
 
 
 def test_a_bert_is_trained_measured_exported_and_continued(tmp_path):
-    with Runtime.start() as runtime:
-        train(tiny_bert(), tmp_path / "run", runtime)
+    tiny_runs.run_config(tmp_path / "run", tiny_bert())
     results = json.loads((tmp_path / "run" / "results.json").read_text())["masked_text"]
     assert results.keys() == {"en", "ja"}
     for found in results.values():

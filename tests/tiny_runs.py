@@ -8,13 +8,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import pytest
+from ml_collections import ConfigDict
+
 import train as train_script
 from data_pipelines.text.tokenizers import train_bpe
 from tests.data.tiny_shards import sample, write_tar
 from xmodal.config import load_config
+from xmodal.distributed.mesh import make_mesh
 from xmodal.distributed.runtime import Runtime
 from xmodal.errors import user_errors
-from xmodal.training.loop import train
+from xmodal.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "tests" / "recipes" / "tiny.py"
@@ -64,11 +69,16 @@ class ActAt(Runtime):
         return super().preempted(step)
 
 
-def run(workdir: Path, arguments: list[str], runtime: Runtime | None = None) -> dict:
+def run(workdir: Path, arguments: list[str], runtime: Runtime | None = None, devices: int = 1) -> dict:
     """Trains in this process."""
-    config = load_config(arguments[1], arguments[2:])
-    with runtime or Runtime.start() as runtime:
-        return train(config, workdir, runtime)
+    return run_config(workdir, load_config(arguments[1], arguments[2:]), runtime, devices)
+
+
+def run_config(workdir: Path, config: ConfigDict, runtime: Runtime | None = None, devices: int = 1) -> dict:
+    """Trains in this process, on some of its devices: a program for all eight takes much longer to compile."""
+    with pytest.MonkeyPatch.context() as patch, runtime or Runtime.start() as runtime:
+        patch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
+        return loop.train(config, workdir, runtime)
 
 
 def fail(workdir: Path, arguments: list[str], capsys, runtime: Runtime | None = None) -> str:

@@ -1,5 +1,8 @@
 """Fine-tuning: low-rank updates and their merging, what a run starts from and is measured at, weights in between."""
 
+import contextlib
+import functools
+import io
 import json
 
 import jax
@@ -10,7 +13,6 @@ from configs import base, finetune
 from tests import tiny_runs
 from xmodal.__main__ import main
 from xmodal.config import ConfigError, make_spec
-from xmodal.distributed.runtime import Runtime
 from xmodal.interop.export import interpolate
 from xmodal.interop.folder import open_stored
 from xmodal.interop.lora import merge_lora
@@ -18,7 +20,6 @@ from xmodal.interop.tables import InteropError
 from xmodal.models import presets
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.paths import flatten_paths, map_paths
-from xmodal.training.loop import train
 
 TARGETS = ("query", "key", "value", "out", "fc1", "gate", "fc2")
 
@@ -40,7 +41,7 @@ def embed(config_model, params):
     text = rng.integers(0, 20, (3, 5)).astype(np.int32)
     batch = dict(image=rng.normal(size=(3, 8, 8, 3)).astype(np.float32), text=text, text_valid=text >= 0)
     built = Functional.build(make_spec(ModelSpec, config_model, "model"))
-    return built(params, batch, frozenset({"image.pooled", "text.pooled"}))
+    return jax.jit(lambda params: built(params, batch, frozenset({"image.pooled", "text.pooled"})))(params)
 
 
 def random(params):
@@ -50,14 +51,16 @@ def random(params):
 
 def test_merged_updates_are_the_same_function():
     tuned = model(rank=3, alpha=6.0, targets=TARGETS)
-    params = random(Functional.build(make_spec(ModelSpec, tuned, "model")).init(jax.random.key(0)))
+    shapes = lambda config: jax.eval_shape(
+        Functional.build(make_spec(ModelSpec, config, "model")).init, jax.random.key(0)
+    )
+    params = random(shapes(tuned))
     config = base.get_config()
     config.model = tuned
     merged, whole = merge_lora(config, params)
     assert merged.model.to_dict() == model().to_dict() and config.model is tuned
-    shapes = jax.eval_shape(Functional.build(make_spec(ModelSpec, merged.model, "model")).init, jax.random.key(0))
     assert {p: a.shape for p, a in flatten_paths(whole).items()} == {
-        p: a.shape for p, a in flatten_paths(shapes).items()
+        p: a.shape for p, a in flatten_paths(shapes(merged.model)).items()
     }
     before, after = embed(tuned, params), embed(merged.model, whole)
     for name, value in before.items():
@@ -70,13 +73,17 @@ def test_merged_updates_are_the_same_function():
 
 def test_updates_start_as_nothing_where_they_are_wanted():
     tuned = model(rank=2, targets=("query", "fc2"), towers=("text",))
-    params = Functional.build(make_spec(ModelSpec, tuned, "model")).init(jax.random.key(0))
+    init = Functional.build(make_spec(ModelSpec, tuned, "model")).init
+    params = random(jax.eval_shape(init, jax.random.key(0))) | jax.jit(lambda key: {"text": init(key)["text"]})(
+        jax.random.key(0)
+    )
     added = {path for path in flatten_paths(params) if "lora" in path}
     place = "text/trunk/layers/0"
     assert added == {f"{place}/{name}/lora_{i}" for name in ("0/attn/query", "1/mlp/fc2") for i in "ab"}
     zeroed = map_paths(lambda path, a: a * 0 if path.endswith("lora_a") else a, params)
+    without = embed(tuned, zeroed)
     for name, value in embed(tuned, params).items():
-        np.testing.assert_array_equal(embed(tuned, zeroed)[name], value)
+        np.testing.assert_array_equal(without[name], value)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +105,27 @@ def start(tmp_path_factory):
     """A run of a few steps, and the flags of its data."""
     folder = tmp_path_factory.mktemp("start")
     data = tiny_runs.make_data(folder)
-    tiny_runs.run(folder / "start", tiny_runs.flags(data, schedule__total=6, optimizer__lr=0.01))
+    tiny_runs.run(folder / "start", tiny_runs.flags(data, checkpoint__every=0))
     return data, folder / "start"
 
 
-def tune(monkeypatch, start, workdir, kind, **changes):
+@pytest.fixture(scope="module")
+def tuned(start, tmp_path_factory):
+    """kind -> the folder of a run that tunes it so, and what it printed; each is made once."""
+
+    @functools.cache
+    def make(kind):
+        workdir, shown = tmp_path_factory.mktemp("tuned") / "tuned", io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
+            patch.setattr(finetune, "pairs", lambda c: c)
+            tune(start, workdir, kind)
+        return workdir, shown.getvalue()
+
+    return make
+
+
+def tune(start, workdir, kind):
     data, where = start
-    monkeypatch.setattr(finetune, "pairs", lambda c: c)
     config = finetune.get_config(f"{kind}@{where}")
     urls = str(data / "s-{00..01}.tar")
     config.data.sources = dict(train=dict(urls=urls))
@@ -112,9 +133,7 @@ def tune(monkeypatch, start, workdir, kind, **changes):
     config.update(batch_size=16, checkpoint=dict(every=0, best=""))
     config.schedule.update(total=3, warmup=0)
     config.optimizer.lr *= 20
-    config.update(changes)
-    with Runtime.start() as runtime:
-        return train(config, workdir, runtime)
+    return tiny_runs.run_config(workdir, config)
 
 
 def figures(workdir):
@@ -125,13 +144,12 @@ def figures(workdir):
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "locked"])
-def test_a_run_reproduces_what_it_started_from_and_changes_what_it_should(monkeypatch, start, tmp_path, kind, capsys):
-    tune(monkeypatch, start, tmp_path / "tuned", kind)
-    shown = capsys.readouterr().out
+def test_a_run_reproduces_what_it_started_from_and_changes_what_it_should(start, tuned, kind):
+    workdir, shown = tuned(kind)
     assert f"started from {start[1]}" in shown
-    before, measured = figures(start[1]), figures(tmp_path / "tuned")
+    before, measured = figures(start[1]), figures(workdir)
     assert measured.keys() == {0, 3} and measured[0] == before[max(before)] and len(measured[0]) > 5
-    old, new = (flatten_paths(open_stored(where).params) for where in (start[1], tmp_path / "tuned"))
+    old, new = (flatten_paths(open_stored(where).params) for where in (start[1], workdir))
     assert old.keys() == new.keys(), "low-rank updates are merged"
     changed = {path for path in old if not np.array_equal(old[path], new[path])}
     if kind == "full":
@@ -143,15 +161,15 @@ def test_a_run_reproduces_what_it_started_from_and_changes_what_it_should(monkey
         assert changed == {p for p in old if p.endswith(("query/kernel", "value/kernel")) and "/trunk/" in p}
 
 
-def test_weights_in_between(monkeypatch, start, tmp_path, capsys):
-    tune(monkeypatch, start, tmp_path / "tuned", "lora")
-    old, new = open_stored(start[1]), open_stored(tmp_path / "tuned")
+def test_weights_in_between(start, tuned, tmp_path, capsys):
+    workdir, _ = tuned("lora")
+    old, new = open_stored(start[1]), open_stored(workdir)
     for share in (0.0, 0.25, 1.0):
         found = flatten_paths(interpolate(old, new, share).params)
         for path, a in flatten_paths(old.params).items():
             expected = (1 - share) * np.asarray(a) + share * np.asarray(flatten_paths(new.params)[path])
             np.testing.assert_allclose(found[path], expected, rtol=1e-6, atol=1e-7)
-    main(["export", "--workdir", str(tmp_path / "tuned"), "--to", "jax", "--interpolate", "0.5",
+    main(["export", "--workdir", str(workdir), "--to", "jax", "--interpolate", "0.5",
           "--out", str(tmp_path / "out")])  # fmt: skip
     assert "0.5 of the way from" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(InteropError, match=r"a share of 1\.5 lies between no two models"):

@@ -29,20 +29,22 @@ def imported(request, tmp_path_factory):
     return folder / "own", request.param
 
 
-def task_from(where, change=lambda c: None, **mesh):
+def task_from(where, change=lambda c: None, devices=1, **mesh):
     config = recipe.continue_from(base.get_config(), where)
     config.batch_size = 8
     config.mesh.update(mesh)
     change(config)
-    made = make_mesh(config.mesh)
+    made = make_mesh(config.mesh, jax.devices()[:devices])
     with jax.set_mesh(made):
         stored = open_stored(where)
         return build_task(config, made, stored.tokenizer, 64)
 
 
 def started(task):
+    """A state of ones (quicker than random numbers, and no weights) with the weights put into it."""
+    ones = lambda s: jax.device_put(np.ones(s.shape, s.dtype), s.sharding)
     with jax.set_mesh(task.mesh):
-        return start_from(task, task.init_sharded(task.abstract_state()))
+        return start_from(task, jax.tree.map(ones, task.abstract_state()))
 
 
 def refused(where, change):
@@ -55,7 +57,7 @@ def refused(where, change):
 def test_the_references_embeddings_before_the_first_step(imported):
     where, name = imported
     sharded = lambda c: c.mesh.update(rules=SHARDED)
-    task = task_from(where, sharded, data=2, fsdp=2, tensor=2)
+    task = task_from(where, sharded, devices=8, data=2, fsdp=2, tensor=2)
     state, golden = started(task), folders.load(name)
     inputs = folders.part(golden, "inputs/")
     valid = inputs.get("attention_mask", inputs["input_ids"] != folders.PAD).astype(bool)
@@ -168,13 +170,13 @@ def test_resized_positions_agree_with_torch(case):
 def test_a_run_starts_from_a_folder_and_continues_by_itself(tmp_path, capsys):
     data = tiny_runs.make_data(tmp_path)
     first, second = tmp_path / "first", tmp_path / "second"
-    tiny_runs.run(first, tiny_runs.flags(data, schedule__total=2, evals="{}"))
-    arguments = tiny_runs.flags(data, schedule__total=2, evals="{}", init_from=first, optimizer__lr=0.0)
-    tiny_runs.run(second, arguments)
+    tiny_runs.run(first, tiny_runs.flags(data, evals="{}", seed=1), tiny_runs.StopAt(0))
+    arguments = tiny_runs.flags(data, evals="{}", init_from=first)
+    tiny_runs.run(second, arguments, tiny_runs.StopAt(0))
     assert f"started from {first}" in capsys.readouterr().out
     a, b = (flatten_paths(open_stored(run).params) for run in (first, second))
     assert all((np.asarray(a[path]) == np.asarray(b[path])).all() for path in a)
-    tiny_runs.run(second, [*arguments, "--config.schedule.total=3"])
+    tiny_runs.run(second, arguments, tiny_runs.StopAt(1))
     assert "started from" not in capsys.readouterr().out
     message = tiny_runs.fail(tmp_path / "third", tiny_runs.flags(data, init_from=tmp_path / "nothing"), capsys)
     assert "there is no folder" in message

@@ -108,7 +108,6 @@ MASKED = MaskedText(
     rate=0.4, mask_share=0.0, random_share=1.0, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4)
 )
 SYSTEMS = {
-    "clip": (helpers.clip(), dict(contrastive=SoftmaxContrastive())),
     "siglip": (helpers.clip(style="siglip"), dict(contrastive=SigmoidContrastive())),
     "coca": (helpers.coca(), dict(contrastive=SoftmaxContrastive(), captioning=Captioning(weight=2.0))),
     "git": (helpers.git(), dict(captioning=Captioning())),

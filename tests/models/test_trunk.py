@@ -54,8 +54,7 @@ def scanned():
     return params, keys, value_and_grads(bind, params, keys)
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
-@pytest.mark.parametrize("scan", [True, False], ids=["scan", "unrolled"])
+@pytest.mark.parametrize("scan,remat", [(True, "full"), (False, "none"), (False, "dots")])
 def test_scan_and_rematerialisation_change_nothing(scanned, scan, remat):
     params, keys, expected = scanned
     bind, shapes = stack(scan, remat)

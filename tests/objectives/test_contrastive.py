@@ -105,8 +105,11 @@ def compiled(objective, mesh):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-@pytest.mark.parametrize("form,mesh", CASES)
-@pytest.mark.parametrize("kind", KINDS)
+# Smoothing changes the targets alone: one mesh shows that a ring has the same.
+RUNS = [(kind, *case) for kind in KINDS for case in (CASES if kind != "smoothed" else (CASES[0], ("ring", "2x2x2")))]
+
+
+@pytest.mark.parametrize("kind,form,mesh", RUNS)
 def test_losses_gradients_and_metrics_follow_the_formula(kind, form, mesh, monkeypatch):
     monkeypatch.setattr(pairs, "CHUNK", 5)  # divides neither 24 nor the 6 or 3 columns of a device
     mesh = helpers.mesh(*MESHES[mesh])

@@ -118,8 +118,9 @@ def plan_of(rules=()):
 def stepper():
     """(plan, state before a step, the step)."""
     (losses, params), plan = setup(), plan_of()
-    state = init_state(losses, plan, jax.random.key(0), ema=True)
-    state |= dict(params=params, ema=jax.tree.map(lambda a: a + 1.0, params))
+    shapes = jax.eval_shape(lambda key: init_state(losses, plan, key, ema=True), jax.random.key(0))
+    state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    state |= dict(params=params, ema=jax.tree.map(lambda a: a + np.float32(1), params))
     return plan, state, jax.jit(make_step(losses, plan, lambda _: 1e-2, seed=SEED, accumulation=1, ema=0.9))
 
 
@@ -132,7 +133,7 @@ def test_a_step_moves_them_once_and_nothing_else_does():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads[STATISTICS]))
     np.testing.assert_allclose(metrics["train/grad_norm"], optax.tree.norm(grads), rtol=1e-5)
     # Averaged along with the weights: the decay of the first step is 1 / 10.
-    average = jax.tree.map(lambda old, now: 0.1 * old + 0.9 * now, state["ema"], new["params"])
+    average = jax.tree.map(lambda old, now: 0.1 * old + 0.9 * now, state["ema"], jax.device_get(new["params"]))
     helpers.assert_trees_close(new["ema"], average)
     assert not any(f"/{STATISTICS}/" in path for path in flatten_paths(new["opt_state"]))
     (row,) = (row for row in plan.rows if row.part == STATISTICS)

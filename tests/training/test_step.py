@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import base
-from xmodal.distributed.mesh import batch_sharding, to_global
+from xmodal.distributed.mesh import batch_sharding, replicated, to_global
 from xmodal.distributed.sharding import shardings
 from xmodal.keys import sample_keys
 from xmodal.objectives.captioning import Captioning
@@ -47,6 +47,7 @@ def trained():
     losses, plan, state, step = setup(mesh, helpers.clip(dropout=0.1))
     step = jax.jit(step)
     with jax.set_mesh(mesh):
+        state = jax.device_put(state, replicated(mesh))  # as it comes out, so that it is compiled once
         new, metrics = step(state, helpers.batch(ROWS))
     return losses, plan, state, step, new, metrics
 
@@ -71,9 +72,10 @@ def test_a_step_is_gradient_optimizer_bounds_and_average():
         keys = sample_keys(SEED, np.int32(0), ROWS)
         (loss, extra, _), grads = jax.jit(losses.value_and_grad)(state["params"], batch, keys)
         updates, opt_state = jax.jit(plan.tx.update)(grads, state["opt_state"], state["params"])
-    helpers.assert_trees_close(new["params"], optax.apply_updates(state["params"], updates))
+    updates, old, now, ema = jax.device_get((updates, state["params"], new["params"], state["ema"]))
+    helpers.assert_trees_close(now, jax.tree.map(np.add, old, updates))
     helpers.assert_trees_close(new["opt_state"], opt_state)
-    average = jax.tree.map(lambda old, now: 0.1 * old + 0.9 * now, state["ema"], new["params"])  # decay 1/10 at first
+    average = jax.tree.map(lambda old, now: 0.1 * old + 0.9 * now, ema, now)  # decay 1/10 at first
     helpers.assert_trees_close(new["ema"], average)
 
     np.testing.assert_allclose(metrics["train/loss"], loss, rtol=1e-5)
@@ -150,9 +152,10 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too():
     assert_equal(new["params"], state["params"])
 
 
-def test_frozen_parameters_stay_and_do_not_count():
+def test_frozen_parameters_stay_and_do_not_count_and_the_temperature_is_bounded():
     mesh, batch = helpers.mesh(), helpers.batch(ROWS)
-    losses, _, state, step = setup(mesh, helpers.clip(), rules=FREEZE_IMAGE, clip_norm=1e-3)
+    hot = dict(contrastive=SoftmaxContrastive(logit_scale=float(np.log(100.0)), max_logit_scale=50.0))
+    losses, _, state, step = setup(mesh, helpers.clip(), hot, rules=FREEZE_IMAGE, clip_norm=1e-3)
     with jax.set_mesh(mesh):
         new, metrics = jax.jit(step)(state, batch)
         _, grads = jax.jit(losses.value_and_grad)(state["params"], batch, None)
@@ -167,13 +170,7 @@ def test_frozen_parameters_stay_and_do_not_count():
     # Frozen gradients take no part in clipping either.
     moments = [a for path, a in flatten_paths(new["opt_state"]).items() if "/mu/" in path]
     np.testing.assert_allclose(optax.tree.norm(moments), 0.1 * 1e-3, rtol=1e-4)
-
-
-def test_the_temperature_is_bounded_after_the_update():
-    mesh = helpers.mesh()
-    hot = dict(contrastive=SoftmaxContrastive(logit_scale=float(np.log(100.0)), max_logit_scale=50.0))
-    _, _, state, step = setup(mesh, helpers.clip(), hot)
-    new, _ = run(jax.jit(step), state, helpers.batch(ROWS))
+    # The temperature is bounded after the update.
     assert float(new["params"]["objectives"]["contrastive"]["logit_scale"]) == pytest.approx(np.log(50.0))
 
 
@@ -195,7 +192,7 @@ def coca_step(shape, accumulation):
     return new, metrics, old, placed
 
 
-@pytest.mark.parametrize("shape,accumulation", [((8, 1, 1), 1), ((2, 2, 2), 2), ((1, 4, 2), 1)])
+@pytest.mark.parametrize("shape,accumulation", [((2, 2, 2), 2), ((1, 4, 2), 1)])
 def test_a_sharded_step_is_the_step_of_one_device(shape, accumulation):
     """The first moments are gradients, so equal states mean equal losses, gradients, updates and averages."""
     state, metrics, *_ = coca_step((1, 1, 1), 1)

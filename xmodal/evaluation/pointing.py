@@ -16,6 +16,7 @@ from xmodal.distributed.mesh import process_shard, to_global
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import batch_size_for, gather, image_batches
 from xmodal.evaluation.word_maps import grid_of, overlay, score_words, token_places
+from xmodal.reporting.scores import Scores, digest_of
 
 SHOWN = 8  # examples in the report
 _PIXELS = 96  # of a picture there
@@ -73,11 +74,12 @@ class Pointing(Evaluator):
         cases = make(dataset, context)
 
         def run(params: Mapping) -> EvalResult:
-            hits, chances, shown = [], [], []
-            for case, maps in self._maps(params, cases, context, size):
+            hits, chances, units, shown = [], [], [], []
+            for number, (case, maps) in enumerate(self._maps(params, cases, context, size)):
                 found = [_hit(scores, box) for scores, box in maps]
                 hits += [hit for hit, _ in found]
                 chances += [chance for _, chance in found]
+                units += [number] * len(found)  # names of one picture are resampled together
                 if len(shown) < SHOWN:
                     shown.append(_example(case, maps, [hit for hit, _ in found]))
             if not hits:
@@ -86,7 +88,9 @@ class Pointing(Evaluator):
                 f"{prefix}/accuracy": float(np.mean(hits)), f"{prefix}/chance/accuracy": float(np.mean(chances)),
                 f"{prefix}/names": float(len(hits)),
             }  # fmt: skip
-            return EvalResult(metrics, {prefix: {"pointing": shown}})
+            names = (f"{unit} {cases[unit].text}" for unit in units)
+            scores = Scores({"accuracy": np.array(hits, bool)}, digest_of(names), unit=np.array(units))
+            return EvalResult(metrics, {prefix: {"pointing": shown}}, scores={prefix: scores})
 
         return run
 

@@ -1,7 +1,7 @@
 """The cross-modal model: towers by name, wired by config, computing only what is wanted."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -176,19 +176,29 @@ class Functional:
       spec: description of the model.
       graphdef: the modules without their parameters.
       structure: names of the parameters, as the tree of a nested dict.
+      initializer: the jitted function of a random key that makes the parameters; jitted so that it is traced once.
       frozen: paths of BatchNorms that use their running statistics in training, too.
     """
 
     spec: ModelSpec
     graphdef: nnx.GraphDef
     structure: jax.tree_util.PyTreeDef
+    initializer: Callable[[jax.Array], dict] = dataclasses.field(compare=False, repr=False)
     frozen: frozenset[str] = frozenset()
 
     @classmethod
     def build(cls, spec: ModelSpec) -> "Functional":
         """Builds the structure without allocating any parameter."""
-        model = nnx.eval_shape(lambda: CrossModalModel(spec, nnx.Rngs(0)))
-        return cls(spec, nnx.graphdef(model), jax.tree.structure(_parameters(model)))
+        definitions = []
+
+        @jax.jit
+        def initializer(key: jax.Array) -> dict:
+            model = CrossModalModel(spec, nnx.Rngs(params=key))
+            definitions.append(nnx.graphdef(model))
+            return _parameters(model)
+
+        shapes = jax.eval_shape(initializer, jax.random.key(0))
+        return cls(spec, definitions[0], jax.tree.structure(shapes), initializer)
 
     @property
     def has_statistics(self) -> bool:
@@ -200,7 +210,7 @@ class Functional:
 
         A model with BatchNorms has their running statistics under "statistics", {tower: {...}} as well.
         """
-        return _parameters(CrossModalModel(self.spec, nnx.Rngs(params=key)))
+        return self.initializer(key)
 
     def own(self, params: Mapping) -> dict:
         """Returns the parts of a tree that are of the model: its towers and their running statistics."""
