@@ -8,12 +8,13 @@
 `:L2` is the published one: EfficientNet-L2 and BERT-Large, 1.8 billion pairs, batch 16,384, LAMB. Expect, from the
 paper: ImageNet zero-shot 76.4 %; zero-shot R@1 image to text and back 88.6 % and 75.7 % on Flickr30k, 58.6 % and
 45.6 % on COCO. `:B7` has the towers of the open replica, EfficientNet-B7 and BERT-Base, and leaves as an `AlignModel`
-(`python -m xmodal export --to hf`); its training follows the paper. Not run here.
+(`python -m xmodal export --to hf`); its training follows the paper. Neither was run here.
 
 Pictures are squashed to 346 pixels; training shows a square of 289 anywhere in them, and its mirror image, evaluation
 the central one. The temperature starts at 1 and is learned, and a tenth of every target goes to all candidates.
 
-`:emoji` is small, on the data and for the samples of configs/demo.py.
+`:emoji` is small, on the data and for the samples of configs/demo.py. Run here, three seeds: unseen vendor image to
+text R@1 4.3 %, R@10 27.1 % (chance 0.06 %, 0.55 %); docs/experiments.md.
 """
 
 from configs import base

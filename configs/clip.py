@@ -14,7 +14,8 @@ normalised by itself, so it should stay large.
 
 Run here: models, loss and gradients against the reference implementations at small size (tests/models/test_golden.py,
 test_golden_resnet.py), and the recipe at small scale on emoji (configs/demo.py). `:RN_emoji`, the demo with a ResNet of
-three stages, was run for its first steps alone. Not run here: the full pretraining.
+three stages, three seeds: unseen vendor image to text R@1 31.2 %, R@10 65.2 % (docs/experiments.md). Not run here: the
+full pretraining.
 """
 
 from configs import base, demo

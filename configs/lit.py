@@ -15,8 +15,8 @@ The locked tower has no optimizer state and no backward pass: a step costs one f
 tower. Any imported folder serves: set `config.init_from`, and `config.model.towers.image` to what its config.json says.
 
 Expect, from the paper: 85.2 % zero-shot on ImageNet with a ViT-g/14 trained on JFT-3B. Not run here: DINOv2 at full
-size. Run here (`:emoji`, 6 minutes on 2 busy CPU cores, one seed): unseen vendor image to text R@1 8.9 %,
-R@10 38.3 % (chance 0.06 %, 0.6 %).
+size. Run here (`:emoji`, 6 minutes on 2 busy CPU cores), three seeds: unseen vendor image to text R@1 8.6 %, R@10
+37.4 % (chance 0.06 %, 0.55 %); docs/experiments.md.
 """
 
 from configs import base
