@@ -14,8 +14,8 @@ result is published for exactly this.
 tokenizer works on bytes and so reads them all, but spells what it was not trained on: 48 tokens, where the demo has 16.
 
 Run here, three seeds, unseen vendor image to text: `:emoji` R@1 19.4 %, R@10 51.4 %; `:multilingual` R@10 19.5 % in
-English, 16.7 % in German and Spanish, 8 to 9 % in Japanese and Chinese (chance 0.55 %; docs/experiments.md). Not run here:
-the large ones.
+English, 16.7 % in German and Spanish, 8 to 9 % in Japanese and Chinese (chance 0.55 %; docs/experiments.md). Not run
+here: the large ones.
 """
 
 from configs import clip, demo
