@@ -13,7 +13,7 @@ tokens.
 
 Expect, from the paper: a ViT-B/16 trained on CC3M and CC12M 57.5 % zero-shot on ImageNet with a ViT-L/14 of LAION-400M
 as its teacher, 37.0 % without; not run here. Run here, three seeds, unseen vendor image to text R@1 and R@10: `:taught`
-21.1 % and 54.1 %, `:untaught` 17.9 % and 50.0 %, their teacher 21.8 % and 54.7 % (docs/experiments.md). Not run: `:own`.
+21.1 % and 54.1 %, `:untaught` 17.9 % and 50.0 %, the teacher 21.8 % and 54.7 % (docs/experiments.md). Not run: `:own`.
 """
 
 from configs import demo
