@@ -29,7 +29,7 @@ from data_pipelines.host import Memory, cores
 from data_pipelines.images import augment
 from data_pipelines.io.storage import Files
 from data_pipelines.marks import marks, used
-from data_pipelines.mixture import curriculum
+from data_pipelines.mixture import MIXTURE_VERSION, curriculum
 from data_pipelines.order import Order, epoch_size
 from data_pipelines.rows import OtherText, Row, RowFiller, empty_batch
 from data_pipelines.samples import has_images
@@ -308,6 +308,8 @@ class Stream:
         settings = (self._seed, self._config.lanes, self._config.window)
         if self._together:  # the order then depends on the size of the batches
             settings = (*settings, self._batch_size)
+        if len(self._parts) > 1:
+            settings = (*settings, MIXTURE_VERSION)
         digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
         for part, weight, table in zip(self._parts, self._weights, self._tables):
             digest.update(repr((part.source.name, weight, part.source.identity())).encode())
