@@ -93,6 +93,14 @@ def test_the_teacher_sees_pictures_and_captions_as_it_was_trained_with_them(data
     assert all(np.array_equal(own[path], array) for path, array in flatten_paths(task.teacher.params).items())
 
 
+def test_towers_that_nothing_learns_from_take_no_memory(data, teacher):
+    one = {"objectives.contrastive": "{'type': 'softmax'}", "objectives.features": "{'type': 'feature_matching'}"}
+    arguments = [a for a in flags(data, teacher, **one) if "contrastive." not in a]
+    task = task_of([*arguments, "--config.objectives.features.towers=('image',)"])
+    assert set(task.teacher.params) == {"image"} and not task.teacher.texts
+    assert task.config.objectives.features.widths == (32,)
+
+
 def test_another_size_is_resized_on_the_device(data, teacher):
     task = task_of(flags(data, teacher))
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3)).astype(np.uint8)

@@ -36,7 +36,7 @@ class Teacher:
     """What a run learns from.
 
     Attributes:
-      model: its towers as pure functions.
+      model: those of its towers that are asked, as pure functions.
       towers: {tower of the student: the teacher's tower for the same input}.
       params: its weights, sharded as the student's are; None where it follows the student.
       image: how its pictures are prepared (`data.image`).
@@ -125,11 +125,16 @@ def _average(config: ConfigDict, tokenizer: Tokenizer, towers: list[str]) -> Tea
     return Teacher(model, {tower: tower for tower in towers}, None, image, image, {}, None, "")
 
 
-def _stored(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, stored: Stored, towers: list[str]):
+def _stored(
+    config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, stored: Stored, towers: list[str]
+) -> Teacher:
     where, given = f"teacher.model={config.teacher.model}", stored.config.copy_and_resolve_references()
     given.model.dtype = config.teacher.dtype or given.model.dtype
-    model = Functional.build(make_spec(ModelSpec, given.model, where=f"{where}: model"))
-    pairs, inputs = _pairs(config, model, towers, where), own_inputs(model)
+    spec = make_spec(ModelSpec, given.model, where=f"{where}: model")
+    inputs = own_inputs(Functional.build(spec))
+    pairs = _pairs(config, inputs, towers, where)
+    # These towers read no other one; what is not asked takes no memory.
+    model = Functional.build(dataclasses.replace(spec, towers={own: spec.towers[own] for own in pairs.values()}))
     kinds = {inputs[own] for own in pairs.values()}
     if "image" in kinds and (Naflex.of(config.data.image) or Naflex.of(given.data.image)):
         raise ConfigError(
@@ -146,9 +151,9 @@ def _stored(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, s
     )  # fmt: skip
 
 
-def _pairs(config: ConfigDict, model: Functional, towers: list[str], where: str) -> dict[str, str]:
-    """{tower of the student: the tower of the teacher that embeds the same by itself}."""
-    pairs, theirs = {}, own_inputs(model)
+def _pairs(config: ConfigDict, theirs: Mapping[str, str], towers: list[str], where: str) -> dict[str, str]:
+    """{tower of the student: the tower of the teacher that embeds the same by itself}, from `own_inputs` of it."""
+    pairs = {}
     for tower, kind in inputs_of(config.model.towers).items():
         if tower in towers:
             pairs[tower] = next((own for own, other in theirs.items() if other == kind), "")
