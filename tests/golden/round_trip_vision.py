@@ -76,7 +76,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     makers = {"DINOv2": dinov2, "DINOv2, SwiGLU": lambda: dinov2(use_swiglu_ffn=True),
               "DINOv2 with registers": registers, "ViT": vit, "ViT, classifier": classifier,
-              "ResNet": resnet, "ResNet v1": lambda: resnet(downsample_in_bottleneck=True),
+              "ResNet, v1.5": resnet, "ResNet, v1": lambda: resnet(downsample_in_bottleneck=True),
               "ResNet, classifier": resnet_classifier}  # fmt: skip
     with tempfile.TemporaryDirectory() as root:
         for number, (name, make) in enumerate(makers.items()):

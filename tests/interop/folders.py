@@ -116,6 +116,12 @@ def picture(mode="RGB", size=(50, 60), seed=0):
     return small.convert(mode)
 
 
+def enlarged(squares, name):
+    """A picture of `scores.npz` at the model's size: uint8 [pixels, pixels, 3] of patches of one colour each."""
+    patches = PIXELS[name] // 8
+    return squares[:patches, :patches].repeat(8, axis=0).repeat(8, axis=1)
+
+
 def encoded(image, kind="PNG"):
     buffer = io.BytesIO()
     image.save(buffer, kind)

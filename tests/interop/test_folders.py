@@ -48,6 +48,14 @@ def test_unknown_models(folder):
     assert "config.json is not JSON" in refused(f"hf:{folder}")
 
 
+def test_weights_of_another_architecture(folder, tmp_path):
+    other = folders.hugging_face(tmp_path / "siglip", "siglip")
+    (other / "model.safetensors").rename(folder / "model.safetensors")
+    message = refused(f"hf:{folder}")
+    for part in ("missing: vision_model.pre_layrnorm.weight (48,)", "unexpected: vision_model.head.probe"):
+        assert part in message
+
+
 def test_weights_of_another_size(folder):
     edit(folder / "config.json", text_config__num_hidden_layers=3, vision_config__intermediate_size=81)
     message = refused(f"hf:{folder}")

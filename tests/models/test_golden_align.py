@@ -19,7 +19,7 @@ from xmodal.objectives.contrastive import SoftmaxContrastive, normalize
 from xmodal.paths import flatten_paths
 
 ALL = ("convnext", "convnext_classifier", "efficientnet", "efficientnet_classifier", "align")
-IMAGES = ALL[:3]
+IMAGES = ALL[:4]
 WANT = frozenset({"image.tokens", "image.pooled", STATISTICS})
 
 
@@ -94,17 +94,6 @@ def test_the_configuration_comes_back(name):
     settings, written = flatten_paths(settings), flatten_paths(written)
     known = {key: settings[key] for key in written if key in settings and "label" not in key}
     assert {key: written[key] for key in known} == known and len(known) > 10
-
-
-def test_an_efficientnet_classifies_as_the_reference():
-    golden = load("efficientnet_classifier")
-    spec = spec_of(golden)
-    params = huggingface.from_huggingface(part(golden, "weights/"), spec)
-    run = jax.jit(lambda params, pixels: Functional.build(spec)(params, dict(image=pixels), WANT))
-    logits = run(params, part(golden, "inputs/")["pixel_values"])["image.pooled"]
-    assert_close(logits, golden["outputs/pooled"], "logits")
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, golden["inputs/labels"])
-    assert_close(losses.mean(), golden["loss"], "loss")
 
 
 def test_training_mode_agrees_with_the_reference():

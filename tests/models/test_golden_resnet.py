@@ -93,7 +93,9 @@ def loss_of(golden, model, mode):
     [
         ("resnet", "eval", "scan"),
         ("resnet", "train", "unrolled"),
+        ("resnet_v1", "eval", "unrolled"),
         ("resnet_v1", "train", "scan"),
+        ("resnet_classifier", "eval", "scan"),
         ("resnet_classifier", "train", "remat"),
         ("clip_resnet", "eval", "unrolled"),
         ("clip_resnet", "train", "scan"),
