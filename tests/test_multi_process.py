@@ -81,7 +81,7 @@ def end(processes):
 
 
 def test_two_processes_are_one_run_and_stop_together(reference, arguments, tmp_path, capsys):
-    """Each holds one half of the parameters; one process takes their run over, and two then look at its end."""
+    """Each holds one half of the parameters; one process takes their run over."""
     workdir, halves = tmp_path / "run", [*arguments, "--config.mesh.data=1", "--config.mesh.fsdp=2"]
     processes = start_two(workdir, halves)
     metrics = workdir / "metrics.jsonl"
@@ -104,12 +104,6 @@ def test_two_processes_are_one_run_and_stop_together(reference, arguments, tmp_p
     rows = tiny_runs.rows(workdir)
     assert len(rows) == len(reference)
     assert_same(rows, reference, tolerance=5e-3)
-
-    results = (workdir / "results.json").read_bytes()
-    (workdir / "results.json").unlink()
-    (code, out, error), (other, _, _) = end(start_two(workdir, halves))
-    assert (code, other) == (0, 0), error
-    assert f"continues from step {STEPS}" in out and (workdir / "results.json").read_bytes() == results
 
 
 @pytest.mark.parametrize("where", ["data.sources", "evals.held_out"])

@@ -22,7 +22,7 @@ BEST = "retrieval/held_out/text_to_image/R@10"
 def arguments(tmp_path_factory):
     data = tiny_runs.make_data(tmp_path_factory.mktemp("data"))
     return tiny_runs.flags(
-        data, "noisy", schedule__total=STEPS, checkpoint__every=4, checkpoint__keep_last=100, checkpoint__best=BEST,
+        data, "noisy", schedule__total=STEPS, checkpoint__every=8, checkpoint__keep_last=100, checkpoint__best=BEST,
         evals__held_out__every=10,
     )  # fmt: skip
 
@@ -65,7 +65,7 @@ def test_two_straight_runs_are_the_same(straight):
 def test_the_best_checkpoint_is_one_whose_weights_were_measured(straight):
     """A checkpoint is scored by its own evaluation or not at all, and an evaluation of `best` brings one."""
     saved = checkpoints(straight[0])
-    assert set(saved) == {*range(4, STEPS + 1, 4), 10}
+    assert set(saved) == {8, 10, 16, 20, STEPS}
     for step in saved:
         meta = json.loads((straight[0] / "checkpoints" / str(step) / "meta" / "data.json").read_text())
         assert (BEST in meta["metrics"]) == (step in (10, 20, STEPS))
@@ -88,7 +88,7 @@ def interrupt(workdir, arguments, number, row, pause):
 def test_killed_and_continued_is_the_same(straight, arguments, tmp_path):
     rng = random.Random(0)
     workdir = tmp_path / "run"
-    plan = [(signal.SIGKILL, 4), (signal.SIGTERM, 9), (signal.SIGKILL, 13)]
+    plan = [(signal.SIGKILL, 8), (signal.SIGTERM, 12), (signal.SIGKILL, 17)]
     for number, row in plan:
         code, out, error = interrupt(workdir, arguments, number, row + rng.randrange(4), 0.05 * rng.random())
         if number == signal.SIGKILL:

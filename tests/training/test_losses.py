@@ -122,7 +122,6 @@ def result(case, shape, parts):
         ("softmax", (2, 2, 2), 2),
         ("sigmoid", (1, 2, 1), 4),
         ("captions", (2, 2, 2), 2),
-        ("both", ONE, 2),
         ("views", (1, 4, 2), 2),
         ("masked", (8, 1, 1), 2),
     ],
