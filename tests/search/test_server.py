@@ -142,6 +142,7 @@ def test_the_page_loads_nothing_from_elsewhere(server):
         "/api/map/", "/api/map/-1?text=w9", "/api/map/999?text=w9", "/api/map/99999999999999999999?text=w9", "/api/map",
         "/api/map/../manifest.json?text=w9", "/api/map/0/1?text=w9", "/api/map/%30?text=w9", "/api/map/1.0?text=w9",
         "/api/thumbnail/%30", "/api/thumbnail/1e1", "/api/thumbnail/0%00", "/api/search/x", "/x", "//etc/passwd",
+        "http://evil.example/api/index", "http://[/api/index", "//[", "/api/index#", "api/index",
         "/api/thumbnail/\u0661".encode().decode("latin-1"),
     ],
 )  # fmt: skip
@@ -163,6 +164,7 @@ def test_hosts_and_origins_are_checked(server):
         "127.0.0.1.evil.example",
         "",
         "[::2]",
+        "[::1",
     ):
         assert "goes by" in error(get(Host=host), 421), host
         assert error(ask(server, "/", Host=host), 421)
@@ -172,7 +174,8 @@ def test_hosts_and_origins_are_checked(server):
     own = f"127.0.0.1:{port}"
     assert get(Host=own, Origin=f"http://{own}", Sec_Fetch_Site="same-origin")[0] == 200
     for foreign in (
-        dict(Origin="http://evil.example"), dict(Origin="null"), dict(Origin=f"http://127.0.0.1:{port + 1}"),
+        dict(Origin="http://evil.example"), dict(Origin="null"), dict(Origin="http://["),
+        dict(Origin=f"http://127.0.0.1:{port + 1}"),
         dict(Sec_Fetch_Site="cross-site"), dict(Sec_Fetch_Site="same-site"),
     ):  # fmt: skip
         assert "only the page of this server" in error(get(Host=own, **foreign), 403), foreign
@@ -338,5 +341,10 @@ def test_a_browser_shows_captions_and_questions_as_text(server, tmp_path):
     assert (
         re.search(r'<dialog[^>]* open=""', page) and page.count('<button class="word" type="button" aria-pressed') == 1
     )
-    assert "&lt;<button" in page and "Clear where “scriptdocumenttitleownedscriptimg” fits best: cosine " in page
+    word = re.search(r'aria-pressed="true">(.*?)</button>', page)[1]
+    assert (
+        "&lt;<button" in page
+        and f"Clear where “{word}” fits well, grey where badly. Best in the frame: cosine " in page
+    )
+    assert re.search(r'<span id="best" style="top: [0-9.]+%; left: ', page)
     assert re.search(r'<img id="shown"[^>]* src="data:image/jpeg;base64,', page)

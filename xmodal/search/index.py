@@ -87,7 +87,7 @@ class Index:
 
     def _part(self, row: int, read: Any) -> Any:
         if not 0 <= row < len(self):
-            raise DataError(f"there is no sample {row}: {self.folder} holds {len(self):,}")
+            raise DataError(f"there is no sample {row}: the index holds {len(self):,}, from 0 on")
         number = int(np.searchsorted(self._ends, row, "right"))
         return read(self.parts[number], row - int(self._ends[number]) + len(self.parts[number]))
 

@@ -13,6 +13,10 @@ _PICTURE = "M4 5h16v14H4zM4 16l5-5 4 4 2-2 5 4M15.5 9.5h.01"
 _CROSS = "M7 7l10 10M17 7L7 17"
 _EYE = "M2.5 12c2-4 5.4-6.5 9.5-6.5s7.5 2.5 9.5 6.5c-2 4-5.4 6.5-9.5 6.5s-7.5-2.5-9.5-6.5zM12 9.3a2.7 2.7 0 1 0 .01 0z"
 _PREVIOUS, _NEXT = "M15 5l-7 7 7 7", "M9 5l7 7-7 7"
+_DOUBT = (
+    "This model was only taught which picture and text belong together, not where in a picture a word is: "
+    "what it points to is a hint at best."
+)
 _KEYS = (
     ("/", "write"),
     ("Enter", "search, or more like the chosen one"),
@@ -121,9 +125,10 @@ def _map() -> Markup:
     inner = el(
         "div",
         el("p", id="words", role="group", tabindex="-1", aria_label="Words: choose one to see where it points to"),
-        el("figure", el("img", id="shown", alt="", hidden=True)),
+        el("figure", el("span", el("img", id="shown", alt=""), el("span", id="best"), id="drawn", hidden=True)),
         el("p", id="caption"),
         el("p", id="told", role="status", class_="soft"),
+        el("p", _DOUBT, id="doubt", hidden=True),
         el("div", *turn, _button("Close", _CROSS, id="close"), class_="turn"),
     )
     return el("dialog", inner, id="map", aria_label="Where a word points to")

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import numpy as np
 
@@ -270,9 +270,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _routed(self) -> Answer:
         body_left = self._check_head()
-        url = urlsplit(self.path)
-        own, slash, rest = url.path.rpartition("/")
-        exact = (self.command, url.path), ""
+        path, _, query = self.path.partition("?")  # one that names a host, as proxies get it, is none of ours
+        own, slash, rest = path.rpartition("/")
+        exact = (self.command, path), ""
         below = (self.command, own + slash), rest
         key, rest = exact if exact[0] in ROUTES else below
         if key not in ROUTES or (key[1] == "/" and rest):
@@ -280,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
         if key[1] != "/":
             self._check_origin()
         try:
-            found = parse_qs(url.query, keep_blank_values=True, max_num_fields=20)
+            found = parse_qs(query, keep_blank_values=True, max_num_fields=20)
         except ValueError:
             raise Refused(http.HTTPStatus.BAD_REQUEST, "too many parameters") from None
         body = self._read(body_left) if body_left else b""
@@ -314,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _check_origin(self) -> None:
         """Refuses requests that a page of another origin makes."""
         origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site", "none")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != self.headers["Host"].lower()
+        foreign = origin is not None and origin.lower().partition("://")[2] != self.headers["Host"].strip().lower()
         if foreign or site not in ("same-origin", "none"):
             raise Refused(http.HTTPStatus.FORBIDDEN, "only the page of this server may ask")
 
@@ -352,7 +352,5 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _host(header: str) -> str:
     """Returns the name in a Host header, without its port: tunnels give the server another one."""
-    header = header.strip().lower()
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return re.sub(r":[0-9]*$", "", header)
+    found = re.fullmatch(r"(?:\[(.*)\]|([^\[\]]*?))(?::[0-9]*)?", header.strip().lower())
+    return (found[1] or found[2] or "") if found else ""

@@ -2,6 +2,7 @@
 // Word maps: a result, large, and clear where the chosen word of the text points to. What is shown is part of the
 // address, and an entry of the history: on a phone Back closes it.
 const map = find("#map"), words = find("#words"), shown = find("#shown"), told = find("#told");
+const drawn = find("#drawn"), doubt = find("#doubt");
 let mapped = null, mapRequest = null; // { row, word }: word is null until the server has said which stands out
 
 function mapButton(hit) {
@@ -30,7 +31,9 @@ function tell(message, failed = false) {
 async function showMap() {
   if (!map.open) {
     map.showModal();
+    words.replaceChildren(text.value.trim());
     words.focus();
+    tell("Finding out where the words point to …");
   }
   if (mapRequest) mapRequest.abort();
   const own = (mapRequest = new AbortController()), parameters = new URLSearchParams({ text: text.value.trim() });
@@ -47,7 +50,7 @@ async function showMap() {
     drawMap(found);
   } catch (error) {
     if (error.name === "AbortError") return;
-    shown.hidden = true;
+    drawn.hidden = doubt.hidden = true;
     find("#caption").textContent = "";
     tell(error instanceof TypeError ? "The server does not answer." : error.message, true);
   }
@@ -65,14 +68,18 @@ function drawMap(found) {
     return button;
   }));
   if (focused) words.querySelector("[aria-pressed=true]").focus();
-  const word = found.words[found.word], [row, column] = found.best;
+  const word = found.pieces.find(([, number]) => number === found.word)[0], [row, column] = found.best, [rows, columns] = found.grid;
   find("#caption").textContent = found.caption;
   shown.src = found.picture;
-  shown.alt = "Clear where “" + word + "” fits best, grey where it fits least";
-  shown.hidden = false;
-  tell(`Clear where “${word}” fits best: cosine ${found.highest.toFixed(3)} in row ${row + 1}, column ${column + 1} of ` +
-    `${found.grid[0]} × ${found.grid[1]}; ${found.lowest.toFixed(3)} where least.` + (about.aligns_words ? ""
-    : " This model has learnt from whole pictures and texts alone: its words may point anywhere."));
+  shown.alt = `“${word}” fits best in row ${row + 1}, column ${column + 1} of ${rows} × ${columns} patches`;
+  const share = (part, whole) => (100 * part) / whole + "%";
+  Object.assign(find("#best").style, {
+    top: share(row, rows), left: share(column, columns), height: share(1, rows), width: share(1, columns),
+  });
+  drawn.hidden = false;
+  doubt.hidden = about.aligns_words;
+  tell(`Clear where “${word}” fits well, grey where badly. Best in the frame: cosine ${found.highest.toFixed(3)}; ` +
+    `least: ${found.lowest.toFixed(3)}.`);
 }
 
 function chooseWord(number) {
@@ -104,7 +111,8 @@ function moveInMap(key) {
 map.addEventListener("close", () => {
   if (mapRequest) mapRequest.abort();
   words.replaceChildren();
-  shown.hidden = true;
+  drawn.hidden = doubt.hidden = true;
+  find("#caption").textContent = "";
   shown.removeAttribute("src");
   if (!mapped) return; // it was closed by going back
   const card = cardOf(mapped.row);
