@@ -1,4 +1,4 @@
-"""The preset of fine-tuning on an imported folder: the reference's scores before the first step, and not less after."""
+"""The preset of fine-tuning on an imported folder: the reference's scores before the first step, and more after."""
 
 import csv
 
@@ -28,8 +28,8 @@ def write_pairs(folder, golden, split, name):
     return folder / f"{split}.csv"
 
 
-@pytest.mark.parametrize("name,kind", [("clip_vit", "full"), ("clip_vit", "locked"), ("siglip", "lora")])
-def test_the_references_scores_at_the_start_and_not_less_at_the_end(name, kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name,kind", [("clip_vit", "full"), ("siglip", "lora")])
+def test_the_references_scores_at_the_start_and_more_at_the_end(name, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))  # less to compile
     golden, own = folders.load("scores"), tmp_path / "own"
     write_stored(open_stored(f"hf:{folders.hugging_face(tmp_path / 'hf', name)}"), own)
@@ -37,14 +37,13 @@ def test_the_references_scores_at_the_start_and_not_less_at_the_end(name, kind, 
         "data.sources.train.urls": write_pairs(tmp_path, golden, "train", name),
         "evals.held_out.source.urls": write_pairs(tmp_path, golden, "held_out", name),
         "evals.held_out.every": "100%", "checkpoint.every": "100%",
-        "batch_size": 24, "schedule.total": "20steps", "optimizer.lr": 2e-3,  # a tiny model has far to go in few steps
+        "batch_size": 24, "schedule.total": "40steps", "optimizer.lr": 2e-3,  # a tiny model has far to go in few steps
     }  # fmt: skip
     arguments = ["--config", f"configs/finetune.py:{kind}@{own}", *(f"--config.{k}={v}" for k, v in changes.items())]
     tiny_runs.run(tmp_path / "tuned", arguments)
 
     found = {row["step"]: row for row in tiny_runs.rows(tmp_path / "tuned") if "eval/retrieval/held_out/images" in row}
-    first, last = ({key: row[f"eval/retrieval/held_out/{key}"] for key in RECALLS} for row in (found[0], found[20]))
-    print(first, last)
+    first, last = ({key: row[f"eval/retrieval/held_out/{key}"] for key in RECALLS} for row in (found[0], found[40]))
     assert first == {key: pytest.approx(float(golden[f"{name}/{theirs}"])) for key, theirs in RECALLS.items()}
-    assert all(last[key] >= first[key] for key in RECALLS)
-    assert np.mean(list(last.values())) > np.mean(list(first.values()))
+    for recalls in (list(RECALLS)[:3], list(RECALLS)[3:]):  # of either way
+        assert np.mean([last[key] for key in recalls]) > np.mean([first[key] for key in recalls])
