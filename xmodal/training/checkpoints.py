@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -238,7 +239,7 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         for path in self.directory.iterdir():
             if ".orbax-checkpoint-tmp" in path.name:
-                path.rmtree()
+                _remove_while_written(path)
 
     def _set_aside(self, damaged: Mapping[int, str], used: int | None) -> None:
         """Renames damaged steps, so that their numbers are free for the run that goes on."""
@@ -251,6 +252,15 @@ class Checkpoints:
                 path.rename(aside)
                 instead = "there is none before it" if used is None else f"step {used} is used instead"
                 _log.warning("checkpoint %s is damaged (%s): %s. It is now %s", path, problem, instead, aside.name)
+
+
+def _remove_while_written(path: epath.Path) -> None:
+    """Deletes a folder into which Orbax's other threads may still write; what is left then, the next start deletes."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            return path.rmtree()
+        time.sleep(0.1)
+    return None
 
 
 # ------------------------------------------------------------------------------- reading without a run

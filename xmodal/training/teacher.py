@@ -23,7 +23,7 @@ from xmodal.interop.folder import Stored, open_stored
 from xmodal.models.embed import inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES
-from xmodal.objectives.base import TeacherFacts, taught
+from xmodal.objectives.base import Objective, TeacherFacts, taught
 from xmodal.objectives.contrastive import normalize, of_all
 from xmodal.training.task import build_entry, resolve
 
@@ -111,7 +111,11 @@ def open_teacher(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokeniz
 
 
 def _needs(config: ConfigDict, name: str) -> tuple[str, ...]:
-    return build_entry(OBJECTIVES, config.objectives[name], f"objectives.{name}").teacher_needs
+    entry = config.objectives[name]
+    kind = OBJECTIVES.get(entry.get("type"))
+    if kind is None or kind.teacher_needs is Objective.teacher_needs:  # what is wrong with others, others say
+        return ()
+    return build_entry(OBJECTIVES, entry, f"objectives.{name}").teacher_needs
 
 
 def _average(config: ConfigDict, tokenizer: Tokenizer, towers: list[str]) -> Teacher:
