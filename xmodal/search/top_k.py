@@ -127,11 +127,12 @@ class JaxNearest(Nearest):
         self._block = max(1, min(share, _BLOCK_BYTES // (4 * max(_AT_ONCE, vectors.dim))))
         rows = -(-share // self._block) * self._block * len(devices)
         split = jax.NamedSharding(self._mesh, jax.P("rows"))
-        self._rows = jax.make_array_from_callback((rows, vectors.dim), split, self._piece)
+        self._rows = jax.make_array_from_callback((rows, vectors.dim), split, functools.partial(self._piece, rows))
         self._find = functools.lru_cache(self._compiled)
 
-    def _piece(self, index: tuple[slice, ...]) -> np.ndarray:
-        start, stop = index[0].start or 0, len(self.vectors) if index[0].stop is None else index[0].stop
+    def _piece(self, rows: int, index: tuple[slice, ...]) -> np.ndarray:
+        """The part `index` of all rows, filled up with zeros to `rows`; one device has `slice(None)`."""
+        start, stop, _ = index[0].indices(rows)
         found, place = np.zeros((stop - start, self.vectors.dim), self.vectors.dtype), 0
         for piece in self.vectors.pieces(start, min(stop, len(self.vectors))):
             found[place : place + len(piece)] = piece
