@@ -27,10 +27,10 @@ $(READY): requirements.txt
 	fi
 	@touch $@
 
-demo: $(READY)  ## Train a small CLIP on the emoji data (5 to 7 minutes on 2 cores) and write its report
+demo: $(READY)  ## Train a small CLIP on the emoji data (about 6 minutes on 2 cores) and write its report
 	$(BIN)/python train.py --config $(RECIPE) --workdir $(WORKDIR)
 
-test: $(READY)  ## Run the whole test suite (about 20 minutes on 2 cores)
+test: $(READY)  ## Run the whole test suite (about 15 minutes on 2 cores)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## Check style and formatting

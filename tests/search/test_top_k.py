@@ -80,7 +80,8 @@ def test_small_and_empty_sets(engine):
 
 @pytest.mark.parametrize("devices", [8, 1])  # of one, JAX asks for all rows at once
 def test_blocks_of_a_device_change_nothing(monkeypatch, devices):
-    monkeypatch.setattr("jax.local_devices", lambda own=jax.devices(): own[:devices])
+    own = jax.devices()[:devices]
+    monkeypatch.setattr("jax.local_devices", lambda: own)
     monkeypatch.setattr("xmodal.search.top_k._BLOCK_BYTES", 4 * 24 * 50)  # 50 rows at a time and device
     matrix, queries = unit(1501, 24), unit(3, 24, seed=1, dtype=np.float32)
     same(JaxNearest(split(matrix, 700)).top(queries, 11), sorted_out(matrix, queries, 11))
