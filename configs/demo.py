@@ -7,8 +7,8 @@ Data: about 6,500 drawings of 1,630 concepts by four vendors, in the repository.
 of all 1,811 concepts, and 181 concepts that no vendor's drawing shows in training.
 
 Expect 612 steps in 5 m 34 s at 250 samples/s (seen on two noisy cores, start and compiling apart); on the unseen vendor
-image-to-text R@1 21.8 %, R@10 54.7 % (run here, three seeds; chance 0.06 % and 0.55 %). docs/experiments.md has what was
-tried.
+image-to-text R@1 21.8 %, R@10 54.7 % (run here, three seeds; chance 0.06 % and 0.55 %). docs/experiments.md has what
+was tried.
 """
 
 from configs import base
