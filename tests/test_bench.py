@@ -9,7 +9,7 @@ import pytest
 import webdataset
 
 from xmodal.__main__ import main
-from xmodal.commands import bench_loss, bench_shuffle
+from xmodal.commands import bench_loss, bench_shuffle, bench_step
 from xmodal.commands.bench_data import Round, table_rows
 from xmodal.commands.bench_data_sets import SETS, caption, jpeg
 from xmodal.objectives import fine_grained
@@ -104,3 +104,10 @@ def test_memory_of_fine_grained_losses():
     found = dict(zip(columns, large))
     assert found["filip naive MiB"] > 512 / 8 * 512 * 49 * 16 * 4 / 2**20 > 2 * found["filip ring MiB"]
     assert fine_grained.SLICE == 2**22, "the naive form leaves nothing behind"
+
+
+def test_the_largest_batch_is_on_the_line_through_two():
+    tried = {256: 10_000, 512: 18_000}  # 2,000 and 31.25 a sample
+    assert bench_step.fitting(tried, 34_100, 64) == 1024
+    assert bench_step.fitting(tried, 33_900, 64) == 960
+    assert bench_step.fitting(tried, 100, 64) == 64
