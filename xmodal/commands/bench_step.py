@@ -61,12 +61,12 @@ def _measure(config, steps: int, largest: bool) -> dict[str, object]:
     mesh = make_mesh(config.mesh)
     tokenizer = Tokenizer.load(config.data.text.tokenizer)
     with jax.set_mesh(mesh):
+        teacher = open_teacher(config, mesh, tokenizer)
         if largest:
-            config.batch_size = _largest_batch(config, mesh, tokenizer)
+            config.batch_size = _largest_batch(config, mesh, tokenizer, teacher)
         check_batch(config.batch_size, config.accumulation, mesh)
         shard = process_shard(mesh, config.batch_size)
         samples = lambda start, epoch_size: samples_of(start, config, epoch_size)
-        teacher = open_teacher(config, mesh, tokenizer)
         texts = teacher.texts if teacher else {}
         with open_stream(
             config.data, batch_size=config.batch_size, seed=config.seed, shard=shard, samples=samples, texts=texts
@@ -126,17 +126,15 @@ def _peak(compiled) -> int:
     return memory.temp_size_in_bytes + kept
 
 
-def _largest_batch(config, mesh, tokenizer) -> int:
+def _largest_batch(config, mesh, tokenizer, teacher) -> int:
     """The largest batch whose step fits, from the memory of two smaller ones: it grows linearly."""
     from xmodal.config import ConfigError
     from xmodal.training.task import build_task
-    from xmodal.training.teacher import open_teacher
 
     limit = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:
         raise ConfigError("--largest: this device does not say how much memory it has; set --config.batch_size instead")
-    unit, teacher = ROUND * mesh.devices.size, open_teacher(config, mesh, tokenizer)
-    tried = {}
+    unit, tried = ROUND * mesh.devices.size, {}
     for batch in (4 * unit, 8 * unit):
         config.batch_size = batch
         task = build_task(config, mesh, tokenizer, 10**6, teacher)

@@ -31,7 +31,7 @@ def portable() -> Iterator[None]:
         _portable.reset(token)
 
 
-def fits_cudnn(dtype: jnp.dtype, head_dim: int) -> bool:
+def _fits_cudnn(dtype: jnp.dtype, head_dim: int) -> bool:
     """Whether cuDNN's fused attention (never a matrix of all weights in memory) knows such heads, and is there.
 
     Masked attention stays with XLA: a mask is as large as the weights that cuDNN saves.
@@ -48,7 +48,7 @@ def _on_nvidia() -> bool:
 
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, softcap: float = 0.0,
-    dropout: float = 0.0, keys: jax.Array | None = None, seen: int | None = None,
+    dropout: float = 0.0, keys: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
     """Scaled dot-product attention with float32 logits.
 
@@ -60,16 +60,13 @@ def attend(
       softcap: bound of the logits (Gemma 2); 0 leaves them.
       dropout: on the weights (Vaswani et al. 2017's code, BERT).
       keys: per-sample keys [batch] for it, or None.
-      seen: only the first `seen` keys are attended to; None: all.
 
     Returns:
       [batch, queries, heads, head_dim].
     """
     dropout = dropout if keys is not None else 0.0
-    if mask is None and not softcap and not dropout and fits_cudnn(q.dtype, q.shape[-1]):
-        return _fused(q, k, v, seen or k.shape[1])
-    if seen is not None:
-        k, v = k[:, :seen], v[:, :seen]
+    if mask is None and not softcap and not dropout and _fits_cudnn(q.dtype, q.shape[-1]):
+        return _fused(q, k, v)
     if not (softcap or dropout):
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
     k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
@@ -84,13 +81,13 @@ def attend(
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-def _fused(q: jax.Array, k: jax.Array, v: jax.Array, seen: int) -> jax.Array:
-    """cuDNN's attention to the first `seen` keys; it trains on even lengths alone."""
+def _fused(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """cuDNN's attention; it trains on even lengths alone, so that odd ones get one token more that no query sees."""
     queries, keys = q.shape[1], k.shape[1]
     even = lambda a: jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0)))
-    lengths = jnp.full(k.shape[0], seen, jnp.int32) if seen < keys + keys % 2 else None
-    q, k, v = (even(a) if a.shape[1] % 2 else a for a in (q, k, v))
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")[:, :queries]
+    lengths = jnp.full(k.shape[0], keys, jnp.int32) if keys % 2 else None
+    y = jax.nn.dot_product_attention(even(q), even(k), even(v), key_value_seq_lengths=lengths, implementation="cudnn")
+    return y[:, :queries]
 
 
 class Attention(nnx.Module):
@@ -150,7 +147,7 @@ class Attention(nnx.Module):
                 )
             cache = {"k": k, "v": v}
         mask = flow.cross_mask if cross else flow.self_mask
-        y = attend(q, k, v, mask, spec.softcap, spec.attn_dropout, keys, None if cross else flow.seen)
+        y = attend(q, k, v, mask, spec.softcap, spec.attn_dropout, keys)
         y = y.reshape(*x.shape[:2], -1)
         if self.inner_norm is not None:
             y = apply_routed(self.inner_norm, y, flow.segments)

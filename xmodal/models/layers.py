@@ -48,11 +48,12 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, dtype=None) -> jax.Array:
         dtype = dtype or x.dtype
         # As one matrix: of a product over [batch, seq] the gradient would transpose its inputs in memory (XLA, GPU).
-        y = jnp.matmul(x.reshape(-1, x.shape[-1]), self.kernel[...].astype(x.dtype), preferred_element_type=dtype)
-        y = y.reshape(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        y = jnp.matmul(rows, self.kernel[...].astype(x.dtype), preferred_element_type=dtype)
         if self.lora is not None:
-            low = jnp.matmul(x, self.lora_a[...].astype(x.dtype)) * self.lora.scale
+            low = jnp.matmul(rows, self.lora_a[...].astype(x.dtype)) * self.lora.scale
             y = y + jnp.matmul(low, self.lora_b[...].astype(x.dtype), preferred_element_type=dtype)
+        y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(dtype)
 
 

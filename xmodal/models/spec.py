@@ -104,7 +104,6 @@ class Flow:
       cross_mask: bool [batch, 1, seq or 1, context_seq] or None.
       condition: [batch, condition_width] for adaLN, or None.
       index: where new keys go in the cache (int32 scalar), or None without a cache.
-      seen: how many tokens of the stream are there; what follows only fills it up. None: all.
     """
 
     segments: Segments = dataclasses.field(metadata={"static": True})
@@ -114,4 +113,3 @@ class Flow:
     cross_mask: jax.Array | None = None
     condition: jax.Array | None = None
     index: jax.Array | None = None
-    seen: int | None = dataclasses.field(default=None, metadata={"static": True})

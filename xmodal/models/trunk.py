@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
-from xmodal.models.attention import fits_cudnn
 from xmodal.models.init import scheme
 from xmodal.models.layers import Norm
 from xmodal.models.spec import Flow, Sublayer
@@ -134,11 +133,7 @@ class Trunk(nnx.Module):
           The tokens with new values, or (tokens, cache) when a cache was given.
         """
         flow, cache = self._flow(tokens, context, condition, cache)
-        x, length = tokens.x, tokens.x.shape[1]
-        if length % 2 and cache is None and self._likes_even(tokens, flow):
-            x, flow = jnp.pad(x, ((0, 0), (0, 1), (0, 0))), dataclasses.replace(flow, seen=length)
-        x, layers = self._run(x, flow, keys, {} if cache is None else cache.layers)
-        x = x[:, :length]
+        x, layers = self._run(tokens.x, flow, keys, {} if cache is None else cache.layers)
         if self.final_norm is not None:
             x = self.final_norm(x)
         out = tokens.replace(x=x)
@@ -146,15 +141,6 @@ class Trunk(nnx.Module):
             return out
         index = cache.index + tokens.x.shape[1]
         return out, dataclasses.replace(cache, layers=layers, index=index)
-
-    def _likes_even(self, tokens: Tokens, flow: Flow) -> bool:
-        """Whether one more token pays: cuDNN trains on even lengths alone, and would fill up each query, key, value."""
-        sublayers = [s for layer in self.spec.pattern for s in layer]
-        plain = (
-            flow.self_mask is None and tokens.pos is None and not any(s.routes or s.kind == "cross" for s in sublayers)
-        )
-        heads = [s.head_dim or self.spec.width // s.heads for s in sublayers if s.kind == "self"]
-        return plain and bool(heads) and all(fits_cudnn(tokens.x.dtype, head) for head in heads)
 
     def _flow(self, tokens: Tokens, context: Tokens | None, condition, cache: Cache | None) -> tuple[Flow, Cache]:
         group = None if tokens.group is None else jnp.cumsum(tokens.group, axis=1)
