@@ -1,5 +1,6 @@
 """Eight forced CPU devices and one compile cache for the whole suite, set before JAX starts."""
 
+import gc
 import os
 import pathlib
 
@@ -19,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # subprocesses of tests share it
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nor need it know the lines that each operation is from
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax  # noqa: E402
@@ -32,3 +34,10 @@ def pytest_collection_modifyitems(items):
     """Whole runs come first: a long file that begins last would leave the other workers idle."""
     rank = {name: number for number, name in enumerate(ROOMS)}
     items.sort(key=lambda item: rank.get(item.path.parent.name, len(ROOMS)))
+
+
+def pytest_collection_finish():
+    """Modules and tests stay: the garbage collector need not look at a million of their objects again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
