@@ -26,7 +26,7 @@ def test_data(tmp_path):
         tmp_path, "data", "--image", "small", "--rounds", "1", "--samples", "64", "--batch", "8", "--workers", "1"
     )
     rows = {row["loader"]: row for row in made["table"]}
-    assert {"raw decoder", "our stream", "webdataset + Pillow"} <= rows.keys()
+    assert {"raw decoder", "raw decoder, 1 thread", "our stream", "webdataset + Pillow"} <= rows.keys()
     assert all(row["CPU ms/sample"] > 0 and row["samples/s"] > 0 for row in rows.values())
     assert made["environment"]["python"]
 

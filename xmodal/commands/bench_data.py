@@ -1,7 +1,8 @@
 """Speed of the input pipeline: the raw decoder, our stream, the webdataset library and open_clip's loader side by side.
 
 Each loader runs in a process of its own, and they take turns: what else happens on the machine meets all of them. The
-figure to trust is CPU time per sample, of the process, its threads and its workers; others' work hardly changes it.
+figure to trust is CPU time per sample, of the process, its threads and its workers. Busy cores share caches and clock,
+and a sample then costs more: the raw decoder that the stream is compared with has as many threads.
 """
 
 import argparse
