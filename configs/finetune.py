@@ -58,7 +58,7 @@ def full(c):
 
 def lora(c):
     c.model = presets.with_lora(c.model, rank=8, alpha=16)
-    c.init_from_except = (r".*/lora_[ab]",)
+    c.init_from_except += (r".*/lora_[ab]",)
     c.optimizer.update(name="adamw", lr=5e-4, b2=0.98, weight_decay=0.0)
     c.optimizer.rules = ((r".*/lora_[ab]", dict(weight_decay=0.0)), (r".*", dict(freeze=True)))
 

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 import xmodal
+from configs import base
 from data_pipelines.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests import tiny_runs
 from xmodal.config import load_config
 from xmodal.distributed.mesh import make_mesh, to_global
 from xmodal.interop.folder import Stored, open_stored, write_stored
+from xmodal.interop.recipe import continue_from
 from xmodal.paths import flatten_paths
 from xmodal.training import loop
+from xmodal.training.init_from import start_from
 from xmodal.training.task import build_task
 from xmodal.training.teacher import open_teacher
 
@@ -143,6 +146,17 @@ def test_interrupted_and_continued_is_the_same_and_needs_the_same_teacher(data, 
     assert saved["straight"] == saved["broken"]
     shutil.rmtree(copy)  # the student is a model of its own
     assert xmodal.load(tmp_path / "broken").embed_text("thing 3").shape == (1, 16)
+    continued = continue_from(base.get_config(), tmp_path / "broken")  # and can be tuned as one
+    continued.data.sources.main = dict(urls=str(data / "s-{00..01}.tar"))
+    again = build_task(continued, helpers.mesh(), Tokenizer.load(continued.data.text.tokenizer), tiny_runs.SAMPLES)
+    with jax.set_mesh(again.mesh):
+        placed = jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype), a.sharding), again.abstract_state())
+        params = flatten_paths(start_from(again, placed)["params"])
+    student = flatten_paths(open_stored(tmp_path / "broken").params)
+    assert student.keys() - params.keys() == {
+        f"objectives/features/{tower}/projection/kernel" for tower in ("image", "text")
+    }
+    assert all(np.array_equal(array, student[path]) for path, array in params.items())
     last = json.loads((tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"train/contrastive/teacher_kl", "train/features/image_cosine"} <= last.keys()
 

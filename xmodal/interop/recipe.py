@@ -8,12 +8,15 @@ from xmodal.config import load_saved
 from xmodal.interop.folder import CONFIG, TOKENIZER, parse
 from xmodal.interop.tables import InteropError
 from xmodal.models.embed import inputs_of
+from xmodal.objectives import OBJECTIVES
 
 _IMAGE, _TEXT = ("size", "mean", "std", "resize", "filter", "rounding"), ("length", "lower", "clean")
 
 
 def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
     """Sets `init_from`, model, objectives, tokenizer and what pictures and texts become; returns the config.
+
+    A model that had a teacher goes on without it.
 
     Args:
       config: of a recipe, from `configs.base`; the rest of it stays.
@@ -28,7 +31,10 @@ def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
             f"{where}: bring it in first, `python -m xmodal import {kind}:{path} --out DIR`, and start from DIR"
         )
     saved = load_saved(path / CONFIG)
-    config.init_from, config.model, config.objectives = str(where), saved.model, saved.objectives
+    config.init_from, config.model = str(where), saved.model
+    alone = {name: OBJECTIVES[entry.type].without_teacher(entry) for name, entry in saved.objectives.items()}
+    config.objectives = {name: entry for name, entry in alone.items() if entry is not None}
+    config.init_from_except += tuple(f"objectives/{name}/.*" for name, entry in alone.items() if entry is None)
     config.data.image.update({key: saved.data.image[key] for key in _IMAGE if key in saved.data.image})
     config.data.image.naflex.update(saved.data.image.get("naflex", {}))
     whole = ("squash", "whole")

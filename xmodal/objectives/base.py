@@ -97,6 +97,11 @@ class Objective(abc.ABC):
         del entry, facts
         return {}
 
+    @classmethod
+    def without_teacher(cls, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns the config entry of what a run without a teacher keeps of the objective; None for nothing."""
+        return dict(entry)
+
     @property
     def teacher_needs(self) -> tuple[str, ...]:
         """Towers that learn from the teacher; each is told its embeddings, see `taught`."""

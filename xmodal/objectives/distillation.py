@@ -54,6 +54,12 @@ class Distillation(SoftmaxContrastive):
             )
         return {"teacher_logit_scale": facts.logit_scale}
 
+    @classmethod
+    def without_teacher(cls, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Keeps the part of the positives."""
+        kept = {field.name for field in dataclasses.fields(SoftmaxContrastive)}
+        return {"type": "softmax"} | {key: value for key, value in entry.items() if key in kept}
+
     @property
     def teacher_needs(self) -> tuple[str, ...]:
         """Both towers' embeddings."""
@@ -178,6 +184,10 @@ class FeatureMatching(Objective):
         if entry.get("widths", ()) not in ((), found):
             raise ValueError(f"widths={entry['widths']}, and the teacher's embeddings are {found} wide; leave them out")
         return {"widths": found}
+
+    @classmethod
+    def without_teacher(cls, entry: Mapping[str, Any]) -> None:
+        """Keeps nothing."""
 
     @property
     def needs(self) -> frozenset[str]:
