@@ -13,9 +13,9 @@ import pytest
 from xmodal.config import ConfigError
 from xmodal.distributed.mesh import make_mesh
 from xmodal.distributed.sharding import shardings
-from xmodal.training.checkpoints import (
+from xmodal.training.checkpoints import Checkpoints
+from xmodal.training.saved_steps import (
     CheckpointError,
-    Checkpoints,
     DamagedError,
     latest_valid,
     list_steps,
@@ -230,7 +230,7 @@ def test_only_an_empty_folder_begins_anew(tmp_path):
 
 def test_other_shapes_types_and_names_are_refused(tmp_path, monkeypatch):
     save_steps(tmp_path, 1)
-    monkeypatch.setattr("xmodal.training.checkpoints.ocp.load_checkpointables", None)  # not reached
+    monkeypatch.setattr("xmodal.training.saved_steps.ocp.load_checkpointables", None)  # not reached
     state = abstract(make_state(1))
     fc1 = state["params"]["image"].pop("fc1")
     state["params"]["image"]["fc2"] = fc1

@@ -81,7 +81,7 @@ def _interpolated(args: argparse.Namespace, stored, weights: str):
 
 def _steps(args: argparse.Namespace) -> list[int]:
     from xmodal.config import ConfigError
-    from xmodal.training.checkpoints import checkpoint_folder, list_steps
+    from xmodal.training.saved_steps import checkpoint_folder, list_steps
 
     if args.step is not None:
         raise ConfigError("--step and --average exclude each other")

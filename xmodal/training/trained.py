@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import from_json, with_new_options
 from xmodal.distributed.sharding import shardings
-from xmodal.training.checkpoints import (
+from xmodal.training.losses import Losses
+from xmodal.training.saved_steps import (
     CheckpointError,
     checkpoint_folder,
     latest_valid,
@@ -17,7 +18,6 @@ from xmodal.training.checkpoints import (
     read_meta,
     restore_params,
 )
-from xmodal.training.losses import Losses
 from xmodal.training.step import init_params
 from xmodal.training.task import build_losses
 
