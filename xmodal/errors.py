@@ -32,8 +32,8 @@ def user_errors() -> Iterator[None]:
 
 def _expected() -> tuple[type[Exception], ...]:
     # Orbax takes seconds to import, so it is not imported for this: what was not imported cannot have been raised.
-    checkpoints = sys.modules.get("xmodal.training.checkpoints")
-    return (ConfigError, DataError, TrainingError, *([checkpoints.CheckpointError] if checkpoints else []))
+    saved_steps = sys.modules.get("xmodal.training.saved_steps")
+    return (ConfigError, DataError, TrainingError, *([saved_steps.CheckpointError] if saved_steps else []))
 
 
 def _leave(message: str) -> None:
