@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipelines.host import Memory, aligned_empty
 from data_pipelines.images import naflex
 from data_pipelines.images.augment import Box
-from data_pipelines.images.decode import Options, evaluation_pixels, training_image
+from data_pipelines.images.decode import Options, evaluation_pixels, resized, training_image
 
 
 class ImageArrays:
@@ -99,11 +99,11 @@ class ImageArrays:
         batch["image_grid"][place] = naflex.pack(pixels, self.naflex.patch_size, out)
 
     def evaluate(self, image: Image.Image, batch: Mapping[str, np.ndarray], place: int) -> None:
-        """Writes the evaluation's view of a decoded image into a row: Pillow's filter on all pixels, no chance."""
+        """Writes the evaluation's view of a decoded image into a row: a filter over all pixels, no chance."""
         out = batch["image"][place]
         if self.naflex is None:
             out[:] = evaluation_pixels(image, self._size, self._squash, self.options)
             return
         height, width = self.naflex.pixels(image.height, image.width, len(out))
-        pixels = np.asarray(image.resize((width, height), self.options.resampling))
+        pixels = resized(image, height, width, self.options)
         batch["image_grid"][place] = naflex.pack(pixels, self.naflex.patch_size, out)

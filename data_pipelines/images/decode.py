@@ -150,16 +150,34 @@ def evaluation_image(
 
 
 def evaluation_pixels(image: Image.Image, size: int, squash: bool = False, options: Options = _DEFAULT) -> np.ndarray:
-    """Resizes a decoded RGB image with Pillow's filter on all pixels; arguments as for `evaluation_image`."""
-    kind, short, resized = options.resampling, min(image.size), options.resize or size
-    width, height = ((resized,) * 2) if squash else (int(resized * side / short) for side in image.size)
+    """Resizes a decoded RGB image as `resized` does, and cuts; arguments as for `evaluation_image`."""
+    short, edge = min(image.size), options.resize or size
+    width, height = ((edge,) * 2) if squash else (int(edge * side / short) for side in image.size)
     left, top = (_ROUNDINGS[options.rounding]((side - size) / 2) for side in (width, height))
     if max(width, height) > _LONGEST * size:  # resized whole, a line of pixels would become an endless strip
         across, down = image.width / width, image.height / height
         part = (left * across, top * down, (left + size) * across, (top + size) * down)
-        return np.asarray(image.resize((size, size), kind, box=part))
-    image = image.resize((width, height), kind)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+        return np.asarray(image.resize((size, size), options.resampling, box=part))
+    return resized(image, height, width, options)[top : top + size, left : left + size]
+
+
+def resized(image: Image.Image, height: int, width: int, options: Options = _DEFAULT) -> np.ndarray:
+    """Resizes a decoded RGB image for the evaluation: uint8 [height, width, 3].
+
+    With Pillow's filter on all pixels; but the nearest pixel is torchvision's ("nearest-exact", which transformers
+    uses): where a centre falls on the edge between two pixels, as some do when 64 become 12, Pillow's choice hangs on
+    the rounding of a sum along the row.
+    """
+    if options.filter != "nearest":
+        return np.asarray(image.resize((width, height), options.resampling))
+    rows, columns = _nearest(image.height, height), _nearest(image.width, width)
+    return np.asarray(image)[rows[:, None], columns]
+
+
+def _nearest(side: int, size: int) -> np.ndarray:
+    """The pixel of `side` nearest to the centre of each of `size` pixels; float32 decides ties as torch does."""
+    scale = np.float32(side) / np.float32(size)
+    return np.minimum((scale * (np.arange(size, dtype=np.float32) + np.float32(0.5))).astype(int), side - 1)
 
 
 class Header(NamedTuple):

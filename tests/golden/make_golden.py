@@ -118,30 +118,33 @@ def clip_vit() -> dict[str, np.ndarray]:
     return record(model, {"pixel_values": pixels(generator, 40, 40), "input_ids": ids, "attention_mask": mask})
 
 
-def siglip() -> dict[str, np.ndarray]:
-    """SigLIP: attention pooling, bidirectional text pooled at its last position, no padding mask, 48 px.
-
-    The 6 x 6 patches of the model are also laid out as 4 x 9 (32 x 72 px): same positions, other grid.
-    """
-    generator = torch.Generator().manual_seed(SEED + 1)
-    config = transformers.SiglipConfig(
-        vision_config=dict(**VISION, image_size=48),
-        text_config=dict(**TEXT, projection_size=VISION["hidden_size"]),
-        attn_implementation="eager",
-    )
+def siglip_model(generator: torch.Generator, vision: dict, text: dict) -> torch.nn.Module:
+    """SigLIP, perturbed, with temperature and bias as in training."""
+    config = transformers.SiglipConfig(vision_config=vision, text_config=text, attn_implementation="eager")
     model = transformers.SiglipModel(config)
     with torch.no_grad():
         model.logit_scale.fill_(1.5)
         model.logit_bias.fill_(-2.0)
-    prepare(model, generator)
+    return prepare(model, generator)
+
+
+def siglip() -> dict[str, np.ndarray]:
+    """SigLIP: attention pooling, bidirectional text pooled at its last position, no padding mask, 48 px."""
+    generator = torch.Generator().manual_seed(SEED + 1)
+    vision, text = dict(**VISION, image_size=48), dict(**TEXT, projection_size=VISION["hidden_size"])
+    model = siglip_model(generator, vision, text)
     ids, _ = captions(generator)
-    arrays = record(model, {"pixel_values": pixels(generator, 48, 48), "input_ids": ids})
-    wide = pixels(generator, 32, 72)
-    with torch.no_grad():
-        pooled = model.get_image_features(wide).pooler_output
-        arrays["wide/inputs/pixel_values"] = nhwc(wide).astype(np.float16)
-        arrays["wide/outputs/image_embeds"] = torch.nn.functional.normalize(pooled).numpy()
-    return arrays
+    return record(model, {"pixel_values": pixels(generator, 48, 48), "input_ids": ids})
+
+
+def siglip_wide() -> dict[str, np.ndarray]:
+    """A smaller SigLIP, whose 4 x 4 patches are laid out as 2 x 8 (8 x 32 px): same positions, other grid."""
+    generator = torch.Generator().manual_seed(SEED + 3)
+    small = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    vision = VISION | small | dict(image_size=16, patch_size=4)
+    model = siglip_model(generator, vision, TEXT | small | dict(projection_size=16))
+    ids, _ = captions(generator)
+    return record(model, {"pixel_values": pixels(generator, 8, 32), "input_ids": ids})
 
 
 def softmax_loss(logits: torch.Tensor, positives: torch.Tensor | None) -> torch.Tensor:
@@ -207,7 +210,7 @@ def main() -> None:
     folder = parser.parse_args().out
     torch.manual_seed(SEED)  # the references draw their own initial values from the global generator
     torch.set_num_threads(1)  # one order of summation: the files come out the same every time
-    for make in (clip_vit, siglip, contrastive_loss):
+    for make in (clip_vit, siglip, siglip_wide, contrastive_loss):
         arrays = make()
         path = folder / f"{make.__name__}.npz"
         np.savez_compressed(path, **arrays)

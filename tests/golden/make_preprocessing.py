@@ -1,4 +1,4 @@
-"""Makes `preprocessing.npz`: pictures of mixed sizes, modes and formats as CLIP's and SigLIP's processors show them.
+"""Makes `preprocessing.npz`: pictures of mixed sizes, modes and formats as six processors show them.
 
 Needs torch, torchvision and transformers; see README.md beside it. The pictures are random and drawn here.
 """
@@ -16,7 +16,20 @@ import torchvision
 import transformers
 from PIL import Image
 
-SEED, PIXELS, COUNT = 20260726, 16, 200
+SEED, COUNT = 20260726, 200
+SQUARE = lambda pixels: dict(height=pixels, width=pixels)
+PROCESSORS = {  # by the name of the array; the last four are small, and cut odd margins where they cut
+    "clip": (transformers.CLIPImageProcessor, dict(size=dict(shortest_edge=16), crop_size=SQUARE(16))),
+    "siglip": (transformers.SiglipImageProcessor, dict(size=SQUARE(16), do_convert_rgb=True)),
+    "vit": (transformers.ViTImageProcessor, dict(size=SQUARE(9), do_convert_rgb=True)),
+    "bit": (transformers.BitImageProcessor, dict(size=dict(shortest_edge=12), crop_size=SQUARE(9))),
+    "convnext": (
+        transformers.ConvNextImageProcessor, dict(size=dict(shortest_edge=9), crop_pct=0.8, do_convert_rgb=True)),
+    "efficientnet": (
+        transformers.EfficientNetImageProcessor,
+        dict(size=SQUARE(12), crop_size=SQUARE(9), do_center_crop=True, resample=0, include_top=False,
+             do_convert_rgb=True)),
+}  # fmt: skip
 FORMATS = {  # mode -> formats that keep it
     "RGB": ("PNG", "JPEG", "WEBP", "BMP"),
     "L": ("PNG", "JPEG"),
@@ -52,25 +65,21 @@ def shown(processor, image: Image.Image) -> np.ndarray:
     """What the processor makes of a picture before normalisation, as uint8 [pixels, pixels, 3]."""
     tensor = processor(images=image, do_normalize=False, return_tensors="np")["pixel_values"][0]
     values = np.asarray(tensor).transpose(1, 2, 0) * 255
-    assert values.shape == (PIXELS, PIXELS, 3)
     assert np.abs(values - np.round(values)).max() < 1e-2
     return np.round(values).astype(np.uint8)
 
 
 def main() -> None:
     rng = np.random.default_rng(SEED)
-    clip = transformers.CLIPImageProcessor(
-        size={"shortest_edge": PIXELS}, crop_size={"height": PIXELS, "width": PIXELS}
-    )
-    siglip = transformers.SiglipImageProcessor(size={"height": PIXELS, "width": PIXELS}, do_convert_rgb=True)
-    files, names, pixels = [], [], {"clip": [], "siglip": []}
+    processors = {name: kind(**settings) for name, (kind, settings) in PROCESSORS.items()}
+    files, names, pixels = [], [], {name: [] for name in processors}
     for i in range(COUNT):
         mode = list(FORMATS)[i % len(FORMATS)]
         kind = FORMATS[mode][(i // len(FORMATS)) % len(FORMATS[mode])]
         size = SIZES[i % len(SIZES)] if i % 2 else tuple(int(s) for s in rng.integers(3, 80, 2))
         files.append(encode(picture(rng, mode, size), kind, rng))
         names.append(f"{mode} {kind} {size[0]}x{size[1]}")
-        for name, processor in (("clip", clip), ("siglip", siglip)):
+        for name, processor in processors.items():
             with Image.open(io.BytesIO(files[-1])) as image:
                 image.load()
                 pixels[name].append(shown(processor, image))
@@ -82,6 +91,7 @@ def main() -> None:
         ends=np.cumsum([len(f) for f in files]),
         names=np.array(names),
         versions=np.array(json.dumps(versions)),
+        **{f"config/{name}": np.array(json.dumps(p.to_dict(), sort_keys=True)) for name, p in processors.items()},
         **{name: np.stack(p) for name, p in pixels.items()},
     )
     print(f"{path.name}: {COUNT} pictures, {path.stat().st_size / 1e3:.0f} kB")

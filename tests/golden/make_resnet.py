@@ -47,11 +47,8 @@ def perturb(model: torch.nn.Module, images: torch.Tensor, generator: torch.Gener
     return model
 
 
-def record(model: torch.nn.Module, images: torch.Tensor, run, kept: str = "") -> dict[str, np.ndarray]:
-    """Both modes of a golden file; `run(images)` returns ({output: value}, loss).
-
-    Gradients with running statistics are kept of names that begin with `kept`; those with the batch's of all.
-    """
+def record(model: torch.nn.Module, images: torch.Tensor, run) -> dict[str, np.ndarray]:
+    """Both modes of a golden file; `run(images)` returns ({output: value}, loss)."""
     half = lambda arrays: {k: v.numpy().astype(np.float16) for k, v in arrays.items() if v.is_floating_point()}
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     arrays = {f"weights/{name}": value for name, value in half(state).items()}
@@ -76,8 +73,7 @@ def record(model: torch.nn.Module, images: torch.Tensor, run, kept: str = "") ->
         arrays[f"{mode}/loss"] = single(loss)
         arrays |= {f"{mode}/outputs/{name}": single(value) for name, value in outputs.items()}
         grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        wanted = kept if mode == "eval" else ""
-        arrays |= {f"{mode}/grads/{name}": single(g) for name, g in grads.items() if name.startswith(wanted)}
+        arrays |= {f"{mode}/grads/{name}": single(grad) for name, grad in grads.items()}
         arrays[f"{mode}/input_grads/pixel_values"] = nhwc(leaf.grad[:1]).astype(np.float32)  # of the first image
     moved = {name: value for name, value in model.state_dict().items() if ".running_" in name}
     arrays |= {f"train/statistics/{name}": single(value) for name, value in moved.items()}
@@ -136,6 +132,15 @@ def resnet_classifier() -> dict[str, np.ndarray]:
     return arrays | {"config": np.array(describe(model.config)), "inputs/labels": np.array(LABELS, np.int32)}
 
 
+def contrast(model: open_clip.CLIP, images: torch.Tensor, ids: torch.Tensor) -> tuple[dict, torch.Tensor]:
+    """Returns ({output: value}, CLIP's loss) of pairs."""
+    image, text = normalize(model.encode_image(images)), normalize(model.encode_text(ids))
+    logits = model.logit_scale.exp() * image @ text.T
+    labels = torch.arange(len(logits))
+    loss = (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+    return {"image_embeds": image, "text_embeds": text}, loss
+
+
 def clip_resnet() -> dict[str, np.ndarray]:
     """open_clip's CLIP with a ResNet for 64 px, and CLIP's loss; also pictures of 45 x 70 px, with other positions."""
     generator = torch.Generator().manual_seed(SEED + 33)
@@ -151,14 +156,7 @@ def clip_resnet() -> dict[str, np.ndarray]:
     ids, mask = (torch.cat([a, a.flip(0)[:1]]) for a in (ids, mask))
     ids[-1, 3] = BOS - 1  # another caption than the first of that length
 
-    def run(leaf):
-        image, text = normalize(model.encode_image(leaf)), normalize(model.encode_text(ids))
-        logits = model.logit_scale.exp() * image @ text.T
-        labels = torch.arange(len(logits))
-        loss = (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
-        return {"image_embeds": image, "text_embeds": text}, loss
-
-    arrays = record(model, images, run, kept="visual.conv") | {
+    arrays = record(model, images, lambda leaf: contrast(model, leaf, ids)) | {
         "config": np.array(json.dumps(dict(model_cfg=config))),
         "inputs/input_ids": ids.numpy().astype(np.int32), "inputs/attention_mask": mask.numpy().astype(np.int32),
     }  # fmt: skip

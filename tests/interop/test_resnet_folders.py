@@ -11,6 +11,7 @@ from tests.interop import folders
 from xmodal.config import make_spec
 from xmodal.interop.export import export
 from xmodal.interop.folder import open_stored, write_stored
+from xmodal.interop.tables import InteropError
 from xmodal.models.model import ModelSpec
 from xmodal.paths import flatten_paths
 from xmodal.training.init_from import _resized
@@ -63,6 +64,37 @@ def test_in_and_out_again(name, tmp_path):
         assert {key: wanted.get(key, value) for key, value in config.items()} | dict(dtype="float32") == config
     else:
         assert config["model_cfg"]["vision_cfg"] == wanted["model_cfg"]["vision_cfg"]
+
+
+OTHERS = {  # changes of config.json: messages
+    "task": (
+        dict(architectures=["ResNetBackbone"]),
+        "config.json: architectures is ResNetBackbone: known are ResNetModel and ResNetForImageClassification",
+    ),
+    "activation": (dict(hidden_act="gelu"), "hidden_act is 'gelu', needs 'relu'"),
+    "block": (
+        dict(layer_type="basic"),
+        "shape: encoder.stages.0.layers.0.layer.0.convolution.weight is (2, 6, 1, 1), the model needs (8, 6, 3, 3)",
+        "unexpected: encoder.stages.0.layers.0.layer.2.convolution.weight",
+    ),
+    "depth": (dict(depths=[1, 3, 3]), "missing: encoder.stages.2.layers.2.layer.0.convolution.weight (6, 24, 1, 1)"),
+    "classifier": (
+        dict(architectures=["ResNetForImageClassification"], id2label={"0": "ant"}, label2id={"ant": 0}),
+        "the weights do not fit the model",
+        "missing: resnet.embedder.embedder.convolution.weight (6, 3, 7, 7)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_folder_of_another_architecture_is_refused(case, tmp_path):
+    where, path = folder_of("resnet", tmp_path / "in"), tmp_path / "in" / "config.json"
+    changes, *messages = OTHERS[case]
+    folders.write_json(path, json.loads(path.read_text()) | changes)
+    with pytest.raises(InteropError) as error:
+        open_stored(where)
+    for message in messages:
+        assert message in str(error.value)
 
 
 def test_our_own_folder_and_programs_keep_the_statistics(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xmodal.config import make_spec
-from xmodal.interop import huggingface
+from xmodal.interop import OPEN_CLIP, huggingface, open_clip
 from xmodal.models import presets
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive, normalize
@@ -31,6 +31,14 @@ def part(golden, prefix):
     """The arrays under a prefix, half precision widened (the files hold exactly representable values)."""
     wide = lambda a: a.astype(np.float32) if a.dtype == np.float16 else a
     return {name.removeprefix(prefix): wide(a) for name, a in golden.items() if name.startswith(prefix)}
+
+
+def family_of(golden):
+    """The family of the reference, and the configuration in its words."""
+    config = json.loads(str(golden["config"]))
+    if "model_cfg" in config:
+        return OPEN_CLIP[open_clip.kind_of(config["model_cfg"])], config["model_cfg"]
+    return huggingface.family_of(config), config
 
 
 def spec_of(golden, **trunk):
@@ -61,6 +69,7 @@ def batch_of(golden):
 
 def run(golden, objective, spec):
     """Loss, outputs and gradients with respect to all parameters and the pixels."""
+    family, _ = family_of(golden)
     model, mesh, batch = Functional.build(spec), one_device(), batch_of(golden)
 
     def loss(params, pixels):
@@ -68,7 +77,7 @@ def run(golden, objective, spec):
         total, weight, _ = objective(outputs, batch, params["objectives"]["contrastive"], mesh)
         return total / weight, outputs
 
-    params = huggingface.from_huggingface(part(golden, "weights/"), spec)
+    params = family.to_params(part(golden, "weights/"), spec)
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     with jax.set_mesh(mesh):
         (value, outputs), grads = gradient(params, batch["image"])
@@ -101,8 +110,13 @@ def test_outputs_loss_and_gradients_agree_with_the_reference(name, trunk):
     assert_close(outputs["image.tokens"].x, hidden, "image tokens")
     assert_close(outputs["text.tokens"].x, wanted["text_last_hidden_state"], "text tokens")
 
+    assert_gradients(golden, spec, param_grads, pixel_grads)
+
+
+def assert_gradients(golden, spec, param_grads, pixel_grads):
     assert_close(pixel_grads, golden["input_grads/pixel_values"], "gradient of the pixels")
-    grads, wanted = huggingface.to_huggingface(param_grads, spec), part(golden, "grads/")
+    family, _ = family_of(golden)
+    grads, wanted = family.to_weights(param_grads, spec), part(golden, "grads/")
     assert grads.keys() == wanted.keys()
     for weight in wanted:
         # Softmax ignores what all keys share: the true gradient of a key bias is zero and the reference's one
@@ -111,18 +125,18 @@ def test_outputs_loss_and_gradients_agree_with_the_reference(name, trunk):
         assert_close(grads[weight], wanted[weight], weight, floor)
 
 
-def test_images_need_not_be_square():
-    golden = load("siglip")
-    settings = json.loads(str(golden["config"]))
-    settings["vision_config"]["image_size"] = (32, 72)  # as many patches as in the square of 48
-    spec = make_spec(ModelSpec, huggingface.model_config(settings), where="model")
-    params = huggingface.from_huggingface(part(golden, "weights/"), spec)
-    images = part(golden, "wide/inputs/")["pixel_values"]
-    with jax.set_mesh(one_device()):
-        outputs = jax.jit(lambda p, x: Functional.build(spec)(p, dict(image=x), frozenset({"image.pooled"})))(
-            params, images
-        )
-    assert_close(normalize(outputs["image.pooled"]), golden["wide/outputs/image_embeds"], "image")
+@pytest.mark.parametrize("name", ["clip_vit_wide", "siglip_wide"])
+def test_images_need_not_be_square(name):
+    golden = load(name)
+    family, config = family_of(golden)
+    if "vision_config" in config:  # as many patches as in the square that this says
+        config["vision_config"]["image_size"] = golden["inputs/pixel_values"].shape[1:3]
+    spec = make_spec(ModelSpec, family.model_config(config), where="model")
+    loss, outputs, *grads = run(golden, OBJECTIVES[name.removesuffix("_wide")], spec)
+    assert_close(loss, golden["loss"], "loss")
+    for tower in ("image", "text"):
+        assert_close(normalize(outputs[f"{tower}.pooled"]), golden[f"outputs/{tower}_embeds"], tower)
+    assert_gradients(golden, spec, *grads)
 
 
 @pytest.mark.parametrize("form", ["plain", "ring"])

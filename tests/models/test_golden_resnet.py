@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_golden import assert_close, load, one_device, part
+from test_golden import assert_close, family_of, load, one_device, part
 
 from xmodal.config import make_spec
-from xmodal.interop import OPEN_CLIP, huggingface, open_clip
+from xmodal.interop import OPEN_CLIP, huggingface
 from xmodal.models import presets
 from xmodal.models.batch_norm import updated
 from xmodal.models.model import Functional, ModelSpec
@@ -26,13 +26,6 @@ HOW = {
     "remat": dict(remat="full"),
 }
 SPEC = lambda model: make_spec(ModelSpec, model, where="model")
-
-
-def family_of(golden):
-    config = json.loads(str(golden["config"]))
-    if "model_cfg" in config:
-        return OPEN_CLIP[open_clip.kind_of(config["model_cfg"])], config["model_cfg"]
-    return huggingface.family_of(config), config
 
 
 def reference_of(golden):
@@ -118,10 +111,13 @@ def test_outputs_loss_gradients_and_statistics_agree_with_the_reference(name, mo
     assert_close(pixel_grads[:1], golden[f"{mode}/input_grads/pixel_values"], "gradient of the pixels")
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["statistics"]))
     found, wanted = family.to_weights(grads, spec), part(golden, f"{mode}/grads/")
-    # What norms subtract again leaves differences of large terms: float32 itself has an error on the scale of those.
-    floor = 0.02 * max(np.max(np.abs(grad)) for grad in wanted.values())
+    assert wanted.keys() == {name for name in found if "running_" not in name and not name.endswith("batches_tracked")}
+    # What a batch's own statistics subtract again leaves differences of large terms, and float32 has an error on the
+    # scale of those; the gradient of the pool's key bias is zero (softmax ignores it) and rounding noise there.
+    large = 0.02 * max(np.max(np.abs(grad)) for grad in wanted.values())
     for weight in wanted:
-        assert_close(found[weight], wanted[weight], weight, floor)
+        rounding = mode == "train" or weight.endswith("attnpool.k_proj.bias")
+        assert_close(found[weight], wanted[weight], weight, large if rounding else 0.0)
     if mode == "train":
         moved = family.to_weights(params | dict(statistics=updated(params["statistics"], moments)), spec)
         for name, statistic in part(golden, "train/statistics/").items():
