@@ -13,8 +13,8 @@ epochs (Goyal et al. 2017): `--config.batch_size=8192 --config.optimizer.lr=3.2 
 Shards have a `cls` member. Not run here.
 
 `:emoji` learns the nine Unicode groups from four vendors' drawings and is measured on a fifth vendor's, as
-configs/vit_classify.py is: top-1 67.3 % (95 % interval 65.1 to 69.5, chance 11.1), mean per class 60.6 %, after 12 epochs
-in 6 to 7 minutes on 2 cores.
+configs/vit_classify.py is: top-1 67.3 % (95 % interval 65.1 to 69.5; chance 11.1), mean per class 60.6 %, after 12
+epochs in 6 to 7 minutes on 2 cores.
 """
 
 from configs import base
