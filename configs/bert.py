@@ -14,10 +14,10 @@ fine-tuning elsewhere (`python -m xmodal export --to hf`). Two things differ: no
 sample is one text, cut to length, rather than neighbouring sentences packed to it. Not run here.
 
 `:emoji` learns names and keywords of 1,630 concepts in six languages and is measured on 181 others. Run here: model,
-loss and gradients against the reference implementation at small size, and `:emoji` to its end (1,200 steps, 22 minutes on
-2 free cores): on concepts never seen it guesses 32.7 % of the hidden English tokens (27.4 % for the most common one; loss
-4.71, perplexity 111) and 26.6 to 33.3 % in the others (21.6 to 25.2 %). Guessing has a loss of 9.0. Not run here: the
-published sizes.
+loss and gradients against the reference implementation at small size, and `:emoji` to its end (1,200 steps, 22 minutes
+on 2 free cores): on concepts never seen it guesses 32.7 % of the hidden English tokens (27.4 % for the most common one;
+loss 4.71, perplexity 111) and 26.6 to 33.3 % in the others (21.6 to 25.2 %). Guessing has a loss of 9.0. Not run here:
+the published sizes.
 """
 
 from configs import base
