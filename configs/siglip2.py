@@ -22,7 +22,7 @@ part. Batches of 1,024 patches have half the rows there, which takes less memory
 
 Run here: model, loss and gradients against the reference implementation at small size, and published settings and
 tokenizers in and out (tests/models/test_golden_siglip2.py, tests/interop/test_siglip2.py). `:emoji` to its end, 12
-epochs in 5 to 6 minutes on 2 cores: unseen vendor, image to text R@1 11.4 %, R@10 37.6 % (chance 0.06 % and 0.55 %), one
+epochs in 5 to 6 minutes on 2 cores: unseen vendor, image to text R@1 11.4 %, R@10 37.6 % (chance 0.06 and 0.55 %), one
 seed. Not run here: the full pretraining.
 """
 
