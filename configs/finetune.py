@@ -16,8 +16,9 @@ figures of the start are measured; the best checkpoint is kept.
     locked   the image tower stays as it is
 
 `:emoji_full`, `:emoji_lora` and `:emoji_locked` tune runs/demo on the demo's own pairs. Run here, with all the
-unseen vendor's 1,811 drawings, image to text R@1 / R@10 (start 19.7 / 51.5 %): full 20.0 / 52.0, lora 19.7 / 51.2,
-locked 19.7 / 51.9. The demo's weights come from the same pairs, so the point is that nothing is lost.
+unseen vendor's 1,811 drawings, image to text R@1 / R@10 (start 22.9 / 54.9 %, intervals of 2 points to either side): full
+22.7 / 55.1, lora 23.0 / 54.8, locked 23.1 / 55.6. The demo's weights come from the same pairs, so the point is that
+nothing is lost.
 """
 
 from configs import base
@@ -59,7 +60,7 @@ def full(c):
 def lora(c):
     c.model = presets.with_lora(c.model, rank=8, alpha=16)
     c.init_from_except += (r".*/lora_[ab]",)
-    c.optimizer.update(name="adamw", lr=5e-4, b2=0.98, weight_decay=0.0)
+    c.optimizer.update(name="adamw", lr=2e-4, b2=0.98, weight_decay=0.0)
     c.optimizer.rules = ((r".*/lora_[ab]", dict(weight_decay=0.0)), (r".*", dict(freeze=True)))
 
 
