@@ -134,7 +134,10 @@ class Engine:
             except Exception as failure:
                 error = failure
             if ending := retry.final(error, path):
-                raise ending from None
+                try:
+                    raise ending from None
+                finally:
+                    del ending, error  # an error in a frame of its own traceback would keep all callers alive
             _log.info("%s%s, attempt %d of %d: %s", printable(path), what, attempt, attempts, retry.cause(error))
             if attempt < attempts:
                 await asyncio.sleep(retry.pause(self._limits.backoff, attempt, f"{path}{what}"))

@@ -251,6 +251,7 @@ class Files:
                 return future.result()
             finally:
                 future.cancel()  # of an interrupted wait; nobody would want the result
+                del future  # its error, with this frame in the traceback, would keep all callers alive
 
     def _local(self, path: str, start: int, end: int, work: Callable[[], Any]) -> Any:
         self._check_open()

@@ -1,5 +1,6 @@
 """A stream from a bucket or a failing web server is, bit for bit, the stream from disk, and leaves nothing behind."""
 
+import gc
 import threading
 
 import numpy as np
@@ -75,6 +76,17 @@ def test_evaluation_reads_from_a_server(config, web, shards):
     there = EvalSet(f"{web.address}/set/s-{{00..02}}.tar", config)
     assert [record["key"] for record in here.records] == [record["key"] for record in there.records]
     assert_same(list(there.batches(32)), list(here.batches(32)))
+
+
+def test_connections_end_with_the_set_that_used_them(config, web):
+    """At once, and not when the garbage collector comes by: no error on the way keeps its callers alive."""
+    gc.collect()
+    gc.disable()
+    try:
+        EvalSet(f"{web.address}/set/s-01.tar", config)  # the server has no index of it
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("storage")]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("fault", "message"), [("503", "503"), ("404", "does not exist"), ("403", "forbidden")])
