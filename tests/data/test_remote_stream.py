@@ -80,7 +80,6 @@ def test_evaluation_reads_from_a_server(config, web, shards):
 
 def test_connections_end_with_the_set_that_used_them(config, web):
     """At once, and not when the garbage collector comes by: no error on the way keeps its callers alive."""
-    gc.collect()
     gc.disable()
     try:
         EvalSet(f"{web.address}/set/s-01.tar", config)  # the server has no index of it
