@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Modules and tests stay: the garbage collector need not look at a million of their objects again and again."""
+    """Modules and tests stay: the garbage collector need not look at all their objects again and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
