@@ -11,7 +11,7 @@ import pytest
 from tests import tiny_runs
 
 STEPS = 20
-MESHES = {3: (8, 1, 1), 6: (2, 2, 2)}  # last step: (data, fsdp, tensor)
+MESHES = {2: (8, 1, 1), 4: (2, 2, 2), 6: (1, 4, 2)}  # last step: (data, fsdp, tensor)
 
 
 @pytest.fixture(scope="module")

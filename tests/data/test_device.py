@@ -51,8 +51,8 @@ def test_a_row_depends_on_its_key_alone(spec):
     spec.update(ALL)
     call = jax.jit(lambda x, k: preprocess_images(x, k, spec))
     whole = call(IMAGES, KEYS)
-    order = np.random.default_rng(0).permutation(len(IMAGES))
-    np.testing.assert_allclose(call(IMAGES[order], KEYS[order]), whole[order], atol=1e-6)
+    parts = jnp.concatenate([call(IMAGES[:4], KEYS[:4]), call(IMAGES[4:], KEYS[4:])])
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
     assert not np.allclose(call(IMAGES, KEYS[::-1]), whole, atol=0.1)
 
 

@@ -11,6 +11,7 @@ from xmodal.generation.autoregressive import generate
 ROWS = 6
 MODELS = {
     "coca": helpers.coca(),
+    "coca_unrolled": helpers.coca(scan=False),
     "git": helpers.git(),
     "git_unrolled_rotary": helpers.git(scan=False, rope=100.0),
     "git_grouped": helpers.git(kv_heads=1, qk_norm=True),

@@ -54,7 +54,7 @@ def scanned():
     return params, keys, value_and_grads(bind, params, keys)
 
 
-@pytest.mark.parametrize("scan,remat", [(True, "full"), (False, "dots")])
+@pytest.mark.parametrize("scan,remat", [(True, "full"), (False, "none"), (False, "dots")])
 def test_scan_and_rematerialisation_change_nothing(scanned, scan, remat):
     params, keys, expected = scanned
     bind, shapes = stack(scan, remat)
@@ -97,7 +97,7 @@ def test_randomness_belongs_to_the_sample():
     whole, again = forward(params, batch, keys), forward(params, batch, keys)
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
-    chosen = np.array([5, 2, 2, 7, 0, 0, 1, 5])  # in another batch, at another place
+    chosen = np.array([5, 2])  # in another batch, at another place
     part = forward(params, helpers.rows(batch, chosen), keys[chosen])
     helpers.assert_trees_close(part, helpers.rows(whole, chosen))
 

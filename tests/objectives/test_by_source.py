@@ -89,8 +89,7 @@ def test_equal_sources_are_as_none():
     """One temperature for all and a weight of 1, written out, change nothing."""
     mesh, (x, y) = helpers.mesh(2), embeddings()
     batch, ones = identities(True) | lessons(), np.ones(ROWS, np.float32)
-    for kind in ("sigmoid", "distillation"):
-        make = KINDS[kind]
+    for kind, make in KINDS.items():
         leaves = dict(x=x, y=y, params=parameters(kind, False))
         each = dict(x=x, y=y, params=dict(sources=dict.fromkeys(SOURCES, leaves["params"])))
         with jax.set_mesh(mesh):

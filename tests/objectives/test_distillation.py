@@ -1,6 +1,7 @@
 """What is learnt from a teacher: values and gradients against plain formulas, plain and as rings on several meshes."""
 
 import dataclasses
+import functools
 
 import helpers
 import jax
@@ -166,12 +167,14 @@ def test_what_a_config_leaves_to_the_teacher():
         Distillation(soft=1.5)
 
 
+@functools.cache
 def with_a_teacher(shape, parts):
-    """((loss, metrics, moments), gradients) of both kinds of learning."""
+    """((loss, metrics, moments), gradients) of both kinds of learning beside a plain loss."""
     student, teacher = helpers.build(helpers.clip(dropout=0.1)), helpers.build(helpers.clip(style="siglip"))
     objectives = dict(
         soft=Distillation(soft=0.6, teacher_logit_scale=2.0),
         features=FeatureMatching(weight=3.0, widths=(helpers.WIDTH, helpers.WIDTH)),
+        plain=SoftmaxContrastive(),
     )
     losses = Losses(student, objectives, lambda batch, keys: dict(batch), helpers.mesh(*shape))
 
@@ -189,9 +192,10 @@ def with_a_teacher(shape, parts):
         return jax.jit(run)(params, helpers.random_params(teacher, seed=3), helpers.batch(16), keys)
 
 
-def test_micro_batches_with_a_teacher_are_the_batch():
+@pytest.mark.parametrize("shape,parts", [((1, 1, 1), 4), ((2, 2, 2), 2)])
+def test_micro_batches_with_a_teacher_are_the_batch(shape, parts):
     (loss, metrics, _), grads = with_a_teacher((1, 1, 1), 1)
-    (got_loss, got_metrics, _), got_grads = with_a_teacher((2, 2, 2), 2)
+    (got_loss, got_metrics, _), got_grads = with_a_teacher(shape, parts)
     np.testing.assert_allclose(got_loss, loss, rtol=1e-5)
     helpers.assert_trees_close(got_metrics, metrics)
     helpers.assert_trees_close(got_grads, grads)
