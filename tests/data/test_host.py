@@ -58,7 +58,7 @@ def test_whatever_shows_a_batch_keeps_its_memory(images, keep):
     kept = keep(array)
     expected = np.array(kept)
     del array
-    gc.collect(1)  # what is new; all that a long session holds takes seconds
+    gc.collect(1)  # what is new; to look at all that the tests before it hold takes seconds
     others = [images() for _ in range(3)]
     for other in others:
         other[:] = 0
