@@ -7,6 +7,7 @@ from flax import nnx
 
 from xmodal.config import make_spec
 from xmodal.models import presets
+from xmodal.models.init import Draws
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.paths import flatten_paths, map_paths
 from xmodal.training.losses import Losses
@@ -71,15 +72,9 @@ def git(image_changes=None, text_changes=None, **both):
     return dict(image=image(**prefix, **both), caption=caption | dict(reads=("image",), connector="linear_norm"))
 
 
-_built = {}
-
-
 def build(towers, dtype="float32"):
-    """A model of presets (`dict(image=..., text=...)`); equal ones are traced once."""
-    spec = make_spec(ModelSpec, presets.fusion(dtype=dtype, **towers), where="model")
-    if repr(spec) not in _built:
-        _built[repr(spec)] = Functional.build(spec)
-    return _built[repr(spec)]
+    """A model of presets (`dict(image=..., text=...)`)."""
+    return Functional.build(make_spec(ModelSpec, presets.fusion(dtype=dtype, **towers), where="model"))
 
 
 def random_params(model, seed=0):
@@ -106,8 +101,8 @@ def random_params(model, seed=0):
 
 
 def split(make):
-    """Returns (bind, parameter shapes) of what `make(rngs)` builds; `bind(params)` is the module."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    """Returns (bind, parameter shapes) of what `make(draw)` builds; `bind(params)` is the module."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(Draws(jax.random.key(0)))))
     return lambda params: nnx.merge(graphdef, params), nnx.to_pure_dict(state)
 
 

@@ -12,7 +12,7 @@ CHANNELS, MOMENTUM, EPS = 5, 0.9, 1e-3
 
 
 def norm():
-    return helpers.split(lambda rngs: BatchNorm(CHANNELS, eps=EPS, momentum=MOMENTUM))
+    return helpers.split(lambda draw: BatchNorm(CHANNELS, eps=EPS, momentum=MOMENTUM))
 
 
 def values(rows, seed=0, shift=0.0):

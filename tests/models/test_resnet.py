@@ -137,7 +137,7 @@ def test_convolutions_are_sums_over_windows(size, stride, groups):
         want = np.concatenate([np.einsum("bhwc,hwco->bo", part, own) for part, own in parts], axis=-1)
         np.testing.assert_allclose(got[:, i, j], want, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="3 groups do not divide 8 and 16 channels"):
-        helpers.split(lambda rngs: Conv(8, 16, 3, groups=3, rngs=rngs))
+        helpers.split(lambda draw: Conv(8, 16, 3, groups=3, draw=draw))
 
 
 def test_pools_cut_or_pad_what_is_left_over():

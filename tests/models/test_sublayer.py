@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from scipy.special import erf
 
+from xmodal.models.init import Draws
 from xmodal.models.spec import Sublayer
 from xmodal.models.tokens import Tokens
 from xmodal.models.trunk import Trunk, TrunkSpec
@@ -141,7 +141,7 @@ ZERO = "attn/key/bias"  # a softmax ignores what is common to all of its logits
 def one_layer(*sublayers, depth=1, **options):
     spec = TrunkSpec(WIDTH, depth, (sublayers,), final_norm=False, scan=False, **options)
     context = WIDTH if any(s.kind == "cross" for s in sublayers) else 0
-    return helpers.split(lambda rngs: Trunk(spec, context_width=context, rngs=rngs))
+    return helpers.split(lambda draw: Trunk(spec, context_width=context, draw=draw))
 
 
 def random(*shape, seed=0):
@@ -188,10 +188,10 @@ def test_gated_layers_start_as_the_identity():
     gates = [Sublayer("self", heads=2, gate="tanh"), Sublayer("mlp", gate="adaln")]
     tokens, condition = stream(), random(ROWS, 3)
     for gate in gates:
-        build = lambda rngs, gate=gate: Trunk(
-            TrunkSpec(WIDTH, 2, ((gate,),), final_norm=False, condition_width=3), rngs=rngs
+        build = lambda draw, gate=gate: Trunk(
+            TrunkSpec(WIDTH, 2, ((gate,),), final_norm=False, condition_width=3), draw=draw
         )
-        out = jax.jit(lambda build=build: build(nnx.Rngs(0))(tokens, condition=condition).x)()
+        out = jax.jit(lambda build=build: build(Draws(jax.random.key(0)))(tokens, condition=condition).x)()
         np.testing.assert_array_equal(out, tokens.x)
 
 
@@ -292,7 +292,7 @@ def test_text_sees_only_its_medium_and_nothing_without_one():
 
 def test_decoding_keeps_to_the_medium():
     spec = TrunkSpec(WIDTH, 2, ((Sublayer("cross", heads=2), Sublayer("self", heads=2)),))
-    bind, shapes = helpers.split(lambda rngs: Trunk(spec, context_width=WIDTH, rngs=rngs))
+    bind, shapes = helpers.split(lambda draw: Trunk(spec, context_width=WIDTH, draw=draw))
     trunk = bind(helpers.random_params(shapes))
     looks_at = np.tile(np.array([0, 1, 1, 2, 2], np.int32), (ROWS, 1))
     tokens = stream(media=looks_at)

@@ -10,7 +10,7 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.models.attention import attend
 from xmodal.models.embed import drop_patches
-from xmodal.models.init import scheme
+from xmodal.models.init import Draws, scheme
 from xmodal.models.spec import Flow, Sublayer
 from xmodal.models.sublayer import Residual
 from xmodal.models.tokens import Tokens
@@ -33,7 +33,7 @@ def drop(sublayer):
 def stack(scan=True, remat="none"):
     pattern = ((drop(SELF), MLP), (SELF, CROSS, drop(MLP)))  # a pattern of two unlike layers, repeated
     spec = TrunkSpec(width=8, depth=4, pattern=pattern, drop_path=0.3, scan=scan, remat=remat)
-    return helpers.split(lambda rngs: Trunk(spec, context_width=8, rngs=rngs))
+    return helpers.split(lambda draw: Trunk(spec, context_width=8, draw=draw))
 
 
 def value_and_grads(bind, params, keys):
@@ -63,14 +63,14 @@ def test_scan_and_rematerialisation_change_nothing(scanned, scan, remat):
 
 
 def test_layers_of_a_stack_start_from_different_draws():
-    apply_init = jax.jit(lambda: nnx.state(Trunk(TrunkSpec(8, 3, ((MLP,),)), rngs=nnx.Rngs(0))))
+    apply_init = jax.jit(lambda: nnx.state(Trunk(TrunkSpec(8, 3, ((MLP,),)), draw=Draws(jax.random.key(0)))))
     kernel = np.asarray(apply_init()["layers"]["0"]["0"]["mlp"]["fc1"]["kernel"][...])
     assert kernel.shape == (3, 8, 16)
     assert np.abs(np.corrcoef(kernel.reshape(3, -1)) - np.eye(3)).max() < 0.4
 
 
 def test_a_wrong_trunk_is_refused():
-    build = lambda spec, context: helpers.split(lambda rngs: Trunk(spec, context_width=context, rngs=rngs))
+    build = lambda spec, context: helpers.split(lambda draw: Trunk(spec, context_width=context, draw=draw))
     with pytest.raises(ValueError, match="depth 3 is not a multiple of the 2 layers"):
         build(TrunkSpec(8, 3, ((MLP,), (MLP,))), 0)
     with pytest.raises(ValueError, match="needs something to attend to"):
@@ -147,7 +147,7 @@ def test_dropout_of_attention_weights_keeps_the_mean_and_never_shows_a_hidden_ke
 def test_stochastic_depth_rises_linearly_and_draws_each_sublayer_anew(depth, sublayers, wanted):
     """Rates rise from 0 to 1/2, so equal samples end in four places, with known shares."""
     layer = (Sublayer("mlp", hidden=4),) * sublayers
-    bind, shapes = helpers.split(lambda rngs: Trunk(TrunkSpec(4, depth, (layer,), drop_path=0.5), rngs=rngs))
+    bind, shapes = helpers.split(lambda draw: Trunk(TrunkSpec(4, depth, (layer,), drop_path=0.5), draw=draw))
     tokens = Tokens(jnp.ones((2000, 1, 4)) * jnp.arange(4.0), segments=(("x", 1),))
     run = jax.jit(lambda params, keys: bind(params)(tokens, keys=keys).x[:, 0])
     out = run(helpers.random_params(shapes), helpers.sample_keys(2000))
@@ -157,8 +157,8 @@ def test_stochastic_depth_rises_linearly_and_draws_each_sublayer_anew(depth, sub
 
 def test_stochastic_depth_drops_whole_samples_and_rescales_the_rest():
     bind, shapes = helpers.split(
-        lambda rngs: Residual(Sublayer("mlp"), 4, context_width=0, condition_width=0, scheme=scheme("clip", 4, 1),
-                              rngs=rngs)
+        lambda draw: Residual(Sublayer("mlp"), 4, context_width=0, condition_width=0, scheme=scheme("clip", 4, 1),
+                              draw=draw)
     )  # fmt: skip
     layer, x = bind(helpers.random_params(shapes)), np.random.default_rng(0).normal(size=(64, 3, 4)).astype(np.float32)
     flow = Flow((("x", 3),))

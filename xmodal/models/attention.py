@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
-from xmodal.models.init import Scheme
+from xmodal.models.init import Draws, Scheme
 from xmodal.models.layers import Linear, Norm, apply_routed, lora_of, rotary, routed
 from xmodal.models.spec import Flow, Sublayer
 
@@ -93,13 +93,13 @@ def _fused(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 class Attention(nnx.Module):
     """Projects, attends, projects back: [batch, seq, width] -> [batch, seq, width]."""
 
-    def __init__(self, spec: Sublayer, width: int, source_width: int, scheme: Scheme, rngs: nnx.Rngs):
+    def __init__(self, spec: Sublayer, width: int, source_width: int, scheme: Scheme, draw: Draws):
         if not spec.heads or (not spec.head_dim and width % spec.heads):
             raise ValueError(f"{spec.kind} attention needs heads that divide the width {width}, got {spec.heads}")
         dim = spec.head_dim or width // spec.heads
         kv_heads = spec.kv_heads or spec.heads
         linear = lambda name, inputs, outputs, init, bias=spec.bias: (
-            lambda: Linear(inputs, outputs, rngs=rngs, bias=bias, kernel_init=init, lora=lora_of(spec, name))
+            lambda: Linear(inputs, outputs, draw=draw, bias=bias, kernel_init=init, lora=lora_of(spec, name))
         )
         self.spec, self.dim, self.kv_heads = spec, dim, kv_heads
         self.query = routed(linear("query", width, spec.heads * dim, scheme.attn_in), spec.routes)
@@ -166,12 +166,12 @@ class AttentionPool(nnx.Module):
     Pools [batch, seq, width] to [batch, 1, width].
     """
 
-    def __init__(self, width: int, heads: int, tokens: int, *, scheme: Scheme, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, tokens: int, *, scheme: Scheme, draw: Draws):
         if not heads or width % heads:
             raise ValueError(f"pool_heads must divide the width {width}, got {heads}")
         self.heads = heads
-        self.position = nnx.Param(scheme.image_position(rngs.params(), (tokens + 1, width), jnp.float32))
-        linear = lambda: Linear(width, width, rngs=rngs, kernel_init=scheme.attn_in)
+        self.position = draw(scheme.image_position, tokens + 1, width)
+        linear = lambda: Linear(width, width, draw=draw, kernel_init=scheme.attn_in)
         self.query, self.key, self.value = linear(), linear(), linear()
 
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:

@@ -10,7 +10,7 @@ from jax.nn.initializers import Initializer, ones, zeros
 
 from xmodal.models.batch_norm import BatchNorm, Moments
 from xmodal.models.depthwise import depthwise
-from xmodal.models.init import he_out
+from xmodal.models.init import Draws, he_out
 from xmodal.models.layers import ACTIVATIONS, patches_matmul
 
 Padding = int | str | Sequence[tuple[int, int]]
@@ -53,7 +53,7 @@ class Conv(nnx.Module):
         outputs: int,
         size: int,
         *,
-        rngs: nnx.Rngs,
+        draw: Draws,
         stride: int = 1,
         padding: Padding | None = None,
         groups: int = 1,
@@ -64,7 +64,7 @@ class Conv(nnx.Module):
             raise ValueError(f"{groups} groups do not divide {inputs} and {outputs} channels")
         self.stride, self.groups = stride, groups
         self.padding = size // 2 if padding is None else padding
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, inputs // groups, outputs), jnp.float32))
+        self.kernel = draw(kernel_init, size, size, inputs // groups, outputs)
         self.bias = nnx.Param(zeros(None, (outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ class ConvNorm(nnx.Module):
         outputs: int,
         size: int,
         *,
-        rngs: nnx.Rngs,
+        draw: Draws,
         act: str = "relu",
         eps: float = 1e-5,
         momentum: float = 0.9,
@@ -90,7 +90,7 @@ class ConvNorm(nnx.Module):
     ):
         """`eps`, `momentum` and `scale_init` are of the norm, other options of the convolution."""
         self.act = act
-        self.conv = Conv(inputs, outputs, size, rngs=rngs, **conv)
+        self.conv = Conv(inputs, outputs, size, draw=draw, **conv)
         self.norm = BatchNorm(outputs, eps=eps, momentum=momentum, scale_init=scale_init)
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, Moments | None]]:

@@ -70,17 +70,17 @@ class ConvNextSpec:
 class ConvNext(nnx.Module):
     """See `ConvNextSpec`; [batch, height, width, 3] -> Tokens [batch, down * across, width]."""
 
-    def __init__(self, spec: ConvNextSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
+    def __init__(self, spec: ConvNextSpec, width: int, scheme: init.Scheme, dtype, draw: init.Draws):
         if width != spec.widths[-1]:
             raise ValueError(f"a ConvNeXt of widths {spec.widths} needs a trunk as wide as the last, not {width}")
         self.spec, self.dtype = spec, dtype
         size = spec.patch_size
         self.patches = Conv(
-            3, spec.widths[0], size, stride=size, padding=0, bias=True, kernel_init=scheme.patch, rngs=rngs
+            3, spec.widths[0], size, stride=size, padding=0, bias=True, kernel_init=scheme.patch, draw=draw
         )
         self.norm = Norm(spec.widths[0], eps=spec.norm_eps)
         inputs = (0, *spec.widths)  # the first stage is not made smaller
-        self.stages = nnx.Dict({str(i): Stage(spec, i, inputs[i], scheme, rngs) for i in range(len(spec.widths))})
+        self.stages = nnx.Dict({str(i): Stage(spec, i, inputs[i], scheme, draw) for i in range(len(spec.widths))})
 
     def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
         images, spec = batch[self.spec.input].astype(self.dtype), self.spec
@@ -101,13 +101,12 @@ class ConvNext(nnx.Module):
 class Stage(nnx.Module):
     """Blocks of one width, after the map that halves the grid."""
 
-    def __init__(self, spec: ConvNextSpec, index: int, inputs: int, scheme: init.Scheme, rngs: nnx.Rngs):
+    def __init__(self, spec: ConvNextSpec, index: int, inputs: int, scheme: init.Scheme, draw: init.Draws):
         self.spec, width, self.depth = spec, spec.widths[index], spec.depths[index]
         self.norm = Norm(inputs, eps=spec.norm_eps) if inputs else None
         shrink = dict(stride=2, padding=0, bias=True, kernel_init=scheme.patch)
-        self.shrink = Conv(inputs, width, 2, rngs=rngs, **shrink) if inputs else None
-        split = nnx.Rngs(params=rngs.params()).split(self.depth)
-        self.layers = nnx.vmap(lambda r: Block(spec, width, scheme, r))(split)
+        self.shrink = Conv(inputs, width, 2, draw=draw, **shrink) if inputs else None
+        self.layers = draw.alike(lambda own: Block(spec, width, scheme, own), self.depth)
 
     def __call__(self, x: jax.Array, keys, rates) -> jax.Array:
         """`rates` are those of stochastic depth, [blocks], or None."""
@@ -131,12 +130,12 @@ class Stage(nnx.Module):
 class Block(nnx.Module):
     """A depthwise convolution of 7 x 7, and the MLP of a transformer for every token (figure 4 of the paper)."""
 
-    def __init__(self, spec: ConvNextSpec, width: int, scheme: init.Scheme, rngs: nnx.Rngs):
+    def __init__(self, spec: ConvNextSpec, width: int, scheme: init.Scheme, draw: init.Draws):
         self.act = spec.act
-        self.depthwise = Conv(width, width, 7, groups=width, bias=True, kernel_init=scheme.patch, rngs=rngs)
+        self.depthwise = Conv(width, width, 7, groups=width, bias=True, kernel_init=scheme.patch, draw=draw)
         self.norm = Norm(width, eps=spec.norm_eps)
-        self.fc1 = Linear(width, 4 * width, rngs=rngs, kernel_init=scheme.fc_in)
-        self.fc2 = Linear(4 * width, width, rngs=rngs, kernel_init=scheme.fc_out)
+        self.fc1 = Linear(width, 4 * width, draw=draw, kernel_init=scheme.fc_in)
+        self.fc2 = Linear(4 * width, width, draw=draw, kernel_init=scheme.fc_out)
         self.gate = nnx.Param(jnp.full((width,), spec.layer_scale, jnp.float32)) if spec.layer_scale else None
 
     def __call__(self, x: jax.Array, keys, rate) -> jax.Array:

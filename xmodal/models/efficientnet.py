@@ -12,7 +12,7 @@ from jax.nn.initializers import normal
 
 from xmodal import keys as key_tools
 from xmodal.models.conv import ConvNorm
-from xmodal.models.init import Scheme, he_out
+from xmodal.models.init import Draws, Scheme, he_out
 from xmodal.models.layers import ACTIVATIONS, Linear
 from xmodal.models.tokens import Tokens, grid_tokens
 from xmodal.models.trunk import REMAT
@@ -108,18 +108,18 @@ class EfficientNetSpec:
 class EfficientNet(nnx.Module):
     """See `EfficientNetSpec`; [batch, height, width, 3] -> (Tokens [batch, down * across, width], moments)."""
 
-    def __init__(self, spec: EfficientNetSpec, width: int, scheme: Scheme, dtype, rngs: nnx.Rngs):
+    def __init__(self, spec: EfficientNetSpec, width: int, scheme: Scheme, dtype, draw: Draws):
         del scheme  # convolutions start as published
         if width != spec.width:
             raise ValueError(f"this EfficientNet gives {spec.width} channels and needs a trunk as wide, not {width}")
         self.spec, self.dtype = spec, dtype
         inputs = spec.filters(spec.stem)
-        self.stem = ConvNorm(3, inputs, 3, stride=2, padding=((0, 1), (0, 1)), rngs=rngs, **_common(spec))
+        self.stem = ConvNorm(3, inputs, 3, stride=2, padding=((0, 1), (0, 1)), draw=draw, **_common(spec))
         self.stages, number = nnx.Dict(), 0
         for i, (stage, blocks) in enumerate(zip(spec.stages, spec.blocks)):
-            self.stages[str(i)] = Stage(spec, stage, inputs, number, blocks, rngs)
+            self.stages[str(i)] = Stage(spec, stage, inputs, number, blocks, draw)
             inputs, number = spec.filters(stage[3]), number + blocks
-        self.top = ConvNorm(inputs, width, 1, rngs=rngs, **_common(spec)) if spec.top else None
+        self.top = ConvNorm(inputs, width, 1, draw=draw, **_common(spec)) if spec.top else None
 
     def __call__(self, batch: dict[str, jax.Array], keys=None) -> tuple[Tokens, dict]:
         images, spec, train = batch[self.spec.input].astype(self.dtype), self.spec, keys is not None
@@ -140,14 +140,14 @@ class EfficientNet(nnx.Module):
 class Stage(nnx.Module):
     """A block that may change width and size, and equal ones after it."""
 
-    def __init__(self, spec: EfficientNetSpec, stage: tuple, inputs: int, number: int, blocks: int, rngs: nnx.Rngs):
+    def __init__(self, spec: EfficientNetSpec, stage: tuple, inputs: int, number: int, blocks: int, draw: Draws):
         self.spec, self.repeats = spec, blocks - 1
         size, stride, expansion, channels, _ = stage
         width = spec.filters(channels)
         small = size // 2 - (stride == 2 and number not in spec.square_padding)
-        self.first = Block(spec, inputs, width, size, stride, (small, size // 2), expansion, rngs)
-        build = lambda r: Block(spec, width, width, size, 1, (size // 2, size // 2), expansion, r)
-        self.rest = nnx.vmap(build)(nnx.Rngs(params=rngs.params()).split(self.repeats)) if self.repeats else None
+        self.first = Block(spec, inputs, width, size, stride, (small, size // 2), expansion, draw)
+        build = lambda own: Block(spec, width, width, size, 1, (size // 2, size // 2), expansion, own)
+        self.rest = draw.alike(build, self.repeats) if self.repeats else None
         rate = lambda i: spec.drop_connect * i / sum(spec.blocks)
         self.rates = tuple(rate(number + 1 + i) for i in range(self.repeats))
 
@@ -181,17 +181,17 @@ class Block(nnx.Module):
 
     def __init__(
         self, spec: EfficientNetSpec, inputs: int, outputs: int, size: int, stride: int, padding: tuple[int, int],
-        expansion: int, rngs: nnx.Rngs,
+        expansion: int, draw: Draws,
     ):  # fmt: skip
         self.act, inner = spec.act, inputs * expansion
         squeezed = max(1, int(inputs * spec.squeeze))
-        common = dict(rngs=rngs, **_common(spec))
+        common = dict(draw=draw, **_common(spec))
         self.expand = ConvNorm(inputs, inner, 1, **common) if expansion != 1 else None
         own = dict(stride=stride, padding=(padding, padding), groups=inner)
         own["kernel_init"] = normal(math.sqrt(2.0) / size)  # He's, for one output a filter
         self.depthwise = ConvNorm(inner, inner, size, **own, **common)
-        self.squeeze = Linear(inner, squeezed, rngs=rngs, kernel_init=he_out)
-        self.excite = Linear(squeezed, inner, rngs=rngs, kernel_init=he_out)
+        self.squeeze = Linear(inner, squeezed, draw=draw, kernel_init=he_out)
+        self.excite = Linear(squeezed, inner, draw=draw, kernel_init=he_out)
         self.project = ConvNorm(inner, outputs, 1, **common | dict(act=""))
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, Mapping]:

@@ -126,15 +126,14 @@ class TokenSpec:
 class PatchEmbed(nnx.Module):
     """Cuts images into patches; [batch, height, width, 3] -> Tokens [batch, tokens, width]."""
 
-    def __init__(self, spec: PatchSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
+    def __init__(self, spec: PatchSpec, width: int, scheme: init.Scheme, dtype, draw: init.Draws):
         self.spec, self.dtype = spec, dtype
         stride = math.prod(step for _, _, step in spec.stem)
         if spec.patch_size % stride:
             raise ValueError(f"patch_size {spec.patch_size} is not a multiple of the strides of the stem, {stride}")
         sizes = (3, *(channels for channels, _, _ in spec.stem))
-        self.stem = nnx.Dict({str(i): StemStage(sizes[i], *stage, rngs=rngs) for i, stage in enumerate(spec.stem)})
+        self.stem = nnx.Dict({str(i): StemStage(sizes[i], *stage, draw=draw) for i, stage in enumerate(spec.stem)})
         channels, patch = sizes[-1], spec.patch_size // stride
-        draw = lambda initializer, *shape: nnx.Param(initializer(rngs.params(), shape, jnp.float32))
         self.kernel = draw(scheme.patch, patch, patch, channels, width)
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if spec.bias else None
         count = math.prod(spec.position_grid) + spec.class_token
@@ -179,9 +178,9 @@ class PatchEmbed(nnx.Module):
 class StemStage(nnx.Module):
     """A strided convolution, LayerNorm over channels and GELU: one stage of a stem."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, draw: init.Draws):
         self.stride = stride
-        self.kernel = nnx.Param(init.he(rngs.params(), (size, size, inputs, outputs), jnp.float32))
+        self.kernel = draw(init.he, size, size, inputs, outputs)
         self.norm = Norm(outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -196,12 +195,11 @@ class StemStage(nnx.Module):
 class TokenEmbed(nnx.Module):
     """Looks tokens up; ids [batch, seq] -> Tokens [batch, seq, width]."""
 
-    def __init__(self, spec: TokenSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
+    def __init__(self, spec: TokenSpec, width: int, scheme: init.Scheme, dtype, draw: init.Draws):
         self.spec, self.dtype = spec, dtype
-        draw = lambda initializer, rows: nnx.Param(initializer(rngs.params(), (rows, width), jnp.float32))
-        self.embedding = draw(scheme.token, spec.vocab_size)
-        self.position = draw(scheme.text_position, spec.length) if spec.position == "learned" else None
-        self.types = draw(scheme.token, spec.types) if spec.types else None
+        self.embedding = draw(scheme.token, spec.vocab_size, width)
+        self.position = draw(scheme.text_position, spec.length, width) if spec.position == "learned" else None
+        self.types = draw(scheme.token, spec.types, width) if spec.types else None
         self.norm = Norm(width, eps=spec.norm_eps) if spec.norm else None
 
     def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:

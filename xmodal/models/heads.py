@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import zeros
 
-from xmodal.models.init import Scheme
+from xmodal.models.init import Draws, Scheme
 from xmodal.models.layers import ACTIVATIONS, Linear, Norm
 from xmodal.models.spec import Sublayer
 
@@ -16,9 +16,9 @@ class MaskedHead(nnx.Module):
     Activation, kind of norm and biases are those of the tower's layers; the output's bias is always there.
     """
 
-    def __init__(self, width: int, vocab_size: int, *, mlp: Sublayer, scheme: Scheme, rngs: nnx.Rngs):
+    def __init__(self, width: int, vocab_size: int, *, mlp: Sublayer, scheme: Scheme, draw: Draws):
         self.act = mlp.act
-        self.dense = Linear(width, width, rngs=rngs, bias=mlp.bias, kernel_init=scheme.head)
+        self.dense = Linear(width, width, draw=draw, bias=mlp.bias, kernel_init=scheme.head)
         self.norm = Norm(width, kind=mlp.norm, eps=mlp.norm_eps)
         self.bias = nnx.Param(zeros(None, (vocab_size,), jnp.float32))
 

@@ -1,15 +1,45 @@
-"""Initialisation schemes: which distribution each kind of matrix starts from, exactly as published."""
+"""What parameters start from: which distribution for each kind of matrix, exactly as published, and which key."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax.nn.initializers import Initializer, normal, truncated_normal, variance_scaling, xavier_uniform, zeros
 
 torch_conv = variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default: uniform in +-fan_in^-0.5
 lecun = variance_scaling(1.0, "fan_in", "truncated_normal")  # Flax's default
 he = variance_scaling(2.0, "fan_in", "truncated_normal")
 he_out = variance_scaling(2.0, "fan_out", "normal")  # of convolutions before a ReLU (He et al. 2015)
+
+
+class Draws:
+    """Draws the parameters of a model one after another, each with a key of its own.
+
+    The keys are those that `flax.nnx.Rngs` would give. But that counts its draws in an array, and inside `jit` every
+    count and its checks are traced: building a model took twice as long.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key, self._count = key, 0
+
+    def __call__(self, initializer: Initializer, *shape: int) -> nnx.Param:
+        """Returns a new parameter, float32 [*shape]."""
+        return nnx.Param(initializer(self._next(), shape, jnp.float32))
+
+    def alike(self, make: Callable[["Draws"], nnx.Module], count: int) -> nnx.Module | None:
+        """Returns `count` modules that `make` builds, stacked: with one more axis, the first, of every parameter.
+
+        Without any, None; as many keys are used up.
+        """
+        keys = jax.random.split(jax.random.fold_in(self._next(), 0), count)
+        return nnx.vmap(lambda key: make(Draws(key)))(keys) if count else None
+
+    def _next(self) -> jax.Array:
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count - 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, lecun_normal, ones, zeros
 
+from xmodal.models.init import Draws
 from xmodal.models.spec import Lora, Sublayer
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -31,18 +32,18 @@ class Linear(nnx.Module):
         inputs: int,
         outputs: int,
         *,
-        rngs: nnx.Rngs,
+        draw: Draws,
         bias: bool = True,
         kernel_init: Initializer | None = None,
         bias_init: Initializer = zeros,
         lora: Lora | None = None,
     ):
         kernel_init = kernel_init or lecun_normal()
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(bias_init(rngs.params(), (outputs,), jnp.float32)) if bias else None
+        self.kernel = draw(kernel_init, inputs, outputs)
+        self.bias = draw(bias_init, outputs) if bias else None
         self.lora = lora
         if lora is not None:
-            self.lora_a = nnx.Param(lecun_normal()(rngs.params(), (inputs, lora.rank), jnp.float32))
+            self.lora_a = draw(lecun_normal(), inputs, lora.rank)
             self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs), jnp.float32))
 
     def __call__(self, x: jax.Array, dtype=None) -> jax.Array:

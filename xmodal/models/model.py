@@ -10,6 +10,7 @@ from flax import nnx
 
 from xmodal import keys as key_tools
 from xmodal.models.batch_norm import STATISTICS, BatchNorm
+from xmodal.models.init import Draws
 from xmodal.models.tokens import Tokens
 from xmodal.models.tower import Tower, TowerSpec
 from xmodal.models.trunk import Cache
@@ -45,11 +46,11 @@ class CrossModalModel(nnx.Module):
       `statistics`: {tower: moments that its BatchNorms saw, by path}, of the towers that ran, with random keys only.
     """
 
-    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+    def __init__(self, spec: ModelSpec, draw: Draws):
         self.spec = spec
         widths = {name: tower.width for name, tower in spec.towers.items()}
         for name in wiring_order(spec.towers):
-            setattr(self, name, Tower(spec.towers[name], widths, jnp.dtype(spec.dtype), rngs))
+            setattr(self, name, Tower(spec.towers[name], widths, jnp.dtype(spec.dtype), draw))
 
     def __call__(
         self,
@@ -188,12 +189,23 @@ class Functional:
 
     @classmethod
     def build(cls, spec: ModelSpec) -> "Functional":
-        """Builds the structure without allocating any parameter."""
+        """Builds the structure without allocating any parameter.
+
+        For a description that was built before in this process, that model: to train, evaluate and export it, it is
+        traced once.
+        """
+        described = repr(spec)
+        if described not in _built:
+            _built[described] = cls._trace(spec)
+        return _built[described]
+
+    @classmethod
+    def _trace(cls, spec: ModelSpec) -> "Functional":
         definitions = []
 
         @jax.jit
         def initializer(key: jax.Array) -> dict:
-            model = CrossModalModel(spec, nnx.Rngs(params=key))
+            model = CrossModalModel(spec, Draws(key))
             definitions.append(nnx.graphdef(model))
             return _parameters(model)
 
@@ -255,6 +267,9 @@ class Functional:
     def __call__(self, params: Mapping, batch: Mapping, want: frozenset[str], keys=None) -> dict:
         """Runs the model; see `CrossModalModel.__call__`."""
         return self.bind(params)(batch, want, keys)
+
+
+_built: dict[str, Functional] = {}  # by description, with its order of towers: that of their random draws
 
 
 def _parameters(model: CrossModalModel) -> dict:

@@ -49,9 +49,8 @@ class NaflexSpec:
 class NaflexEmbed(nnx.Module):
     """Maps patches and adds their positions; the parameters are those of a `PatchEmbed` without class token."""
 
-    def __init__(self, spec: NaflexSpec, width: int, scheme: init.Scheme, dtype, rngs: nnx.Rngs):
+    def __init__(self, spec: NaflexSpec, width: int, scheme: init.Scheme, dtype, draw: init.Draws):
         self.spec, self.dtype = spec, dtype
-        draw = lambda initializer, *shape: nnx.Param(initializer(rngs.params(), shape, jnp.float32))
         self.kernel = draw(scheme.patch, spec.patch_size, spec.patch_size, 3, width)
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
         self.position = draw(scheme.image_position, spec.positions**2, width)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.nn.initializers import ones, zeros
 
 from xmodal.models.conv import ConvNorm, max_pool, mean_pool
-from xmodal.models.init import Scheme
+from xmodal.models.init import Draws, Scheme
 from xmodal.models.tokens import Tokens, grid_tokens
 
 Remat = Literal["none", "full", "convolutions"]
@@ -94,7 +94,7 @@ class ResNetSpec:
 class Block(nnx.Module):
     """Convolutions around which the input passes unchanged, or through a 1 x 1 convolution where its shape changes."""
 
-    def __init__(self, spec: ResNetSpec, inputs: int, outputs: int, stride: int, scheme: Scheme, rngs: nnx.Rngs):
+    def __init__(self, spec: ResNetSpec, inputs: int, outputs: int, stride: int, scheme: Scheme, draw: Draws):
         self.pool = stride if spec.style == "clip" else 1
         step = 1 if spec.style == "clip" else stride
         if spec.block == "basic":
@@ -103,7 +103,7 @@ class Block(nnx.Module):
             inner = outputs // BOTTLENECK
             first, second = (step, 1) if spec.style == "v1" else (1, step)
             plan = ((inner, 1, first), (inner, 3, second), (outputs, 1, 1))
-        norm = dict(eps=spec.norm_eps, momentum=spec.momentum, kernel_init=scheme.patch, rngs=rngs)
+        norm = dict(eps=spec.norm_eps, momentum=spec.momentum, kernel_init=scheme.patch, draw=draw)
         self.names = tuple(f"conv{i}" for i in range(1, len(plan) + 1))
         before = inputs
         for name, (width, size, each) in zip(self.names, plan):
@@ -129,13 +129,13 @@ class Block(nnx.Module):
 class Stage(nnx.Module):
     """Blocks of one width: `first` may change the shape, the others are alike and stacked in `layers`."""
 
-    def __init__(self, spec: ResNetSpec, number: int, inputs: int, scheme: Scheme, rngs: nnx.Rngs):
+    def __init__(self, spec: ResNetSpec, number: int, inputs: int, scheme: Scheme, draw: Draws):
         outputs, self.scan = spec.widths[number], spec.scan
         self.remat = spec.remat[number] if isinstance(spec.remat, tuple) else spec.remat
-        self.first = Block(spec, inputs, outputs, 1 if number == 0 else 2, scheme, rngs)
+        self.first = Block(spec, inputs, outputs, 1 if number == 0 else 2, scheme, draw)
         self.more = spec.depths[number] - 1
-        alike = nnx.vmap(lambda r: Block(spec, outputs, outputs, 1, scheme, r))
-        self.layers = alike(nnx.Rngs(params=rngs.params()).split(self.more)) if self.more else None
+        build = lambda own: Block(spec, outputs, outputs, 1, scheme, own)
+        self.layers = draw.alike(build, self.more) if self.more else None
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict]:
         """Runs the blocks; returns the feature map and the moments."""
@@ -161,20 +161,20 @@ class Stage(nnx.Module):
 class ResNetEmbed(nnx.Module):
     """See `ResNetSpec`; [batch, height, width, 3] -> Tokens [batch, places, width], row by row, and moments by path."""
 
-    def __init__(self, spec: ResNetSpec, width: int, scheme: Scheme, dtype, rngs: nnx.Rngs):
+    def __init__(self, spec: ResNetSpec, width: int, scheme: Scheme, dtype, draw: Draws):
         if width != spec.widths[-1]:
             raise ValueError(f"the last stage has {spec.widths[-1]} channels and the trunk is {width} wide")
         self.spec, self.dtype, stem = spec, dtype, spec.stem_width
         clip = spec.style == "clip"
         plan = ((stem // 2, 3, 2), (stem // 2, 3, 1), (stem, 3, 1)) if clip else ((stem, 7, 2),)
         inputs = (3, *(outputs for outputs, _, _ in plan))
-        norm = dict(eps=spec.norm_eps, momentum=spec.momentum, kernel_init=scheme.patch, rngs=rngs)
+        norm = dict(eps=spec.norm_eps, momentum=spec.momentum, kernel_init=scheme.patch, draw=draw)
         self.stem = nnx.Dict(
             {str(i): ConvNorm(inputs[i], outputs, size, stride=stride, **norm)
              for i, (outputs, size, stride) in enumerate(plan)}
         )  # fmt: skip
         inputs = (stem, *spec.widths)
-        self.stages = nnx.Dict({str(i): Stage(spec, i, inputs[i], scheme, rngs) for i in range(len(spec.depths))})
+        self.stages = nnx.Dict({str(i): Stage(spec, i, inputs[i], scheme, draw) for i in range(len(spec.depths))})
 
     def __call__(self, batch: dict[str, jax.Array], keys=None) -> tuple[Tokens, dict]:
         spec, x, train = self.spec, batch[self.spec.input].astype(self.dtype), keys is not None

@@ -12,7 +12,7 @@ from jax.nn.initializers import zeros
 
 from xmodal import keys as key_tools
 from xmodal.models.attention import Attention
-from xmodal.models.init import Scheme
+from xmodal.models.init import Draws, Scheme
 from xmodal.models.layers import ACTIVATIONS, Linear, Norm, apply_routed, lora_of, routed
 from xmodal.models.spec import Flow, Segments, Sublayer
 
@@ -20,9 +20,9 @@ from xmodal.models.spec import Flow, Segments, Sublayer
 class Mlp(nnx.Module):
     """Two linear maps around an activation, optionally gated; [batch, seq, width] -> the same."""
 
-    def __init__(self, spec: Sublayer, width: int, scheme: Scheme, rngs: nnx.Rngs):
+    def __init__(self, spec: Sublayer, width: int, scheme: Scheme, draw: Draws):
         hidden = spec.hidden or 4 * width
-        common = dict(rngs=rngs, bias=spec.bias, bias_init=scheme.fc_bias)
+        common = dict(draw=draw, bias=spec.bias, bias_init=scheme.fc_bias)
         linear = lambda name, inputs, outputs, init: (
             lambda: Linear(inputs, outputs, kernel_init=init, lora=lora_of(spec, name), **common)
         )
@@ -54,7 +54,7 @@ class Residual(nnx.Module):
         context_width: int,
         condition_width: int,
         scheme: Scheme,
-        rngs: nnx.Rngs,
+        draw: Draws,
     ):
         norm = lambda: routed(lambda: Norm(width, kind=spec.norm, eps=spec.norm_eps), spec.routes)
         self.spec = spec
@@ -62,13 +62,13 @@ class Residual(nnx.Module):
         self.after = norm() if spec.place == "sandwich" else None
         source_width = context_width if spec.kind == "cross" else width
         is_mlp = spec.kind == "mlp"
-        self.attn = None if is_mlp else Attention(spec, width, source_width, scheme, rngs)
-        self.mlp = Mlp(spec, width, scheme, rngs) if is_mlp else None
+        self.attn = None if is_mlp else Attention(spec, width, source_width, scheme, draw)
+        self.mlp = Mlp(spec, width, scheme, draw) if is_mlp else None
         start = {"tanh": lambda: jnp.zeros((), jnp.float32),
                  "layerscale": lambda: jnp.full((width,), spec.gate_init, jnp.float32)}  # fmt: skip
         self.gate = nnx.Param(start[spec.gate]()) if spec.gate in start else None
         adaln = spec.gate == "adaln"
-        self.modulation = Linear(condition_width, 3 * width, rngs=rngs, kernel_init=zeros) if adaln else None
+        self.modulation = Linear(condition_width, 3 * width, draw=draw, kernel_init=zeros) if adaln else None
 
     def __call__(self, x: jax.Array, flow: Flow, *, keys=None, drop_path=0.0, cache=None):
         """Returns (x plus what the sublayer adds, the sublayer's new cache or None).
@@ -110,12 +110,12 @@ class MapPool(nnx.Module):
     Pools [batch, seq, width] to [batch, 1, width].
     """
 
-    def __init__(self, width: int, heads: int, *, mlp: Sublayer, norm_eps: float, scheme: Scheme, rngs: nnx.Rngs):
-        self.probe = nnx.Param(scheme.probe(rngs.params(), (1, width), jnp.float32))
-        self.attn = Attention(Sublayer("cross", heads=heads), width, width, scheme, rngs)
+    def __init__(self, width: int, heads: int, *, mlp: Sublayer, norm_eps: float, scheme: Scheme, draw: Draws):
+        self.probe = draw(scheme.probe, 1, width)
+        self.attn = Attention(Sublayer("cross", heads=heads), width, width, scheme, draw)
         own = Sublayer("mlp", act=mlp.act, hidden=mlp.hidden, norm_eps=norm_eps)
         self.mlp = Residual(own, width, context_width=0, condition_width=0,
-                            scheme=scheme, rngs=rngs)  # fmt: skip
+                            scheme=scheme, draw=draw)  # fmt: skip
 
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
         probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], *self.probe.shape))

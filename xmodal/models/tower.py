@@ -13,7 +13,7 @@ from xmodal.models.convnext import ConvNextSpec
 from xmodal.models.efficientnet import EfficientNetSpec
 from xmodal.models.embed import EMBEDDERS, NaflexSpec, PatchSpec, TokenSpec
 from xmodal.models.heads import MaskedHead, tied_logits
-from xmodal.models.init import Scheme, scheme
+from xmodal.models.init import Draws, Scheme, scheme
 from xmodal.models.layers import Linear, Norm
 from xmodal.models.resnet import ResNetSpec
 from xmodal.models.spec import Sublayer
@@ -77,10 +77,10 @@ class TowerSpec:
 class Connector(nnx.Module):
     """Carries another tower's tokens into this one's width."""
 
-    def __init__(self, kind: str, source: int, width: int, rngs: nnx.Rngs):
+    def __init__(self, kind: str, source: int, width: int, draw: Draws):
         if kind == "none" and source != width:
             raise ValueError(f"tokens of width {source} are read by a tower of width {width}: set its `connector`")
-        self.linear = Linear(source, width, rngs=rngs) if kind != "none" else None
+        self.linear = Linear(source, width, draw=draw) if kind != "none" else None
         self.norm = Norm(width, eps=1e-5) if kind == "linear_norm" else None
 
     def __call__(self, tokens: Tokens) -> Tokens:
@@ -91,27 +91,27 @@ class Connector(nnx.Module):
 class Tower(nnx.Module):
     """See `TowerSpec`. The parts are methods, so the wiring computes only what is asked for."""
 
-    def __init__(self, spec: TowerSpec, source_widths: dict[str, int], dtype, rngs: nnx.Rngs):
+    def __init__(self, spec: TowerSpec, source_widths: dict[str, int], dtype, draw: Draws):
         self.spec = spec
         width, chosen = spec.width, scheme(spec.trunk.init, spec.width, spec.trunk.depth)
         embedder = spec.embed and EMBEDDERS[spec.embed.type][1]
-        self.embed = embedder(spec.embed, width, chosen, dtype, rngs) if embedder else None
+        self.embed = embedder(spec.embed, width, chosen, dtype, draw) if embedder else None
         self.connectors = nnx.Dict(
-            {name: Connector(spec.connector, source_widths[name], width, rngs) for name in spec.reads}
+            {name: Connector(spec.connector, source_widths[name], width, draw) for name in spec.reads}
         )
-        self.trunk = Trunk(spec.trunk, context_width=source_widths[spec.attends] if spec.attends else 0, rngs=rngs)
+        self.trunk = Trunk(spec.trunk, context_width=source_widths[spec.attends] if spec.attends else 0, draw=draw)
         mlp = next((s for layer in spec.trunk.pattern for s in layer if s.kind == "mlp"), Sublayer("mlp"))
-        self.pool = _attention_pool(spec, mlp, chosen, rngs)
+        self.pool = _attention_pool(spec, mlp, chosen, draw)
         self.pool_norm = Norm(width, kind=spec.trunk.norm, eps=spec.trunk.norm_eps) if spec.pool_norm else None
         linear = lambda outputs, bias, start: (
-            Linear(width, outputs, rngs=rngs, bias=bias, kernel_init=start) if outputs else None
+            Linear(width, outputs, draw=draw, bias=bias, kernel_init=start) if outputs else None
         )
         self.pooler = linear(width if spec.pooler else 0, True, chosen.projection)
         self.projection = linear(spec.embed_dim, spec.projection_bias, chosen.projection)
         if spec.head in ("tied", "masked") and not spec.outputs:
             raise ValueError(f"head={spec.head!r} is tied to a token table, and the tower embeds no tokens")
         self.head = (
-            MaskedHead(width, spec.outputs, mlp=mlp, scheme=chosen, rngs=rngs)
+            MaskedHead(width, spec.outputs, mlp=mlp, scheme=chosen, draw=draw)
             if spec.head == "masked"
             else linear(spec.vocab_size if spec.head == "linear" else 0, True, chosen.head)
         )
@@ -205,16 +205,16 @@ class Tower(nnx.Module):
         return self.head(x, jnp.float32)
 
 
-def _attention_pool(spec: TowerSpec, mlp: Sublayer, chosen: Scheme, rngs: nnx.Rngs) -> MapPool | AttentionPool | None:
+def _attention_pool(spec: TowerSpec, mlp: Sublayer, chosen: Scheme, draw: Draws) -> MapPool | AttentionPool | None:
     """The module of a `map` or `attention` pool; other pools have none."""
     if spec.pool == "map":
-        options = dict(mlp=mlp, norm_eps=spec.trunk.norm_eps, scheme=chosen, rngs=rngs)
+        options = dict(mlp=mlp, norm_eps=spec.trunk.norm_eps, scheme=chosen, draw=draw)
         return MapPool(spec.width, spec.pool_heads, **options)
     if spec.pool != "attention":
         return None
     if spec.reads or not hasattr(spec.embed, "tokens"):
         raise ValueError("the pool 'attention' has a position for each place of an image: it needs an image tower")
-    return AttentionPool(spec.width, spec.pool_heads, spec.embed.tokens, scheme=chosen, rngs=rngs)
+    return AttentionPool(spec.width, spec.pool_heads, spec.embed.tokens, scheme=chosen, draw=draw)
 
 
 def _last_valid(valid: jax.Array) -> jax.Array:

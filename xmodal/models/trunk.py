@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
-from xmodal.models.init import scheme
+from xmodal.models.init import Draws, scheme
 from xmodal.models.layers import Norm
 from xmodal.models.spec import Flow, Sublayer
 from xmodal.models.sublayer import Residual
@@ -78,10 +78,10 @@ class Cache:
 class LayerGroup(nnx.Module):
     """One repetition of the pattern: parameters at `<layer>/<sublayer>/...`."""
 
-    def __init__(self, spec: TrunkSpec, context_width: int, rngs: nnx.Rngs):
+    def __init__(self, spec: TrunkSpec, context_width: int, draw: Draws):
         build = lambda s: Residual(
             s, spec.width, context_width=context_width, condition_width=spec.condition_width,
-            scheme=scheme(spec.init, spec.width, spec.depth), rngs=rngs,
+            scheme=scheme(spec.init, spec.width, spec.depth), draw=draw,
         )  # fmt: skip
         self.names = tuple((str(i), str(j)) for i, layer in enumerate(spec.pattern) for j in range(len(layer)))
         for i, layer in enumerate(spec.pattern):
@@ -104,7 +104,7 @@ class LayerGroup(nnx.Module):
 class Trunk(nnx.Module):
     """A stack of layers: `Tokens` in, `Tokens` of the same shape out."""
 
-    def __init__(self, spec: TrunkSpec, *, context_width: int = 0, rngs: nnx.Rngs):
+    def __init__(self, spec: TrunkSpec, *, context_width: int = 0, draw: Draws):
         period = max(len(spec.pattern), 1)
         if spec.depth % period or (spec.depth > 0) != (spec.pattern != ()):
             raise ValueError(f"depth {spec.depth} is not a multiple of the {len(spec.pattern)} layers of the pattern")
@@ -115,8 +115,7 @@ class Trunk(nnx.Module):
                 f"sublayers {sorted(kinds)}, context width {context_width}. Set the tower's `attends`."
             )
         self.spec, self.repeats = spec, spec.depth // period
-        split = nnx.Rngs(params=rngs.params()).split(self.repeats)
-        self.layers = nnx.vmap(lambda r: LayerGroup(spec, context_width, r))(split) if spec.depth else None
+        self.layers = draw.alike(lambda own: LayerGroup(spec, context_width, own), self.repeats)
         self.final_norm = Norm(spec.width, kind=spec.norm, eps=spec.norm_eps) if spec.final_norm else None
 
     def __call__(self, tokens: Tokens, *, context: Tokens | None = None, condition=None, keys=None, cache=None):
