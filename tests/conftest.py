@@ -25,16 +25,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax  # noqa: E402
 
-from data_pipelines.host import cores  # noqa: E402
-
 jax.config.update("jax_default_matmul_precision", "highest")
 
 ROOMS = ("tests", "training", "interop", "models")  # by how long their files take
-
-
-def pytest_xdist_auto_num_workers():
-    """One worker more than cores: some tests wait for other processes, for servers or for a clock."""
-    return min(4, cores() + 1)
 
 
 def pytest_collection_modifyitems(items):
