@@ -1,7 +1,7 @@
 """Which source fills which place of the stream: a closed form of the place, so that there is no state to keep."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,9 +98,8 @@ class Mixture:
         lane %= self._dealt
         places, within = np.divmod(slots, self._slots)
         source, turn = np.empty_like(places), np.empty_like(places)
-        number = np.searchsorted(self._firsts, places, side="right") - 1
-        for i in np.unique(number):
-            phase, here = self._phases[i], number == i
+        for i, here in distinct(np.searchsorted(self._firsts, places, side="right") - 1):
+            phase = self._phases[i]
             chosen, turns = phase.deal.locate(lane, places[here] - phase.first)
             source[here] = phase.sources[chosen]
             turn[here] = phase.before[lane, source[here]] + turns
@@ -121,6 +120,15 @@ class Mixture:
         if source in phase.sources:
             return before + phase.deal.turns(int(np.searchsorted(phase.sources, source)), taken)
         return before + evenly(taken)  # it has no weight any more: as if it went on
+
+
+def distinct(values: np.ndarray) -> Iterator[tuple[int, Any]]:
+    """Yields each value of an array with an index of the places where it stands, in rising order."""
+    first = int(values[0])
+    if (values == first).all():  # as nearly always: a batch takes few samples of each lane
+        yield first, slice(None)
+    else:
+        yield from ((value, values == value) for value in np.unique(values).tolist())
 
 
 def curriculum(weight: Any, name: str, samples: Callable[[Any], int] = int) -> tuple[tuple[int, float], ...]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipelines import rng
 from data_pipelines.errors import DataError
-from data_pipelines.mixture import Mixture
+from data_pipelines.mixture import Mixture, distinct
 
 
 class WindowKey(NamedTuple):
@@ -127,17 +127,15 @@ class Order:
             A window, the places within the slots that it fills, and the samples of the window that fill them.
         """
         sources, turns = self._mixture.locate(lane, np.arange(first, first + count))
-        for source in np.unique(sources).tolist():
-            (places,) = np.nonzero(sources == source)
-            epochs, offsets = self._epochs_of(source, lane, turns[places])
-            for epoch in np.unique(epochs):
-                here = epochs == epoch
-                starts = self._part(source, int(epoch), lane).starts
+        slots = np.arange(count)
+        for source, at in distinct(sources):
+            epochs, offsets = self._epochs_of(source, lane, turns[at])
+            for epoch, here in distinct(epochs):
+                starts = self._part(source, epoch, lane).starts
                 windows = np.searchsorted(starts, offsets[here], side="right") - 1
-                for window in np.unique(windows):
-                    inside = windows == window
-                    key = WindowKey(source, lane, int(epoch), int(window))
-                    yield key, places[here][inside], offsets[here][inside] - starts[window]
+                for window, inside in distinct(windows):
+                    key = WindowKey(source, lane, epoch, window)
+                    yield key, slots[at][here][inside], offsets[here][inside] - starts[window]
 
     def following(self, key: WindowKey) -> WindowKey:
         """Returns the window that comes after `key` in its lane and source."""

@@ -2,9 +2,8 @@
 
 import functools
 import hashlib
-import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -120,7 +119,7 @@ class RowFiller:
         Raises:
             DataError: a window has no readable sample, or a user's transform failed.
         """
-        texts, replaced, shape = [], [], batch["text"].shape[1:]
+        texts, identities, replaced, shape = [], [], [], batch["text"].shape[1:]
         for place, row in enumerate(rows, first):
             sample, faults = self._sample(row, batch, place)
             if faults:
@@ -128,14 +127,14 @@ class RowFiller:
             captions = row.window.source.captions
             drawn = captions.several(sample.record, row.word, math.prod(shape[:-1]))
             name = f"{sample.key} of {sample.shard}"
-            own = [self._hooks.text(text, row.word ^ i, name) for i, text in enumerate(drawn)]
-            texts += own
+            texts += [self._hooks.text(text, row.word ^ i, name) for i, text in enumerate(drawn)]
             identity = captions.identity(sample.record)
-            batch["key_id"][place] = hash64(sample_name(sample) if identity is None else identity)
-            batch["caption_id"][place] = np.reshape([hash64(text) for text in own], (*shape[:-1], 2))
+            identities.append(sample_name(sample) if identity is None else identity)
             if "label" in batch:
                 batch["label"][place] = captions.labels.ids(sample.record.fields)
         here = slice(first, first + len(rows))
+        batch["key_id"][here] = hash64(identities)
+        batch["caption_id"][here] = hash64(texts).reshape(-1, *shape[:-1], 2)
         for name, values in zip(("text", "text_valid"), self._tokenizer.encode(texts, shape[-1])):
             batch[name][here] = values.reshape(-1, *shape)
         for name, other in self.texts.items():
@@ -148,7 +147,7 @@ class RowFiller:
         """Returns the sample of a row, whose image is written into the batch if that has images."""
         crop = lambda height, width: self._crop(height, width, row.crop)
         window, faults = row.window, []
-        for turn in itertools.chain((row.place,), _substitutes(row.place, len(window))):
+        for turn in _turns(row.place, len(window)):
             sample = window[turn]
             name = f"{sample.key} of {sample.shard}"
             transform = functools.partial(self._hooks.image, word=row.word, sample=name)
@@ -166,11 +165,12 @@ class RowFiller:
         )
 
 
-def _substitutes(place: int, size: int) -> Iterator[int]:
-    """Yields the places that stand in for one whose sample cannot be read, in turn."""
+def _turns(place: int, size: int) -> Iterator[int]:
+    """Yields a place, and then those that stand in for it, one after another, where its sample cannot be read."""
+    yield place
     # Half a window away: a neighbour is likely to be in the same batch, where it would be a duplicate.
     others = ((place + size // 2 + i) % size for i in range(min(size, _SUBSTITUTES)))
-    return (other for other in others if other != place)
+    yield from (other for other in others if other != place)
 
 
 def sample_name(sample: Sample) -> str:
@@ -178,7 +178,8 @@ def sample_name(sample: Sample) -> str:
     return f"{sample.shard.rpartition('/')[2]}/{sample.key}"
 
 
-def hash64(text: str) -> np.ndarray:
-    """Returns a stable 64-bit hash of a text as uint32 [2]."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return np.frombuffer(digest, "<u4")
+def hash64(texts: Iterable[str]) -> np.ndarray:
+    """Returns stable 64-bit hashes of texts as uint32 [texts, 2]."""
+    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
+    digests = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in encoded)
+    return np.frombuffer(digests, "<u4").reshape(-1, 2)

@@ -280,7 +280,7 @@ def _template(entry: Any) -> Template:
 
 def _decode(content: bytes, reason: str) -> str:
     try:
-        text = bytes(content).decode("utf-8-sig")
+        text = bytes(content).decode().removeprefix("\ufeff")  # as "utf-8-sig", which is a codec in Python
     except UnicodeDecodeError:
         raise BadSample(reason) from None
     if "\0" in text:  # no text holds it: the tail of a file that was never written

@@ -86,7 +86,7 @@ class Outcome:
 
     def assert_arrived(self, truth: dict[str, tuple[bytes, str]], config, replaced: int) -> None:
         """Every sample of `truth`, name -> (image, caption), arrived unchanged, each once but for substitutes."""
-        names = {hash64(name).tobytes(): name for name in truth}
+        names = {hash64([name]).tobytes(): name for name in truth}
         found = [names[key.tobytes()] for key in self.batch["key_id"]]
         assert set(found) == truth.keys()
         assert len(found) - len(truth) == replaced == self.counters["data/replaced"]
@@ -98,7 +98,7 @@ class Outcome:
         pixels = {name: _shown(image, config.image.size) for name, (image, _) in truth.items()}
         for i, name in enumerate(found):
             np.testing.assert_array_equal(self.batch["image"][i], pixels[name], err_msg=name)
-            np.testing.assert_array_equal(self.batch["caption_id"][i], hash64(truth[name][1]), err_msg=name)
+            np.testing.assert_array_equal(self.batch["caption_id"][i], hash64([truth[name][1]])[0], err_msg=name)
 
 
 def _shown(image: bytes, size: int) -> np.ndarray:
@@ -186,9 +186,9 @@ def test_a_key_that_comes_again_is_another_sample(plain, tmp_path):
     outcome = Outcome(plain, 7, tmp_path / "run")
     assert not outcome.skipped and not outcome.listed
     texts = Counter(map(bytes, outcome.batch["caption_id"]))
-    assert texts == Counter(hash64(text).tobytes() for _, _, text in numbered)
+    assert texts == Counter(hash64([text]).tobytes() for _, _, text in numbered)
     names = Counter(map(bytes, outcome.batch["key_id"]))
-    assert names == Counter({hash64(f"d.tar/{key:05d}").tobytes(): n for key, n in ((0, 3), (1, 2), (2, 2))})
+    assert names == Counter({hash64([f"d.tar/{key:05d}"]).tobytes(): n for key, n in ((0, 3), (1, 2), (2, 2))})
     plain.sources.main.unique = "key"
     assert Outcome(plain, 3, tmp_path / "run2").skipped == {"duplicate": 4}
 
@@ -219,7 +219,7 @@ def test_damage_in_place_moves_nothing(config, tmp_path):
     with open_stream(config, batch_size=40, seed=3) as stream:
         damaged = [next(stream) for _ in range(6)]
         assert stream.counters()["data/replaced"] == 60 == IN_PLACE * 2
-    bad = {hash64(f"d.tar/{i:05d}").tobytes() for i in range(0, 120, 4)}
+    bad = {hash64([f"d.tar/{i:05d}"]).tobytes() for i in range(0, 120, 4)}
     for before, after in zip(clean, damaged):
         replaced = np.array([key.tobytes() in bad for key in before["key_id"]])
         assert not {key.tobytes() for key in after["key_id"]} & bad
