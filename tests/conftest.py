@@ -4,6 +4,8 @@ import gc
 import os
 import pathlib
 
+gc.set_threshold(200_000, 20, 20)  # as seldom as memory allows: nearly all that tests make dies without it
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CACHE = pathlib.Path(os.environ.setdefault("XMODAL_TEST_CACHE", str(ROOT / ".cache" / "jax")))
 CACHE.mkdir(parents=True, exist_ok=True)
@@ -40,4 +42,3 @@ def pytest_collection_finish():
     """Modules and tests stay: the garbage collector need not look at all their objects again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
