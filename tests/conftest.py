@@ -29,7 +29,8 @@ import jax  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-ROOMS = ("tests", "training", "interop", "models")  # by how long their files take
+# By how long their files take.
+ROOMS = ("tests", "training", "interop", "models", "objectives", "generation", "evaluation", "data", "search")
 
 
 def pytest_collection_modifyitems(items):
@@ -40,5 +41,11 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """Modules and tests stay: the garbage collector need not look at all their objects again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    """One look for what was left behind is enough: pytest takes five at all that JAX remembers."""
     gc.collect()
     gc.freeze()

@@ -30,6 +30,12 @@ def fold(keys: jax.Array | None, data: int | str | jax.Array) -> jax.Array | Non
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
+def fold_each(keys: jax.Array, names: Sequence[str]) -> jax.Array:
+    """Derives the keys of several named uses at once, [batch] -> [names, batch]: one loop to compile and to run."""
+    numbers = jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+    return jax.vmap(lambda number: fold(keys, number))(numbers)
+
+
 def spread(keys: jax.Array, rows: int) -> jax.Array:
     """Derives keys for all rows of samples that have several: [batch] -> [rows], those of a sample side by side."""
     if rows == len(keys):

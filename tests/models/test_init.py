@@ -6,8 +6,10 @@ import helpers
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from xmodal.models import presets
+from xmodal.models.init import Draws
 from xmodal.paths import flatten_paths
 
 WIDTH, DEPTH, VOCAB, PATCH = 256, 2, 600, 8
@@ -78,3 +80,24 @@ def test_patch_kernels_of_clip_are_uniform_and_projections_differ_between_towers
     assert abs(np.corrcoef(image, text)[0, 1]) < 0.3
     other = jax.jit(model.init)(jax.random.key(1))
     assert not np.array_equal(other["image"]["projection"]["kernel"], params["image"]["projection"]["kernel"])
+
+
+def test_keys_are_those_of_nnx():
+    """Also of the second and third lot that is derived, and inside of stacks; so a seed means what it always meant."""
+    draw, rngs = Draws(jax.random.key(5)), nnx.Rngs(params=jax.random.key(5))
+    value = lambda key, shape, dtype: jax.random.bits(key, shape)
+    expected = lambda own: jax.random.bits(own.params(), (2,))
+    for turn in range(40):
+        np.testing.assert_array_equal(draw(value, 2)[...], expected(rngs))
+        if turn in (7, 15, 31):
+            assert draw.alike(lambda own: nnx.Dict(), 0) is None  # a key is used up all the same
+            rngs.params()
+            stack = draw.alike(lambda own: nnx.Dict(a=own(value, 2), b=own(value, 2)), 3)
+            single = nnx.vmap(lambda own: (expected(own), expected(own)))(nnx.Rngs(params=rngs.params()).split(3))
+            np.testing.assert_array_equal([stack["a"][...], stack["b"][...]], single)
+
+
+def test_a_model_is_traced_once_for_equal_descriptions():
+    towers = helpers.clip()
+    assert helpers.build(towers) is helpers.build(helpers.clip())
+    assert helpers.build(towers, "bfloat16") is not helpers.build(towers)

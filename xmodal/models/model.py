@@ -269,7 +269,7 @@ class Functional:
         return self.bind(params)(batch, want, keys)
 
 
-_built: dict[str, Functional] = {}  # by description, with its order of towers: that of their random draws
+_built: dict[str, Functional] = {}  # by description: in its order, towers draw their parameters
 
 
 def _parameters(model: CrossModalModel) -> dict:

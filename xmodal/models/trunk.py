@@ -89,11 +89,13 @@ class LayerGroup(nnx.Module):
 
     def __call__(self, x: jax.Array, flow: Flow, keys, drop_path, number, caches: dict):
         """Runs the layers; `drop_path` [layers] rates or None, `number` tells repetitions apart for random keys."""
-        new = {}
-        for i, j in self.names:
-            sublayer, name = getattr(self, i)[j], f"{i}/{j}"
+        new, names = {}, [f"{i}/{j}" for i, j in self.names]
+        each = [None] * len(names)
+        if keys is not None:
+            each = jax.vmap(lambda own: key_tools.fold(own, number))(key_tools.fold_each(keys, names))
+        for (i, j), name, own in zip(self.names, names, each):
+            sublayer = getattr(self, i)[j]
             rate = 0.0 if drop_path is None else drop_path[int(i)]
-            own = key_tools.fold(key_tools.fold(keys, name), number)
             with jax.named_scope(f"{sublayer.spec.kind}_{i}_{j}"):
                 x, cache = sublayer(x, flow, keys=own, drop_path=rate, cache=caches.get(name))
             if cache is not None:
