@@ -89,6 +89,14 @@ def everything_random():
     )
 
 
+def test_keys_of_several_uses_are_those_of_each():
+    keys, names = helpers.sample_keys(), ["0/0", "0/1", "1/0"]
+    each = key_tools.fold_each(keys, names)
+    assert each.shape == (3, 8)
+    for own, name in zip(each, names):
+        np.testing.assert_array_equal(jax.random.key_data(own), jax.random.key_data(key_tools.fold(keys, name)))
+
+
 def test_randomness_belongs_to_the_sample():
     model = helpers.build(everything_random())
     params, batch, keys = helpers.random_params(model), helpers.batch(), helpers.sample_keys()
