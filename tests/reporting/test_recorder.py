@@ -1,6 +1,7 @@
-"""The recorder writes a row every so many steps, and loses none when a run is interrupted."""
+"""The recorder writes a row every so many steps, loses none when a run is interrupted, and prints evaluations."""
 
 import json
+import types
 
 import pytest
 from ml_collections import ConfigDict
@@ -8,10 +9,14 @@ from ml_collections import ConfigDict
 from xmodal.reporting.recorder import Recorder
 
 
-def rows(workdir, steps: int, *, every: int, interrupted: bool) -> list[dict]:
+def recorder_of(workdir, every: int = 1, **changes) -> Recorder:
     log = ConfigDict(dict(every=every, tensorboard=False, intervals="bca"))
-    options = dict(batch_size=2, total_steps=100, start_step=0, chance_losses={}, max_logit_scales={})
-    with Recorder(workdir, log, flops_per_sample=None, **options) as recorder:
+    options = dict(batch_size=2, epoch_size=50, total_steps=100, start_step=0, chance_losses={}, max_logit_scales={})
+    return Recorder(workdir, log, flops_per_sample=None, **(options | changes))
+
+
+def rows(workdir, steps: int, *, every: int, interrupted: bool) -> list[dict]:
+    with recorder_of(workdir, every) as recorder:
         for step in range(1, steps + 1):
             recorder.push(step, 2 * step, {"train/loss": float(step), "lr": step / 10}, {})
         if interrupted:
@@ -29,3 +34,45 @@ def test_a_row_is_the_mean_of_its_steps(tmp_path):
 def test_an_interruption_closes_the_row(tmp_path):
     found = rows(tmp_path, 10, every=4, interrupted=True)
     assert [(row["step"], row["train/loss"]) for row in found] == [(4, 2.5), (8, 6.5), (10, 9.5)]
+
+
+METRIC = "retrieval/val/image_to_text/R@1"
+
+
+def measured(value: float) -> types.SimpleNamespace:
+    chance = {"retrieval/val/image_to_text/chance/R@1": 0.01}
+    return types.SimpleNamespace(metrics={METRIC: value} | chance, gallery={}, scores={}, details={})
+
+
+def test_evaluations_are_printed_as_they_come_with_the_change_since_the_start(tmp_path, capsys):
+    with recorder_of(tmp_path) as recorder:
+        recorder.evaluated(0, 0, measured(0.5))
+        recorder.evaluated(10, 20, measured(0.4))
+    with recorder_of(tmp_path, start_step=10) as recorder:  # a continued run knows where it began
+        recorder.evaluated(20, 40, measured(0.45))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "val" in line]
+    assert lines == [
+        "step 0  retrieval · val · image → text  R@1 50.0 %",
+        "step 10  retrieval · val · image → text  R@1 40.0 % (-10.0)  (change since the start)",
+        "step 20  retrieval · val · image → text  R@1 45.0 % (-5.0)  (change since the start)",
+    ]
+
+
+def test_a_fresh_run_compares_with_the_evaluation_before(tmp_path, capsys):
+    with recorder_of(tmp_path) as recorder:
+        for step, value in ((5, 0.1), (10, 0.2), (15, float("nan"))):
+            recorder.evaluated(step, 2 * step, measured(value))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "val" in line]
+    assert lines[0].endswith("R@1 10.0 %")
+    assert lines[1].endswith("R@1 20.0 % (+10.0)  (change since step 5)")
+    assert "R@1 nan" in lines[2] and "(+" not in lines[2]
+
+
+def test_the_end_names_report_best_step_and_next_command(tmp_path, capsys):
+    with recorder_of(tmp_path, best=(METRIC, "max"), commands=("python -m xmodal export",)) as recorder:
+        recorder.push(1, 2, {"train/loss": 1.0}, {})
+        for step, value in ((10, 0.2), (20, 0.3), (30, 0.25), (40, float("nan"))):
+            recorder.evaluated(step, 2 * step, measured(value))
+        recorder.finish(100, 200)
+    end = capsys.readouterr().out.partition("finished")[2]
+    assert "report.html" in end and f"20 ({METRIC} 30.0 %)" in end and "python -m xmodal export" in end

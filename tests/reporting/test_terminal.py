@@ -61,11 +61,12 @@ def test_log_lines_come_now_and_then_without_control_codes():
     with Progress(100_000, console=console, clock=clock) as progress:
         for step in range(1, 501):
             clock.now += 0.125
-            progress.update(step, loss=5.0, samples_per_s=2560.0, data_wait=0.02)
+            progress.update(step, epoch=step / 300, loss=5.0, lr=3e-4, samples_per_s=2560.0, data_wait=0.02)
     lines = shown(console).splitlines()
     assert len(lines) == 7  # at the first step and every 10 seconds
     assert "\x1b" not in shown(console) and "\r" not in shown(console)
-    assert re.fullmatch(r"step +481/100000  loss 5\.000  2,560 samples/s  wait 2 %  left 3h27m", lines[-1])
+    assert re.match(r"\d\d:\d\d:\d\d  step +481/100000  epoch 1\.6  loss 5\.000  lr 3\.00e-04  2,560 samp", lines[-1])
+    assert lines[-1].endswith("samples/s  wait 2 %  left 3h27m")
 
 
 def test_a_short_run_logs_every_twentieth_and_its_end():

@@ -1,5 +1,6 @@
 """The live line of a running training, or plain lines now and then where nobody watches a terminal."""
 
+import datetime
 import time
 from collections.abc import Callable
 
@@ -15,11 +16,11 @@ BUSY = 0.1  # share of data wait above which the figure is coloured
 
 
 class Progress:
-    """Shows step, loss, samples per second, data wait, time left and MFU.
+    """Shows step, epoch, loss, learning rate, samples per second, data wait, time left and MFU.
 
     In a terminal it is one line that stays at the bottom; prints and warnings appear above it. Anywhere else (a
-    pipe, a log file, CI) it prints a plain line every 10 seconds at first, every minute in a long run, and at
-    every 5 % of the run. Use it as a context manager.
+    pipe, a log file, CI) it prints a plain line with the time of day every 10 seconds at first, every minute in a long
+    run, and at every 5 % of the run. Use it as a context manager.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Progress:
         start_step: int = 0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime.datetime] = datetime.datetime.now,
     ):
         """Prepares the display.
 
@@ -39,10 +41,11 @@ class Progress:
           start_step: step that this process continues from; steps before it do not count for the time left.
           console: where to print; standard error in a terminal, so that standard output stays clean.
           clock: seconds, injected by tests.
+          now: the time of day of plain lines, injected by tests.
         """
         self._total, self._step, self._enabled = total_steps, start_step, enabled
         self._console = console or Console(highlight=False)
-        self._clock = clock
+        self._clock, self._now = clock, now
         self._began: tuple[float, int] | None = None  # time and step of the first update: after compilation
         self._last = (-float("inf"), start_step)  # time and step of the last plain line
         self._values: dict[str, float | None] = {}
@@ -62,29 +65,35 @@ class Progress:
         self,
         step: int,
         *,
+        epoch: float | None = None,
         loss: float | None = None,
+        lr: float | None = None,
         samples_per_s: float | None = None,
         data_wait: float | None = None,
         mfu: float | None = None,
     ) -> None:
-        """Tells that `step` steps are done; figures left out keep their last value.
+        """Tells that `step` steps are done; values left out keep their last one.
 
         Args:
           step: optimizer steps done.
+          epoch: passes over the data so far.
           loss: total loss.
+          lr: learning rate of the step.
           samples_per_s: samples per second over all devices.
           data_wait: share 0..1 of the time in which the devices waited for data.
           mfu: model FLOP utilisation 0..1; never given where the device's peak is unknown.
         """
-        figures = {"loss": loss, "samples_per_s": samples_per_s, "data_wait": data_wait, "mfu": mfu}
-        self._values |= {name: value for name, value in figures.items() if value is not None}
+        told = {
+            "epoch": epoch, "loss": loss, "lr": lr, "samples_per_s": samples_per_s, "data_wait": data_wait, "mfu": mfu
+        }  # fmt: skip
+        self._values |= {name: value for name, value in told.items() if value is not None}
         self._step = step
         now = self._clock()
         if self._began is None:
             self._began = (now, step)
         if self._enabled and self._live is None and self._due(now):
             self._last = (now, step)
-            self._print(self._text())
+            self._print(Text.assemble((f"{self._now():%H:%M:%S}  ", "dim"), self._text()))
 
     def message(self, text: str) -> None:
         """Prints a line of its own, above the live line."""
@@ -110,9 +119,13 @@ class Progress:
         return since >= enough or (since >= 1 and jump) or self._step >= self._total > self._last[1]
 
     def _parts(self) -> list[tuple[str, str, str]]:
-        """(label, value, style) of every figure that is known."""
+        """(label, value, style) of every value that is known."""
         values = self._values
-        parts = [("loss", f"{values['loss']:#.4g}", "bold")] if "loss" in values else []
+        parts = [("epoch", f"{values['epoch']:.3g}", "")] if "epoch" in values else []
+        if "loss" in values:
+            parts.append(("loss", f"{values['loss']:#.4g}", "bold"))
+        if "lr" in values:
+            parts.append(("lr", f"{values['lr']:.2e}", ""))
         if (rate := values.get("samples_per_s")) is not None:
             parts.append(("", f"{number(float(f'{rate:.3g}'))} samples/s", ""))
         if (wait := values.get("data_wait")) is not None:
@@ -135,9 +148,10 @@ class Progress:
         return text
 
     def _line(self) -> Table:
-        """The live line: in a narrow terminal the bar goes first, then MFU and data wait."""
-        room = self._console.width
-        text = next((t for t in map(self._text, ((), ("MFU",))) if t.cell_len <= room), self._text(("MFU", "wait")))
+        """The live line: in a narrow terminal the bar goes first, then learning rate, epoch, MFU and data wait."""
+        room, leave_out = self._console.width, ("lr", "epoch", "MFU", "wait")
+        texts = [self._text(leave_out[:count]) for count in range(len(leave_out) + 1)]
+        text = next((t for t in texts if t.cell_len <= room), texts[-1])
         line = Table.grid(padding=(0, 1))
         line.add_column()
         line.add_column(no_wrap=True, overflow="ellipsis")

@@ -1,21 +1,22 @@
 """The recorder: takes what a run produces and keeps files, progress line and alarms up to date."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from xmodal.reporting.during import PREFIX, Evaluations, closing, evaluation_lines
 from xmodal.reporting.files import write_json
 from xmodal.reporting.flops import mfu
 from xmodal.reporting.health import Alarms
-from xmodal.reporting.metrics import MetricsWriter
+from xmodal.reporting.metrics import MetricsWriter, read_metrics
 from xmodal.reporting.progress import Progress
 from xmodal.reporting.report import build_report
 from xmodal.reporting.results import results_of, write_results
 from xmodal.reporting.scores import Scores
-from xmodal.reporting.summary import print_evaluation
+from xmodal.reporting.summary import print_evaluation, print_summary
 
 
 class Recorder:
@@ -25,29 +26,31 @@ class Recorder:
       workdir: the run folder.
       log: the config's `log` section.
       batch_size: samples per step.
+      epoch_size: samples of a pass over the data.
       total_steps: length of the run.
       start_step: step that this process continues from.
       chance_losses: by objective, for the alarms.
       max_logit_scales: bounds of the inverse temperatures, by objective, for the alarms.
       flops_per_sample: of a training step, for MFU; None leaves it out.
+      best: metric and mode (max or min) whose best step is named at the end; "" names none.
+      commands: what a user does with the finished run, a line each; printed at the end.
     """
 
     def __init__(
-        self, workdir: Path, log: Any, *, batch_size: int, total_steps: int, start_step: int,
+        self, workdir: Path, log: Any, *, batch_size: int, epoch_size: int, total_steps: int, start_step: int,
         chance_losses: Mapping[str, float], max_logit_scales: Mapping[str, float], flops_per_sample: float | None,
+        best: tuple[str, str] = ("", "max"), commands: Sequence[str] = (),
     ):  # fmt: skip
-        self.workdir, self._every, self._batch_size, self._total = (
-            workdir,
-            max(1, log.every),
-            batch_size,
-            total_steps,
-        )
+        self.workdir, self._every, self._total = workdir, max(1, log.every), total_steps
+        self._batch_size, self._epoch_size = batch_size, epoch_size
+        self._best, self._commands = best, commands
         self._main = jax.process_index() == 0
         self._writer = MetricsWriter(workdir, log.tensorboard, start_step) if self._main else None
         self._progress = Progress(total_steps, enabled=self._main, start_step=start_step)
         self._alarms = Alarms(chance_losses, total_steps, max_logit_scales)
         self._flops, self._rows, self._last = flops_per_sample, [], (0, 0, {})
         self._mark, self._wait = None, 0.0
+        self._history = Evaluations(read_metrics(workdir) if self._main else ())
         self._evaluations: dict[str, float] = {}
         self._galleries: dict[str, Any] = {}
         self._scores: dict[str, Scores] = {}
@@ -116,7 +119,8 @@ class Recorder:
 
     def _record(self, step: int, samples: int, row: dict[str, float]) -> None:
         self._progress.update(
-            step, loss=row.get("train/loss"), samples_per_s=row.get("throughput/samples_per_s"),
+            step, epoch=samples / self._epoch_size, loss=row.get("train/loss"), lr=row.get("lr"),
+            samples_per_s=row.get("throughput/samples_per_s"),
             data_wait=row.get("throughput/data_wait"), mfu=row.get("throughput/mfu"),
         )  # fmt: skip
         alarms = self._alarms.check(step, row)
@@ -126,18 +130,21 @@ class Recorder:
             self._writer.write(step, samples, row, alarms)
 
     def evaluated(self, step: int, samples: int, result: Any, write: bool = True) -> None:
-        """Takes an `EvalResult`: metric rows (unless told otherwise), and material of results and report."""
+        """Takes an `EvalResult`: prints it, keeps metric rows (unless told otherwise), and material of the report."""
         self._evaluations |= result.metrics
         self._galleries |= result.gallery
         self._scores |= result.scores
         self._details |= result.details
         if self._writer is not None:
             if write:
-                self._writer.write(step, samples, {f"eval/{key}": value for key, value in result.metrics.items()})
+                for line in evaluation_lines(step, result.metrics, self._history.before(step, result.metrics)):
+                    self.message(line)
+                self._writer.write(step, samples, {PREFIX + key: value for key, value in result.metrics.items()})
+            self._history.add(step, result.metrics)
             write_json(self.workdir / "gallery.json", self._galleries)
 
     def finish(self, step: int, samples: int) -> dict[str, Any]:
-        """Writes results.json and report.html, prints the tables, returns the nested results."""
+        """Writes results.json and report.html, prints tables and what comes next, returns the nested results."""
         head = dict(step=step, samples=samples)
         if not self._main:
             return results_of(head, self._evaluations)
@@ -145,6 +152,9 @@ class Recorder:
         write_results(self.workdir, results, self._scores)
         print_evaluation(results)
         self.report()
+        found = self._history.best(*self._best)
+        best = (self._best[0], *found) if found else None
+        print_summary("finished", closing(self.workdir, step, samples, best, self._commands))
         return results
 
     def report(self) -> None:

@@ -31,7 +31,7 @@ from xmodal.reporting.recorder import Recorder
 from xmodal.training.checkpoints import Checkpoints
 from xmodal.training.durations import samples_of
 from xmodal.training.init_from import start_from
-from xmodal.training.startup import ModelFacts, checkpoint_options, model_facts, print_startup
+from xmodal.training.startup import ModelFacts, checkpoint_options, model_facts, next_commands, print_startup
 from xmodal.training.task import Task, build_task
 from xmodal.training.teacher import open_teacher
 
@@ -71,9 +71,10 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
         _write_start(task, workdir, facts)
         print_startup(task, workdir, stream, abstract, facts, start, changes)
         recorder = Recorder(
-            workdir, config.log, batch_size=config.batch_size, total_steps=task.total_steps, start_step=start,
-            chance_losses=task.chance_losses(), max_logit_scales=task.max_logit_scales(),
-            flops_per_sample=facts.flops_per_sample,
+            workdir, config.log, batch_size=config.batch_size, epoch_size=task.epoch_size,
+            total_steps=task.total_steps, start_step=start, chance_losses=task.chance_losses(),
+            max_logit_scales=task.max_logit_scales(), flops_per_sample=facts.flops_per_sample,
+            best=(config.checkpoint.best, config.checkpoint.best_mode), commands=next_commands(workdir),
         )  # fmt: skip
         run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog)
         with stream, checkpoints, recorder:

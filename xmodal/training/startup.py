@@ -99,6 +99,14 @@ def checkpoint_options(task: Task) -> dict[str, Any]:
     return options
 
 
+def next_commands(workdir: Path) -> tuple[str, ...]:
+    """What a user does with a finished run, a command each."""
+    return (
+        f"python -m xmodal export --workdir {workdir} --to hf --out exported/{workdir.name}",
+        f"python -m xmodal embed --model {workdir} DATA --out index",
+    )
+
+
 def _data(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The rows that say what is read and what of it is left out."""
     skipped = {reason: count for reason, count in summary["skipped"].items() if count}
