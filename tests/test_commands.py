@@ -92,7 +92,7 @@ def test_recipes_of_the_package_are_found_anywhere(tmp_path, monkeypatch):
     found = load_config(str(ROOT / "configs" / "clip.py:B16"))
     assert load_config("clip.py:B16") == load_config("configs/clip.py:B16") == found
     (tmp_path / "configs").mkdir()
-    text = "from xmodal.configs import base\n\ndef get_config():\n    c = base.get_config()\n    c.seed = 7\n    return c\n"
+    text = "from xmodal.configs import base\ndef get_config():\n    c = base.get_config()\n    c.seed = 7\n    return c"
     (tmp_path / "configs" / "clip.py").write_text(text)
     assert load_config("configs/clip.py").seed == 7  # a file of that name comes first
     assert load_config("clip.py").seed == 0
