@@ -24,6 +24,7 @@ COMMANDS = {  # name: module of xmodal.commands
     "import": "import_model",
     "export": "export_model",
     "map": "word_map",
+    "reference": "reference",
 }
 _OVERRIDE = "--config."  # begins an argument that sets an option of a recipe
 
