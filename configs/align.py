@@ -17,12 +17,13 @@ the central one. The temperature starts at 1 and is learned, and a tenth of ever
 text R@1 4.3 %, R@10 27.1 % (chance 0.06 %, 0.55 %); docs/experiments.md.
 """
 
-from configs import base
-from configs.demo import emoji
+from xmodal.configs import base
+from xmodal.configs.demo import emoji
 from xmodal.models import presets
 
 TEXT_SIZE = {"B7": "base", "L2": "large"}
 HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+VARIANTS = ("B7", "L2", "emoji")
 
 
 def get_config(variant: str = "B7"):

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     # What objectives such as `distillation` learn from: a run, an imported folder, "hf:DIR", or "ema", the average of
     # the run's own weights (optimizer.ema). It has its own preparation of images and its own tokenizer.
     c.teacher = dict(
-        model="",
+        model="",  # "" where no objective learns from one
         dtype="",  # float32 | bfloat16; "" takes what it was trained in
     )
     c.model = {}  # towers and how they read each other: made by xmodal.models.presets
@@ -48,14 +48,14 @@ def get_config() -> ConfigDict:
     c.evals = {}  # name -> dict(type="retrieval", every="25%", ...)
     c.checkpoint = dict(
         every="10%",  # 0 saves only at the end and on interruption
-        keep_last=2,
+        keep_last=2,  # newest checkpoints to keep
         keep_every="",  # also keep one checkpoint per this duration; "" keeps none
         best="",  # metric whose best checkpoint is kept, such as "retrieval/val/image_to_text/R@1"
         best_mode="max",  # max | min
     )
     c.log = dict(
         every=10,  # steps between metric rows
-        tensorboard=True,
+        tensorboard=True,  # also write events for TensorBoard, in the run folder
         intervals="bca",  # bca | percentile | none: 95 % bootstrap intervals of the final evaluation's figures
         compile_cache="~/.cache/xmodal/jax",  # compiled programs shared by runs of this user; "" keeps none
     )
@@ -134,7 +134,7 @@ def _image() -> dict:
         exif=False,  # turn photographs as their EXIF orientation says; published CLIP and SigLIP models were not
         max_pixels=2**26,  # larger images are bad samples; a small file can claim any size
         mean=(0.48145466, 0.4578275, 0.40821073),  # of RGB in 0..1; subtracted on the device
-        std=(0.26862954, 0.26130258, 0.27577711),
+        std=(0.26862954, 0.26130258, 0.27577711),  # of the same; divides on the device
         flip=False,  # random horizontal flip, on the device
         policy="",  # "" | "randaugment" (in full "randaugment-m9-n2") | "trivial" | "autoaugment", on the device
         jitter=0.0,  # strength of brightness, contrast and saturation changes, on the device
@@ -153,11 +153,11 @@ def _optimizer() -> dict:
     return dict(
         name="adamw",  # adamw | lamb | lion | adafactor | sgd | muon
         lr=1e-3,  # peak learning rate
-        b1=0.9,
+        b1=0.9,  # decay of the mean of the gradients; lion: of the mix that gives the sign
         b2=0.98,  # adafactor: upper bound of its rising decay
-        eps=1e-6,
+        eps=1e-6,  # added to the root of the second moment (adamw, lamb, muon's rest)
         momentum=0.95,  # muon: of the trunks' matrices, everything else follows AdamW; sgd: of all (published: 0.9)
-        weight_decay=0.2,
+        weight_decay=0.2,  # multiplied by the learning rate when applied, as in AdamW; sgd: a part of the gradient
         clip_norm=1.0,  # global gradient norm; 0 never clips
         layer_decay=1.0,  # each layer's learning rate as a share of that of the layer above (fine-tuning: 0.7 to 0.9)
         ema=0.0,  # decay of the averaged weights used for evaluation; 0 keeps none

@@ -20,11 +20,12 @@ loss 4.71, perplexity 111) and 26.6 to 33.3 % in the others (21.6 to 25.2 %). Gu
 the published sizes.
 """
 
-from configs import base
-from configs.demo import SHARDS
+from xmodal.configs import base
+from xmodal.configs.demo import SHARDS
 from xmodal.models import presets
 
 LANGUAGES = ("en", "de", "es", "fr", "zh", "ja")
+VARIANTS = ("emoji", "base", "large", "base_512", "large_512")
 
 
 def get_config(variant: str = "emoji"):
@@ -35,8 +36,6 @@ def get_config(variant: str = "emoji"):
     if variant == "emoji":
         return emoji(c)
     size, _, phase = variant.partition("_")
-    if size not in ("base", "large") or phase not in ("", "512"):
-        raise KeyError(variant)
     return long_texts(published(c, size), size) if phase else published(c, size)
 
 

@@ -18,7 +18,7 @@ three stages, three seeds: unseen vendor image to text R@1 31.2 %, R@10 65.2 % (
 full pretraining.
 """
 
-from configs import base, demo
+from xmodal.configs import base, demo
 from xmodal.models import presets
 
 TEXT_SIZE = {"S16": "S", "B32": "B", "B16": "B", "L14": "L", "H14": "H"}
@@ -26,6 +26,7 @@ LEARNING_RATE = {
     "S16": 1e-3, "B32": 5e-4, "B16": 5e-4, "L14": 4e-4, "H14": 4e-4,
     "RN50": 5e-4, "RN101": 5e-4, "RN50x4": 5e-4, "RN50x16": 4e-4, "RN50x64": 3.6e-4,
 }  # fmt: skip
+VARIANTS = (*TEXT_SIZE, *presets.CLIP_RESNET, "RN_emoji")
 
 
 def get_config(variant: str = "B32"):

@@ -18,10 +18,11 @@ English, 16.7 % in German and Spanish, 8 to 9 % in Japanese and Chinese (chance 
 here: the large ones.
 """
 
-from configs import clip, demo
+from xmodal.configs import clip, demo
 from xmodal.models import presets
 
 LANGUAGES = ("en", "zh", "de", "es", "ja")
+VARIANTS = ("emoji", "multilingual", *clip.TEXT_SIZE)
 
 
 def get_config(variant: str = "emoji"):

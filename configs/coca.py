@@ -12,8 +12,10 @@ image-to-text R@10 51.4 % (without the decoder 51.2 %); of its 1,811 drawings 11
 constant caption: 0.055 %), 28.8 % of the tokens are right at their place (12.7 %).
 """
 
-from configs import demo
+from xmodal.configs import demo
 from xmodal.models import presets
+
+VARIANTS = ("coca", "contrastive")
 
 
 def get_config(variant: str = "coca"):

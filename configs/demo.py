@@ -11,7 +11,7 @@ image-to-text R@1 21.8 %, R@10 54.7 % (run here, three seeds; chance 0.06 % and 
 was tried.
 """
 
-from configs import base
+from xmodal.configs import base
 from xmodal.models import presets
 
 SHARDS = "data_pipelines/emoji/shards"

@@ -16,10 +16,11 @@ as its teacher, 37.0 % without; not run here. Run here, three seeds, unseen vend
 21.1 % and 54.1 %, `:untaught` 17.9 % and 50.0 %, the teacher 21.8 % and 54.7 % (docs/experiments.md). Not run: `:own`.
 """
 
-from configs import demo
+from xmodal.configs import demo
 from xmodal.models import presets
 
 BETWEEN = ("image", "text")
+VARIANTS = ("taught", "untaught", "own")
 
 
 def student() -> dict:

@@ -10,7 +10,7 @@ half (chance 50 %). Run here, three seeds: `:sparc` finds most (unseen vendor im
 and no words point to their half after training on drawings of one thing each: docs/experiments.md.
 """
 
-from configs import demo
+from xmodal.configs import demo
 from xmodal.models import presets
 
 BETWEEN = ("image", "text")
@@ -28,12 +28,11 @@ OBJECTIVES = {
         flair=dict(type="flair", between=BETWEEN, heads=8, weight=1.0),
     ),
 }
+VARIANTS = tuple(OBJECTIVES)
 
 
 def get_config(variant: str = "filip"):
     c = demo.get_config()
-    if variant not in OBJECTIVES:
-        raise ValueError(f"unknown variant {variant!r}: known are {', '.join(OBJECTIVES)}")
     c.model = presets.dual_tower(**demo.towers(hidden=512))
     c.objectives = OBJECTIVES[variant]
     c.evals.pointing = dict(

@@ -21,20 +21,19 @@ full 22.7 / 55.1, lora 23.0 / 54.8, locked 23.1 / 55.6. The demo's weights come 
 that nothing is lost.
 """
 
-from configs import base
-from configs.demo import emoji
+from xmodal.configs import base
+from xmodal.configs.demo import emoji
 from xmodal.interop.recipe import continue_from
 from xmodal.models import presets
 
 KINDS = ("full", "lora", "locked")
 NO_DECAY = (r".*/(bias|scale|logit_scale|logit_bias|gate)", dict(weight_decay=0.0))
+VARIANTS = tuple(f"{emoji}{kind}@DIR" for emoji in ("", "emoji_") for kind in KINDS)
 
 
 def get_config(variant: str = "full"):
     kind, _, where = variant.partition("@")
     own = kind.removeprefix("emoji_")
-    if own not in KINDS:
-        raise ValueError(f"configs/finetune.py:{variant}: expected {', '.join(KINDS)}, and then @ and a folder")
     c = pairs(base.get_config()) if own == kind else emoji(base.get_config())
     c = continue_from(c, where or ("models/clip" if own == kind else "runs/demo"))
     {"full": full, "lora": lora, "locked": locked}[own](c)

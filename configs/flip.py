@@ -18,12 +18,13 @@ Run here (`:emoji`, then `:emoji_tune`; 21 minutes on 2 busy CPU cores), three s
 14.8 %, after the tuning 15.1 % (R@10 44.3 % and 44.5 %; chance 0.06 % and 0.55 %); docs/experiments.md.
 """
 
-from configs import base
-from configs.demo import emoji
+from xmodal.configs import base
+from xmodal.configs.demo import emoji
 from xmodal.models import presets
 
 TEXT_SIZE = {"B16": "B", "L16": "L"}
 MASKED = dict(patch_dropout=0.5)
+VARIANTS = ("B16", "L16", "emoji", "B16_tune", "L16_tune", "emoji_tune")
 
 
 def get_config(variant: str = "B16"):

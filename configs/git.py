@@ -9,7 +9,7 @@ Expect 1,223 steps in some 11 minutes on two CPU cores. Run here: of the unseen 
 exactly their name (the best constant caption: 0.055 %), 22.9 % of the tokens are right at their place (12.7 %).
 """
 
-from configs import demo
+from xmodal.configs import demo
 from xmodal.models import presets
 
 

@@ -19,14 +19,15 @@ size. Run here (`:emoji`, 6 minutes on 2 busy CPU cores), three seeds: unseen ve
 37.4 % (chance 0.06 %, 0.55 %); docs/experiments.md.
 """
 
-from configs import base
-from configs.demo import emoji
-from configs.vit_classify import small_tower
+from xmodal.configs import base
+from xmodal.configs.demo import emoji
+from xmodal.configs.vit_classify import small_tower
 from xmodal.models import presets
 
 TEXT_SIZE = {"S14": "S", "B14": "B", "L14": "L"}
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 NEW = ("text/.*", "objectives/.*")  # all that the weights do not have
+VARIANTS = (*TEXT_SIZE, "emoji")
 
 
 def get_config(variant: str = "B14"):

@@ -17,11 +17,12 @@ configs/vit_classify.py is: top-1 67.3 % (95 % interval 65.1 to 69.5; chance 11.
 epochs in 6 to 7 minutes on 2 cores.
 """
 
-from configs import base
-from configs.vit_classify import GROUPS, emoji_groups, imagenet_classes
+from xmodal.configs import base
+from xmodal.configs.vit_classify import GROUPS, emoji_groups, imagenet_classes
 from xmodal.models import presets
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+VARIANTS = ("emoji", *presets.RESNET)
 
 
 def get_config(variant: str = "emoji"):

@@ -13,8 +13,10 @@ Run here: model, loss and gradients against the reference implementation at smal
 (docs/experiments.md). Not run here: the full pretraining.
 """
 
-from configs import base, demo
+from xmodal.configs import base, demo
 from xmodal.models import presets
+
+VARIANTS = (*presets.VIT, "emoji")
 
 
 def get_config(variant: str = "B16"):

@@ -26,11 +26,12 @@ epochs in 5 to 6 minutes on 2 cores: unseen vendor, image to text R@1 11.4 %, R@
 seed. Not run here: the full pretraining.
 """
 
-from configs import base
-from configs.demo import emoji
+from xmodal.configs import base
+from xmodal.configs.demo import emoji
 from xmodal.models import presets
 
 LENGTHS = (128, 256, 576, 784, 1024)
+VARIANTS = (*presets.VIT, *(f"{size}_naflex" for size in presets.VIT if size.endswith("16")), "emoji")
 
 
 def get_config(variant: str = "B16"):

@@ -13,14 +13,15 @@ top-5 93.4 % (chance 11.1 %, 55.6 %; 11 minutes on 2 busy CPU cores, one seed).
 76.5 %, 300 epochs 79.7 %; there the head is a mean of the patches with fixed positions, as here. Not run here.
 """
 
-from configs import base
-from configs.demo import SHARDS, emoji
+from xmodal.configs import base
+from xmodal.configs.demo import SHARDS, emoji
 from xmodal.models import presets
 
 GROUPS = (
     "activities", "animals-nature", "flags", "food-drink", "objects", "people-body", "smileys-emotion", "symbols",
     "travel-places",
 )  # fmt: skip
+VARIANTS = ("emoji", "S16")
 
 
 def get_config(variant: str = "emoji"):

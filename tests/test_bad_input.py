@@ -133,15 +133,15 @@ def test_settings(data, tmp_path, capsys, case):
 def test_recipes(data, tmp_path, capsys):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
-        "from configs import base\n\ndef get_config():\n    c = base.get_config()\n    c.optimizer.learning_rate = 1\n"
-        "    return c\n"
+        "from xmodal.configs import base\n\ndef get_config():\n    c = base.get_config()\n"
+        "    c.optimizer.learning_rate = 1\n    return c\n"
     )
     error = fail(tmp_path / "run", ["--config", str(recipe)], capsys)
     assert re.search(r"recipe.py: unknown key 'optimizer.learning_rate'.*optimizer", error), error
     error = fail(tmp_path / "run", ["--config", "configs/dem.py"], capsys)
     assert "there is no recipe configs/dem.py. Did you mean 'configs/demo.py'" in error
     error = fail(tmp_path / "run", ["--config", f"{tiny_runs.RECIPE}:clipp"], capsys)
-    assert "tiny.py has no variant 'clipp'" in error
+    assert "tiny.py has no variant 'clipp'. Did you mean 'clip'? Variants: clip, noisy, coca, naflex, captions" in error
 
 
 def test_a_tokenizer_without_an_end_mark(data, tmp_path, capsys):

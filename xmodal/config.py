@@ -1,43 +1,39 @@
 """Settings: a recipe and the command line become one checked ConfigDict, and its entries become frozen specs.
 
-A recipe starts from `configs/base.py`, which holds every option once. Sections that are empty there (`model`,
-`objectives`, `evals`, `data.sources`) are open: they hold named entries, which `make_spec` checks when they
-are built. All other sections are closed: a key or a type that is not in the base is an error. Recipes may
-write sections whole or in part; all is checked once, here, so that each error names the full path of its key.
+A recipe (xmodal/recipes.py) starts from `configs/base.py`, which holds every option once. Sections that are empty
+there (`model`, `objectives`, `evals`, `data.sources`) are open: they hold named entries, which `make_spec` checks when
+they are built. All other sections are closed: a key or a type that is not in the base is an error. Recipes may write
+sections whole or in part; all is checked once, here, so that each error names the full path of its key.
 """
 
 import ast
 import dataclasses
-import difflib
-import importlib.util
-import inspect
 import json
 import os
 import pathlib
-import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from xmodal import recipes
+from xmodal.messages import ConfigError, did_you_mean, unknown_key
+
 T = TypeVar("T")
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "None"}
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the key, what was given and what was expected."""
 
 
 # ---------------------------------------------------------------------------------------------- loading
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Runs a recipe, applies command-line overrides and checks the result against the recipe's base.
+    """Runs a recipe, applies command-line overrides and checks the result against configs/base.py.
 
     Args:
-      spec: path of the recipe, with its variant after a colon: "configs/clip.py" or "configs/clip.py:B16".
+      spec: path of the recipe, with its variant after a colon: "mine.py" or "mine.py:B16"; without a folder, or in
+        `configs/`, also the name of one that comes with xmodal: "clip.py:B16".
       overrides: such as "--config.optimizer.lr=3e-4"; the prefix "--config." is optional. A value is a Python
         literal, true or false; anything else is a string, and so is any value of a closed option that is one.
 
@@ -47,11 +43,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ConfigError: no such recipe or variant, an unknown key, or a value of the wrong type.
     """
-    name, colon, variant = spec.partition(".py:")
-    path = pathlib.Path(name + ".py" if colon else name)
-    recipe = _import(path)
-    base = _base(recipe, path)
-    config = validate(_call(recipe, path, variant, base), base, source=str(path))
+    base = _base()
+    config = validate(recipes.call(spec, _keys(base)), base, source=str(recipes.split(spec)[0]))
     for override in overrides:
         _override(config, base, override)
     return validate(config, base, source="command line")
@@ -78,7 +71,7 @@ def validate(config: Mapping | ConfigDict, base: Mapping | ConfigDict, source: s
 def _complete(given: dict, base: dict, prefix: str, known: list[str]) -> dict:
     unknown = next((key for key in given if key not in base), None)
     if unknown is not None:
-        raise ConfigError(_unknown_key(prefix + unknown, known))
+        raise ConfigError(unknown_key(prefix + unknown, known))
     complete = {}
     for key, default in base.items():
         path, value = prefix + key, given.get(key, default)
@@ -98,44 +91,10 @@ def _hint(default: Any) -> Any:
     return Any if default is None else type(default)
 
 
-def _import(path: pathlib.Path) -> types.ModuleType:
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else pathlib.Path("configs")
-        recipes = sorted(str(p) for p in folder.glob("*.py") if p.stem not in ("base", "__init__"))
-        close = did_you_mean(str(path), recipes)
-        raise ConfigError(f"there is no recipe {path}.{close} Recipes: {', '.join(recipes) or 'none'}")
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _base() -> dict:
+    from xmodal.configs import base  # read late: what only checks specs needs no options
 
-
-def _base(recipe: types.ModuleType, path: pathlib.Path) -> dict:
-    base = getattr(recipe, "base", None)
-    if base is None and path.with_name("base.py").is_file():
-        base = _import(path.with_name("base.py"))
-    if not hasattr(base, "get_config") or not hasattr(recipe, "get_config"):
-        raise ConfigError(f"{path}: a recipe holds `from configs import base` and a function `get_config()`")
     return _plain(base.get_config(), "")
-
-
-def _call(recipe: types.ModuleType, path: pathlib.Path, variant: str, base: dict) -> ConfigDict:
-    """Calls `get_config`, turning the two typos that stop it half-way into errors without a traceback."""
-    if variant and not inspect.signature(recipe.get_config).parameters:
-        raise ConfigError(f"{path} has no variants, got {variant!r}: leave out ':{variant}'")
-    try:
-        return recipe.get_config(variant) if variant else recipe.get_config()
-    except (AttributeError, KeyError) as error:
-        if variant and error.args == (variant,):
-            raise ConfigError(f"{path} has no variant {variant!r}") from error
-        frames = traceback.extract_tb(error.__traceback__)
-        *_, caller = (f for f in frames if "ml_collections" not in f.filename)
-        if caller is frames[-1] or caller.filename != recipe.__file__:
-            raise  # not a key that the recipe reads from its config: a bug, and its traceback says where
-        cause = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
-        key = cause.splitlines()[0].strip("'")
-        where = f"{path}, line {caller.lineno}, `{caller.line}`"
-        raise ConfigError(f"{where}: {_unknown_key(key, _keys(base))}") from error
 
 
 def _override(config: ConfigDict, base: dict, text: str) -> None:
@@ -148,7 +107,7 @@ def _override(config: ConfigDict, base: dict, text: str) -> None:
         section = section.get(parent) if isinstance(section, ConfigDict) else None
         default = default.get(parent) if default else None  # None or empty: within an open section
     if not isinstance(section, ConfigDict) or (default and last not in default):
-        raise ConfigError(f"command line: {_unknown_key(key, _keys(_plain(config, '')))}")
+        raise ConfigError(f"command line: {unknown_key(key, _keys(_plain(config, '')))}")
     section[last] = value if default and isinstance(default[last], str) else _literal(value)
 
 
@@ -160,31 +119,6 @@ def _literal(text: str) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------- messages
-
-
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" with the choices most like `name`, or "" when none is close."""
-    return _question(difflib.get_close_matches(name, list(choices), n=3, cutoff=0.6))
-
-
-def _question(names: Sequence[str]) -> str:
-    return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""
-
-
-def _unknown_key(key: str, known: Sequence[str]) -> str:
-    """Names the closest keys of all sections; the last part counts most: `lr` finds `optimizer.lr`."""
-    likeness = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()
-    section, _, name = key.rpartition(".")
-    scores, siblings = {}, []
-    for candidate in known:
-        home, _, last = candidate.rpartition(".")
-        if likeness(name, last) >= 0.7:
-            scores[candidate] = likeness(name, last) + likeness(key, candidate)
-        if home == section:
-            siblings.append(last)
-    close = [k for k in scores if scores[k] >= max(scores.values()) - 0.3]
-    valid = f" Keys of {section or 'a config'}: {', '.join(siblings)}." if siblings else ""
-    return f"unknown key {key!r}.{_question(sorted(close, key=scores.get, reverse=True)[:3]) or valid}"
 
 
 def _show(value: Any) -> str:
@@ -330,8 +264,7 @@ def from_json(text: str) -> ConfigDict:
 
 def with_new_options(saved: ConfigDict) -> ConfigDict:
     """Returns a saved config completed by the options that were added since, which by default change nothing."""
-    base = _import(pathlib.Path(__file__).parents[1] / "configs" / "base.py").get_config()
-    return _config(_added(_plain(saved, ""), _plain(base, "")))
+    return _config(_added(_plain(saved, ""), _base()))
 
 
 def _added(given: dict, base: dict) -> dict:

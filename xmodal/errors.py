@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from data_pipelines.errors import DataError
-from xmodal.config import ConfigError
+from xmodal.messages import ConfigError, UsageError
 from xmodal.reporting.files import FULL
 
 _PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # not ours to write to
@@ -19,9 +19,12 @@ class TrainingError(RuntimeError):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns errors that name their own cause into a message and exit code 1; bugs keep their traceback."""
+    """Turns errors that name their own cause into a message and exit code 1 (usage: 2); bugs keep their traceback."""
     try:
         yield
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
     except _expected() as error:
         _leave(str(error))
     except OSError as error:

@@ -14,6 +14,7 @@ from data_pipelines.io.urls import has_wildcard, is_remote, printable, protocol,
 
 # Recipes name the data that ships with the repository by relative paths, and must run from anywhere.
 REPOSITORY = Path(__file__).resolve().parents[2]
+_DRAWINGS = "data_pipelines/emoji/shards"  # what an installed package does not have
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -89,7 +90,12 @@ def _expand_one(pattern: str, files: Files) -> list[str]:
             break
     if not found:
         tried = " and ".join(_candidates(pattern))
-        raise DataError(f"no shard matches {pattern!r}: looked for {tried}")
+        hint = (
+            "; the emoji drawings are in xmodal's repository and not in the installed package: run in a checkout, or "
+            f"copy its folder {_DRAWINGS} to here"
+        )
+        hint = hint if pattern.startswith(_DRAWINGS) else ""
+        raise DataError(f"no shard matches {pattern!r}: looked for {tried}{hint}")
     if missing:
         more = f" and {len(missing) - 1} more of {pattern!r} do" if len(missing) > 1 else f" of {pattern!r} does"
         raise DataError(f"shard {missing[0]}{more} not exist; {len(found)} of its shards do")

@@ -5,9 +5,10 @@ stochastic depth, EMA, accumulation); `:coca` writes captions as well; `:naflex`
 `:captions` is FLAIR with two captions of a sample. The tests name shards and tokenizer on the command line.
 """
 
-from configs import base
+from xmodal.configs import base
 from xmodal.models import presets
 
+VARIANTS = ("clip", "noisy", "coca", "naflex", "captions")
 WIDTH, HEADS = 32, 2
 SHARDED = (  # the built-in rules keep arrays this small whole
     (r".*/(query|key|value|fc1)/kernel", ("fsdp", "tensor")),

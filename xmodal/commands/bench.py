@@ -7,6 +7,7 @@ python -m xmodal bench step --config configs/demo.py --json step.json
 import argparse
 import importlib
 import pathlib
+import sys
 
 BENCHES = {
     "data": "the input pipeline beside the raw decoder, the webdataset library and open_clip's loader",
@@ -21,7 +22,8 @@ BENCHES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    benches = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
+    benches = parser.add_subparsers(dest="bench", metavar="BENCH")
+    parser.set_defaults(parser=parser)
     for name, summary in BENCHES.items():
         own = benches.add_parser(name, help=summary, description=summary)
         own.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the table to this file")
@@ -29,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the chosen benchmark, prints its table and writes it where --json says."""
+    """Runs the chosen benchmark, prints its table and writes it where --json says; without one it lists them."""
+    if args.bench is None:
+        args.parser.print_help(sys.stderr)
+        sys.exit(2)
     title, columns, rows = importlib.import_module(f"xmodal.commands.bench_{args.bench}").measure(args)
     from xmodal.reporting.environment import collect_environment
     from xmodal.reporting.files import write_json

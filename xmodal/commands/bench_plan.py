@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from configs.base import get_config
 from data_pipelines.accounts import Accounts
 from data_pipelines.blocks import Blocks
 from data_pipelines.index import Index, ShardIndex
@@ -29,6 +28,7 @@ from data_pipelines.stream import Stream
 from data_pipelines.text.captions import Captions
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.commands.bench_data_sets import SETS, caption, jpeg, write_tokenizer
+from xmodal.configs.base import get_config
 from xmodal.errors import TrainingError
 
 _CELLS = 256  # of a shard: what a scan finds in shards up to a gigabyte

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal.config import ConfigError
+from xmodal.messages import UsageError
 from xmodal.search.parts import Part, write_part
 from xmodal.search.vectors import Vectors
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace) -> tuple[str, list[str], list[list]]:
     """Writes the vectors and asks each engine; returns (title, columns, rows)."""
     if min(args.rows, args.dim, args.top, args.queries) < 1:
-        raise ConfigError("--rows, --dim, --top and --queries must be above 0")
+        raise UsageError("--rows, --dim, --top and --queries must be above 0")
     engines = [engine for engine in args.engines if engine != "faiss"]
     if "faiss" in args.engines and importlib.util.find_spec("faiss"):
         engines += ["faiss", "faiss alone"]

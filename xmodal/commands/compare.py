@@ -23,13 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     from xmodal.config import ConfigError
+    from xmodal.messages import UsageError
     from xmodal.reporting import comparison
     from xmodal.reporting.comparison_page import render
     from xmodal.reporting.files import write_json, write_text
     from xmodal.reporting.summary import print_comparison
 
     if len(args.runs) < 2:
-        raise ConfigError("compare takes two or more runs or result files")
+        raise UsageError("compare takes two or more runs or result files")
     try:
         runs = comparison.open_compared(args.runs, args.names or ())
     except ValueError as error:

@@ -25,7 +25,8 @@ ACTIONS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    parser.set_defaults(parser=parser)
     for name, summary in ACTIONS.items():
         module = importlib.import_module(f"xmodal.commands.data_{name}")
         own = actions.add_parser(
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the chosen action."""
+    """Runs the chosen action; without one it lists them."""
+    if args.action is None:
+        args.parser.print_help(sys.stderr)
+        sys.exit(2)
     try:
         importlib.import_module(f"xmodal.commands.data_{args.action}").run(args)
     except KeyboardInterrupt:

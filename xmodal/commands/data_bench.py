@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> None:
     """Measures, prints the tables and writes them where --json says."""
     from data_pipelines.examine.throughput import measure
     from data_pipelines.stream import open_stream
-    from xmodal.config import ConfigError
+    from xmodal.messages import UsageError
     from xmodal.reporting.files import write_json
     from xmodal.training.durations import samples_of
 
     if args.seconds <= 0:
-        raise ConfigError(f"--seconds is {args.seconds:g}; expected a number above 0")
+        raise UsageError(f"--seconds is {args.seconds:g}; expected a number above 0")
     accelerators, config = _accelerators(args.accelerator), load_data(args)
     data = config.data
     data.text.tokenizer = data.text.tokenizer or DEMO_TOKENIZER
@@ -86,7 +86,7 @@ def judge(speed: Any, reading: float) -> tuple[str, str]:
 
 
 def _accelerators(given: list[str] | None) -> dict[str, float]:
-    from xmodal.config import ConfigError
+    from xmodal.messages import UsageError
     from xmodal.reporting.flops import device_peak_flops
 
     if not given:
@@ -99,7 +99,7 @@ def _accelerators(given: list[str] | None) -> dict[str, float]:
         except ValueError:
             speed = 0.0
         if not 0 < speed < float("inf"):
-            raise ConfigError(f"--accelerator is {text!r}; expected samples per second, such as 1500 or NAME=1500")
+            raise UsageError(f"--accelerator is {text!r}; expected samples per second, such as 1500 or NAME=1500")
     return speeds
 
 

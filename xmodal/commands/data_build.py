@@ -25,7 +25,7 @@ from xmodal.commands.data_inputs import (
     modalities_of,
     source_entry,
 )
-from xmodal.config import ConfigError
+from xmodal.messages import UsageError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -49,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Builds the shards and says what was left out."""
-    from configs.base import get_config
     from data_pipelines.host import cores
     from data_pipelines.io.storage import Files
     from data_pipelines.prepare.building import Limits, build, plan
@@ -57,10 +56,11 @@ def run(args: argparse.Namespace) -> None:
     from data_pipelines.samples import has_images
     from data_pipelines.sources import open_source
     from data_pipelines.text.captions import Captions
+    from xmodal.configs.base import get_config
 
     workers = cores() if args.workers is None else args.workers
     if workers < 1 or args.attempts < 1 or args.timeout <= 0:
-        raise ConfigError("--workers, --attempts and --timeout must be above 0")
+        raise UsageError("--workers, --attempts and --timeout must be above 0")
     check_engine(args)
     config = get_config().data
     config.modalities = modalities_of(args)

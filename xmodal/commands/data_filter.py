@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from xmodal.config import ConfigError
+from xmodal.messages import UsageError
 
 _SHARES = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from xmodal.search.index import Index
 
     if bool(args.out) != (args.top is not None or args.above is not None):
-        raise ConfigError("--out FILE goes with --top SHARE or --above COSINE; without them only the scores are shown")
+        raise UsageError("--out FILE goes with --top SHARE or --above COSINE; without them only the scores are shown")
     index = Index(args.index)
     scores = pair_scores(index)
     quantiles = dict(zip(_SHARES, np.quantile(scores, 1 - np.array(_SHARES)).tolist())) if len(scores) else {}

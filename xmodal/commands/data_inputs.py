@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmodal.config import ConfigError
+from xmodal.messages import UsageError
 
 _OF_SOURCE = (
     "image",
@@ -74,12 +75,12 @@ def source_entry(args: argparse.Namespace, kind: str) -> dict[str, Any]:
     if kind not in ("tfds", "synthetic"):
         return dict(type=kind, urls=tuple(args.inputs)) | entry
     if len(args.inputs) > 1:
-        raise ConfigError(f"--type {kind} takes one input and not {len(args.inputs)}: {' '.join(args.inputs)}")
+        raise UsageError(f"--type {kind} takes one input and not {len(args.inputs)}: {' '.join(args.inputs)}")
     (only,) = args.inputs
     if kind == "tfds":
         return dict(type="tfds", dataset=only) | entry
     if not only.isdigit():
-        raise ConfigError(f"--type synthetic takes the number of samples to make, not {only!r}")
+        raise UsageError(f"--type synthetic takes the number of samples to make, not {only!r}")
     return dict(type="synthetic", samples=int(only)) | entry
 
 
@@ -108,7 +109,7 @@ def add_engine_arguments(group: argparse._ArgumentGroup) -> None:
 def check_engine(args: argparse.Namespace) -> None:
     """Raises ConfigError for options of Beam without Beam."""
     if args.engine != "beam" and (args.runner or args.beam_options):
-        raise ConfigError("--runner and --beam-options are for --engine beam")
+        raise UsageError("--runner and --beam-options are for --engine beam")
 
 
 def beam_arguments(args: argparse.Namespace) -> list[str]:
@@ -130,14 +131,14 @@ def load_data(args: argparse.Namespace) -> ConfigDict:
     Raises:
         ConfigError: nothing is named, or a recipe and data are, or an option is wrong.
     """
-    from configs import base
     from xmodal.config import load_config
+    from xmodal.configs import base
 
     if bool(args.inputs) == bool(args.config):
         both = "a recipe and data are named; give one of them" if args.config else "no data are named; give"
-        raise ConfigError(f"{both}: shards such as 'shards/*.tar', or --config configs/RECIPE.py")
+        raise UsageError(f"{both}: shards such as 'shards/*.tar', or --config configs/RECIPE.py")
     if getattr(args, "workers", 0) < 0:
-        raise ConfigError(f"--workers is {args.workers}; expected a number from 1, or 0 for all cores")
+        raise UsageError(f"--workers is {args.workers}; expected a number from 1, or 0 for all cores")
     if args.config:
         _refuse_source_arguments(args)
         config = load_config(args.config, args.overrides)
@@ -210,10 +211,10 @@ def _guess(inputs: list[str]) -> str:
 
 def _refuse_source_arguments(args: argparse.Namespace) -> None:
     if args.texts:
-        raise ConfigError("--texts describes data that have no recipe; with one, use --config.data.modalities=...")
+        raise UsageError("--texts describes data that have no recipe; with one, use --config.data.modalities=...")
     given = [name for name in ("type", "template", *_OF_SOURCE) if getattr(args, name) is not None]
     if given:
         flag = given[0].replace("_", "-")
-        raise ConfigError(
+        raise UsageError(
             f"--{flag} describes data that have no recipe; with one, use --config.data.sources.NAME.{given[0]}=..."
         )

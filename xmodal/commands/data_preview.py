@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the page."""
     from data_pipelines.text.tokenizers import Tokenizer
-    from xmodal.config import ConfigError
+    from xmodal.messages import UsageError
     from xmodal.reporting.data_preview import render
     from xmodal.reporting.files import write_text
 
     if args.samples < 1 or args.views < 1:
-        raise ConfigError(f"--samples is {args.samples} and --views {args.views}; expected numbers from 1")
+        raise UsageError(f"--samples is {args.samples} and --views {args.views}; expected numbers from 1")
     config = load_data(args)
     named = config.data.text.tokenizer
     tokenizer = Tokenizer.load(named) if named else None

@@ -25,13 +25,13 @@ def run(args: argparse.Namespace) -> None:
     from data_pipelines.examine.survey import Rules, survey, together
     from data_pipelines.images.decode import Options
     from data_pipelines.text.tokenizers import Tokenizer
-    from xmodal.config import ConfigError
+    from xmodal.messages import UsageError
     from xmodal.reporting import data_stats
     from xmodal.reporting.files import write_json, write_text
     from xmodal.reporting.summary import print_table
 
     if args.sample < 0:
-        raise ConfigError(f"--sample is {args.sample}; expected a number of samples, or 0 for all")
+        raise UsageError(f"--sample is {args.sample}; expected a number of samples, or 0 for all")
     config = load_data(args)
     data = config.data
     tokenizer = Tokenizer.load(data.text.tokenizer) if data.text.tokenizer else None

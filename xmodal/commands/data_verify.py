@@ -28,10 +28,10 @@ def run(args: argparse.Namespace) -> None:
     """Checks the data; ends with status 1 if they hold faults that the index did not know."""
     from data_pipelines.examine.verify import verify
     from data_pipelines.images.decode import Options
-    from xmodal.config import ConfigError
+    from xmodal.messages import UsageError
 
     if args.sample < 0:
-        raise ConfigError(f"--sample is {args.sample}; expected a number of samples, or 0 for all")
+        raise UsageError(f"--sample is {args.sample}; expected a number of samples, or 0 for all")
     config, listed = load_data(args), []
 
     def found(source: str, fault: Any) -> None:

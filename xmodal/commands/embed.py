@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from xmodal.commands.data_inputs import add_data_arguments, load_data, open_sources, title_of
-from xmodal.config import ConfigError
+from xmodal.messages import UsageError
 
 _WHAT = dict(both=("image", "text"), images=("image",), captions=("text",))
 
@@ -57,7 +57,7 @@ def _embed(args: argparse.Namespace) -> None:
 
     share = _share(args.process)
     if is_remote(args.out):
-        raise ConfigError(f"--out {args.out}: an index lies on a disk, local or common; copy it to a bucket afterwards")
+        raise UsageError(f"--out {args.out}: an index lies on a disk, local or common; copy it to a bucket afterwards")
     set_compile_cache("~/.cache/xmodal/jax")
     config = load_data(args)
     config.data.text.lower = False  # the model lowers what it wants to; people read the captions as they are
@@ -76,7 +76,7 @@ def _embed(args: argparse.Namespace) -> None:
 def _share(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
     if not slash or not index.isdigit() or not count.isdigit() or int(index) >= int(count):
-        raise ConfigError(f"--process is {text!r}; expected I/N with I from 0 to N - 1, such as 0/4")
+        raise UsageError(f"--process is {text!r}; expected I/N with I from 0 to N - 1, such as 0/4")
     return int(index), int(count)
 
 

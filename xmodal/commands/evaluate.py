@@ -36,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command; of several processes the first one speaks."""
-    from xmodal.config import ConfigError
     from xmodal.distributed.runtime import Runtime
+    from xmodal.messages import UsageError
 
     if args.format == "clip_benchmark" and not args.json:
-        raise ConfigError("--format clip_benchmark writes a folder of files: name it with --json")
+        raise UsageError("--format clip_benchmark writes a folder of files: name it with --json")
     with Runtime.start("~/.cache/xmodal/jax") as runtime:
         found = evaluate(args.model, suite=args.suite, step=args.step, only=args.only, intervals=args.intervals)
         if runtime.process_index:

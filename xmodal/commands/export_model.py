@@ -81,16 +81,17 @@ def _interpolated(args: argparse.Namespace, stored, weights: str):
 
 def _steps(args: argparse.Namespace) -> list[int]:
     from xmodal.config import ConfigError
+    from xmodal.messages import UsageError
     from xmodal.training.saved_steps import checkpoint_folder, list_steps
 
     if args.step is not None:
-        raise ConfigError("--step and --average exclude each other")
+        raise UsageError("--step and --average exclude each other")
     there = list_steps(checkpoint_folder(args.workdir))
     last, colon, number = args.average.partition("last:")
     try:
         steps = there[-int(number) :] if colon and not last else [int(step) for step in args.average.split(",")]
     except ValueError:
-        raise ConfigError(f"--average {args.average}: expected steps such as 100,200 or last:3") from None
+        raise UsageError(f"--average {args.average}: expected steps such as 100,200 or last:3") from None
     missing = [step for step in steps if step not in there]
     if missing or not steps or (colon and len(steps) != int(number)):
         raise ConfigError(

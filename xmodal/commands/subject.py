@@ -10,9 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.errors import DataError
-from data_pipelines.io.paths import find_file
 from data_pipelines.text.tokenizers import Tokenizer
+from xmodal import recipes
 from xmodal.config import ConfigError, did_you_mean, from_json, validate
 from xmodal.distributed.sharding import shardings
 from xmodal.interop.folder import open_stored, parse
@@ -85,10 +84,9 @@ def read_suite(path: str | Path, config: ConfigDict) -> ConfigDict:
     Raises:
       ConfigError: there is no such file, or something in it is not known.
     """
+    file = recipes.find(Path(path), "suites/*.json")
     try:
-        suite = from_json(find_file(path).read_text(encoding="utf-8"))
-    except DataError as error:
-        raise ConfigError(f"--suite: {error}") from None
+        suite = from_json(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         what = "is not JSON" if isinstance(error, json.JSONDecodeError) else "is no suite"
         raise ConfigError(f"--suite: {path} {what}: {error}") from None

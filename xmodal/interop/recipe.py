@@ -19,7 +19,7 @@ def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
     A model that had a teacher goes on without it.
 
     Args:
-      config: of a recipe, from `configs.base`; the rest of it stays.
+      config: of a recipe, from `xmodal.configs.base`; the rest of it stays.
       where: an imported folder or a run.
 
     Raises:

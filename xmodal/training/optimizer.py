@@ -30,7 +30,13 @@ STACK = re.compile(r"(.*/)?(layers|rest)/.*")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a rule may say about the parameters it matches; what it leaves out is the section's default."""
+    """What a rule may say about the parameters it matches; what it leaves out is the section's default.
+
+    Attributes:
+      lr: multiplies the learning rate.
+      weight_decay: instead of the section's; None takes that.
+      freeze: the parameters stay as they are, without a gradient or optimizer state.
+    """
 
     lr: float = 1.0
     weight_decay: float | None = None
@@ -121,7 +127,7 @@ def make_optimizer(options: ConfigDict, schedule: optax.Schedule, params: Any) -
     Raises:
       ConfigError: an unknown optimizer, or a rule that is malformed or matches nothing.
     """
-    settings = _settings(options, params)
+    settings = settings_of(options, params)
     is_method = lambda method: jax.tree.map(lambda s: s.method == method, settings)
     frozen = is_method(FROZEN)
     steps = [optax.stateless(lambda updates, _: jax.tree.map(_zero_if, frozen, updates))]
@@ -213,10 +219,17 @@ def _as_long(update: jax.Array, value: jax.Array, stack: bool) -> jax.Array:
 # ---------------------------------------------------------------------------------------------- rules
 
 
-def _settings(options: ConfigDict, params: Any) -> Any:
+def settings_of(options: ConfigDict, params: Any) -> Any:
     """Returns the tree of `Setting`: for each parameter the first rule that matches its whole path.
 
     No rule is about running statistics: they are measured, not trained.
+
+    Args:
+      options: the config's `optimizer` section.
+      params: the parameter tree, arrays or `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ConfigError: a rule is malformed or matches nothing, or all parameters are frozen.
     """
     measured = lambda path: path.startswith(f"{STATISTICS}/")
     rules = _read_rules(options.rules, [path for path in flatten_paths(params) if not measured(path)])
@@ -290,12 +303,13 @@ def _read_rules(rules: tuple, paths: list[str]) -> dict[str, Rule]:
         except re.error as error:
             raise ConfigError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
         if not matched:
-            raise ConfigError(f"{where}: {pattern!r} matches no parameter.{_closest(pattern, paths)}")
+            raise ConfigError(f"{where}: {pattern!r} matches no parameter.{closest_paths(pattern, paths)}")
         read[pattern] = make_spec(Rule, values, where=f"{where} ({pattern!r})")
     return read
 
 
-def _closest(pattern: str, paths: list[str]) -> str:
+def closest_paths(pattern: str, paths: list[str]) -> str:
+    """Returns a hint about a pattern that matches no path."""
     partial = next((path for path in paths if re.search(pattern, path)), None)
     if partial:
         return f" A rule matches whole paths, and this one matches a part of {partial!r}: add '.*' around it."

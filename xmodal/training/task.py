@@ -32,6 +32,8 @@ from xmodal.training.step import init_params, init_state, make_step
 if TYPE_CHECKING:
     from xmodal.training.teacher import Teacher
 
+_REGISTERED = " One of a project's own is known after its module is imported: `xmodal --import MODULE COMMAND`"
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -137,21 +139,32 @@ def build_task(
     Raises:
       ConfigError: naming the key and what was expected.
     """
-    config = resolve(config, tokenizer)
-    if teacher is not None:
-        _settle(config, lambda cls, entry: cls.settle_teacher(entry, teacher.facts))
     if config.optimizer.max_nonfinite < 1:
         raise ConfigError(f"optimizer.max_nonfinite={config.optimizer.max_nonfinite}: at least 1 step must be skipped")
     if config.log.intervals not in METHODS:
         hint = did_you_mean(config.log.intervals, METHODS)
         raise ConfigError(f"log.intervals={config.log.intervals!r}: expected {', '.join(METHODS)}.{hint}")
-    losses = build_losses(config, mesh)
+    config, losses, params = abstract_params(config, mesh, tokenizer, teacher)
     units = dict(batch_size=config.batch_size, epoch_size=epoch_size)
     total = to_steps(config.schedule.total, **units, where="schedule.total")
     schedule = learning_rate(config.schedule, config.optimizer.lr, total, **units)
-    params = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
     plan = make_optimizer(config.optimizer, schedule, params)
     return Task(config, mesh, tokenizer, losses, plan, schedule, total, epoch_size, teacher)
+
+
+def abstract_params(
+    config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, teacher: "Teacher | None" = None
+) -> tuple[ConfigDict, Losses, dict]:
+    """Returns the resolved config, model and objectives, and the shapes of their parameters; nothing is allocated.
+
+    Raises:
+      ConfigError: as `build_task`, as far as data and optimizer are not asked.
+    """
+    config = resolve(config, tokenizer)
+    if teacher is not None:
+        _settle(config, lambda cls, entry: cls.settle_teacher(entry, teacher.facts))
+    losses = build_losses(config, mesh)
+    return config, losses, jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
 
 
 def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
@@ -242,7 +255,7 @@ def build_entry(registry: Mapping[str, type], entry: ConfigDict, where: str) -> 
     kind = values.pop("type", None)
     if kind not in registry:
         raise ConfigError(f"{where}.type: expected {', '.join(registry)}, got {kind!r}."
-                          f"{did_you_mean(str(kind), registry)}")  # fmt: skip
+                          f"{did_you_mean(str(kind), registry) or _REGISTERED}")  # fmt: skip
     return make_spec(registry[kind], values, where=where)
 
 
