@@ -5,19 +5,22 @@ every `--config.KEY=VALUE` changes one option of configs/base.py or of the recip
 """
 
 import argparse
-import pathlib
 import sys
 
-from xmodal.config import load_config
-from xmodal.distributed.runtime import Runtime
-from xmodal.errors import user_errors
+from xmodal.errors import end_process, user_errors
+from xmodal.training.command import run_training
+from xmodal.training.folder import run_folder
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Splits the command line into our arguments and the overrides of options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]", help="the recipe")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="run folder, made or continued")
+    parser.add_argument("--workdir", required=True, type=run_folder, help="run folder, made or continued")
+    parser.add_argument(
+        "--accept-changes", action="store_true",
+        help="continue a run with settings that change what it learns (data, model, optimizer, ...)",
+    )  # fmt: skip
     args, overrides = parser.parse_known_args(argv)
     stray = [text for text in overrides if not text.startswith("--config.")]
     if stray:
@@ -26,16 +29,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line; returns the exit code: 0 finished, 75 interrupted and saved, 1 error, 2 usage."""
     args, overrides = parse(argv)
     with user_errors():
-        config = load_config(args.config, overrides)
-        with Runtime.start(config.log.compile_cache) as runtime:
-            from xmodal.training.loop import train  # after the runtime: JAX must not be touched before it
-
-            train(config, args.workdir, runtime)
-    return 0
+        return run_training(args.config, overrides, args.workdir, args.accept_changes)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main, sys.argv[1:])

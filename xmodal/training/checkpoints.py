@@ -76,6 +76,19 @@ class Checkpoints:
             with contextlib.suppress(DamagedError):
                 self._scores[step] = self._score(read_meta(self.directory / str(step))["metrics"])
 
+    @staticmethod
+    def newest(workdir: str | os.PathLike) -> dict | None:
+        """Returns the document of the newest step that can be read, or None; all processes must ask.
+
+        Raises:
+          CheckpointError: it is of another format.
+        """
+        folder = checkpoint_folder(workdir)
+        for step in _same_everywhere(sorted((int(p.name) for p in numbered(folder)), reverse=True)):
+            with contextlib.suppress(DamagedError):
+                return _read_meta_everywhere(folder / str(step))
+        return None
+
     def due(self, step: int) -> bool:
         """Whether `step` is one to save; also reports a background save that has failed meanwhile.
 
