@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -141,7 +141,7 @@ def initialize() -> None:
     already in use.
 
     Raises:
-      ConfigError: only some of the variables are set, they are not numbers, or not all processes came.
+      ConfigError: only some of the variables are set, or they are not numbers. (Others that do not come end the process.)
     """
     if jax.distributed.is_initialized():
         return
@@ -151,19 +151,38 @@ def initialize() -> None:
         print(waits, file=sys.stderr, flush=True)
     timeouts = dict(
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        initialization_timeout=_join_seconds(),
+        initialization_timeout=_join_seconds() + 60,  # at which JAX aborts with frames of C++; `_waiting` is earlier
     )  # fmt: skip
     try:
-        jax.distributed.initialize(**(_alone() if _told_alone() else named | timeouts))
+        with _waiting(waits):
+            jax.distributed.initialize(**(_alone() if _told_alone() else named | timeouts))
     except ValueError as error:
         if named or "coordinator_address" not in str(error):  # that is JAX's word for: no cluster found
             raise
         jax.distributed.initialize(**_alone())
     except RuntimeError as error:
-        if waits and isinstance(error, jax.errors.JaxRuntimeError):
-            raise ConfigError(f"not all processes have come in {_join_seconds()} s. {waits}") from error
         if named or "before any JAX calls" not in str(error):
             raise
+
+
+@contextlib.contextmanager
+def _waiting(waits: str) -> Iterator[None]:
+    """Ends the process when the others do not come in time."""
+    if not waits:
+        yield
+        return
+
+    def give_up():
+        print(f"error: not all processes have come in {_join_seconds()} s. {waits}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(_join_seconds(), give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _told_alone() -> bool:

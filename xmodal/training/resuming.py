@@ -35,6 +35,8 @@ FREE = (
 # Names of files whose content is compared instead: it may have moved. `_compare_contents` and the stream's fingerprint.
 MOVABLE = ("data.text.tokenizer", "teacher.model", "data.sources.*.urls")
 
+BEGINNING = {"step": 0, "position": 0}
+
 
 def check_changes(task: Task, stream: Stream, meta: Mapping[str, Any], workdir: Path, accept: bool) -> None:
     """Refuses to go on from a checkpoint with settings that change what is learned.
@@ -42,7 +44,7 @@ def check_changes(task: Task, stream: Stream, meta: Mapping[str, Any], workdir: 
     Args:
       task: of this start.
       stream: its data.
-      meta: the document of the newest checkpoint; {} where there is none.
+      meta: the document of the newest checkpoint, or `BEGINNING`.
       workdir: the run folder.
       accept: go on all the same (`--accept-changes`).
 
@@ -73,8 +75,8 @@ def changes_since(task: Task, stream: Stream, meta: Mapping[str, Any]) -> list[s
 
 
 def newest_document(workdir: Path) -> dict:
-    """Returns the document of the newest checkpoint that can be read, the same on all processes; {} without one."""
-    return Checkpoints.newest(workdir) or {}
+    """Returns the document of the newest checkpoint that can be read, or that of a run that has yet to begin."""
+    return Checkpoints.newest(workdir) or BEGINNING
 
 
 def restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tuple[dict, dict]:
@@ -88,7 +90,7 @@ def restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tup
     if restored is not None:
         return restored
     state = task.init_sharded(abstract)
-    return start_from(task, state) if task.config.init_from else state, {"step": 0, "position": 0}
+    return start_from(task, state) if task.config.init_from else state, BEGINNING
 
 
 def _compare_contents(task: Task, meta: Mapping[str, Any]) -> None:
