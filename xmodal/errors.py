@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from data_pipelines.errors import DataError
 from xmodal.config import ConfigError
-from xmodal.reporting.files import FULL
+from xmodal.reporting.files import ADVICE
 
-_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # not ours to write to
+_PLACES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # something else is there
 
 
 class TrainingError(RuntimeError):
@@ -27,7 +27,7 @@ def user_errors() -> Iterator[None]:
     except _expected() as error:
         _leave(str(error))
     except OSError as error:
-        if error.errno not in (*FULL, *_PLACES):
+        if error.errno not in (*ADVICE, *_PLACES):
             raise
         _leave(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
 

@@ -141,7 +141,7 @@ def initialize() -> None:
     already in use.
 
     Raises:
-      ConfigError: only some of the variables are set, or they are not numbers. (Others that do not come end the process.)
+      ConfigError: only some of the variables are set, or they are not numbers. (Others that do not come end it all.)
     """
     if jax.distributed.is_initialized():
         return
