@@ -3,6 +3,7 @@
 import sys
 
 from xmodal.__main__ import main as command
+from xmodal.errors import end_process
 
 
 def main(argv: list[str]) -> int:
@@ -11,4 +12,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main, sys.argv[1:])

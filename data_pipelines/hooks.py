@@ -92,7 +92,7 @@ class _Hook:
     def __call__(self, value: Any, uniform: np.ndarray, sample: str) -> Any:
         try:
             result = self._function(value, uniform)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # exit() in a thread would end the run without a word
             raise DataError(f"{self._where} raised {type(error).__name__}: {error} ({sample})") from error
         wrong = self._check(value, result)
         if wrong:
@@ -122,7 +122,7 @@ def _load(name: str, where: str) -> Callable:
             f"{where}: there is no module {error.name!r}; install its package (`pip install -e .`), or put its folder "
             "into PYTHONPATH"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{where}: importing {module_name} raised {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if function is None:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests import tiny_runs
+from xmodal.training.command import INTERRUPTED
 
 STEPS = 20
 MESHES = {2: (8, 1, 1), 4: (2, 2, 2), 6: (1, 4, 2)}  # last step: (data, fsdp, tensor)
@@ -89,7 +90,7 @@ def test_two_processes_are_one_run_and_stop_together(reference, arguments, tmp_p
         time.sleep(0.005)
     processes[1].send_signal(signal.SIGTERM)  # the scheduler may tell any of them
     (code, out, error), (other, silent, _) = end(processes)
-    assert (code, other) == (0, 0), error
+    assert (code, other) == (INTERRUPTED, INTERRUPTED), error
     assert "2 x cpu (cpu), 2 processes" in out
     assert all(line.startswith("[Gloo]") for line in silent.splitlines()), "one process speaks for all"
     (saved,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())

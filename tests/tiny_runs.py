@@ -24,6 +24,7 @@ from xmodal.training import loop
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "tests" / "recipes" / "tiny.py"
 SAMPLES = 48
+ACCEPT = "--accept-changes"
 
 
 def make_data(folder: Path) -> Path:
@@ -70,15 +71,19 @@ class ActAt(Runtime):
 
 
 def run(workdir: Path, arguments: list[str], runtime: Runtime | None = None, devices: int = 1) -> dict:
-    """Trains in this process."""
-    return run_config(workdir, load_config(arguments[1], arguments[2:]), runtime, devices)
+    """Trains in this process, with the arguments of train.py."""
+    options = [text for text in arguments[2:] if text != ACCEPT]
+    config = load_config(arguments[1], options)
+    return run_config(workdir, config, runtime, devices, accept_changes=ACCEPT in arguments)
 
 
-def run_config(workdir: Path, config: ConfigDict, runtime: Runtime | None = None, devices: int = 1) -> dict:
+def run_config(
+    workdir: Path, config: ConfigDict, runtime: Runtime | None = None, devices: int = 1, accept_changes: bool = False
+) -> dict:
     """Trains in this process, on some of its devices: a program for all eight takes much longer to compile."""
     with pytest.MonkeyPatch.context() as patch, runtime or Runtime.start() as runtime:
         patch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
-        return loop.train(config, workdir, runtime)
+        return loop.train(config, workdir, runtime, accept_changes=accept_changes)
 
 
 def fail(workdir: Path, arguments: list[str], capsys, runtime: Runtime | None = None) -> str:

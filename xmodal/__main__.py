@@ -5,9 +5,10 @@ import importlib
 import os
 import sys
 import types
+from typing import NoReturn
 
 from xmodal import __version__
-from xmodal.errors import user_errors
+from xmodal.errors import end_process, user_errors
 from xmodal.messages import UsageError, did_you_mean
 
 COMMANDS = {  # name: module of xmodal.commands
@@ -57,11 +58,11 @@ def main(argv: list[str]) -> int:
     return code or 0
 
 
-def console() -> int:
+def console() -> NoReturn:
     """The command `xmodal`; as with `python -m`, the folder in which it starts is searched for modules."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    return main(sys.argv[1:])
+    end_process(main, sys.argv[1:])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,4 +120,4 @@ def _import(module: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main, sys.argv[1:])

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from xmodal import recipes
 from xmodal.messages import ConfigError, did_you_mean, unknown_key
+from xmodal.reporting.files import write_text
 
 T = TypeVar("T")
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "None"}
@@ -238,10 +239,7 @@ def to_json(config: ConfigDict) -> str:
 
 def save_config(config: ConfigDict, path: str | os.PathLike) -> None:
     """Writes `to_json(config)`; the file is complete or absent, also when the process dies."""
-    path = pathlib.Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(to_json(config), encoding="utf-8")
-    part.replace(path)
+    write_text(path, to_json(config))
 
 
 def load_saved(path: str | os.PathLike) -> ConfigDict:

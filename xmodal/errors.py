@@ -2,15 +2,17 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from data_pipelines.errors import DataError
 from xmodal.messages import ConfigError, UsageError
-from xmodal.reporting.files import FULL
+from xmodal.reporting.files import ADVICE
 
-_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # not ours to write to
+_PLACES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # something else is there
 
 
 class TrainingError(RuntimeError):
@@ -28,9 +30,35 @@ def user_errors() -> Iterator[None]:
     except _expected() as error:
         _leave(str(error))
     except OSError as error:
-        if error.errno not in (*FULL, *_PLACES):
+        if error.errno not in (*ADVICE, *_PLACES):
             raise
         _leave(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
+
+
+def end_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
+    """Runs a command line as the whole of a process, and ends it.
+
+    A process that failed ends at once: threads that are stuck in a disk or a server would otherwise keep it for
+    minutes, and say more after its last line.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = main(argv)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int | None) else 1
+        if code and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if code == 1:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(1)
+    sys.exit(code)
 
 
 def _expected() -> tuple[type[Exception], ...]:

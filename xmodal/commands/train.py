@@ -7,22 +7,22 @@ The same command continues a run that was interrupted. `--config FILE.py:VARIANT
 """
 
 import argparse
-import pathlib
+
+from xmodal.training.folder import run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]", help="the recipe")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="run folder, made or continued")
+    parser.add_argument("--workdir", required=True, type=run_folder, help="run folder, made or continued")
+    parser.add_argument(
+        "--accept-changes", action="store_true",
+        help="continue a run with settings that change what it learns (data, model, optimizer, ...)",
+    )  # fmt: skip
 
 
-def run(args: argparse.Namespace) -> None:
-    """Runs the recipe to its last step."""
-    from xmodal.config import load_config
-    from xmodal.distributed.runtime import Runtime
+def run(args: argparse.Namespace) -> int:
+    """Runs the recipe to its last step; returns the exit code."""
+    from xmodal.training.command import run_training
 
-    config = load_config(args.config, args.overrides)
-    with Runtime.start(config.log.compile_cache) as runtime:
-        from xmodal.training.loop import train  # after the runtime: JAX must not be touched before it
-
-        train(config, args.workdir, runtime)
+    return run_training(args.config, args.overrides, args.workdir, args.accept_changes)

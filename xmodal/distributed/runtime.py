@@ -8,11 +8,12 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax._src import distributed  # the coordination service has no public barrier
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from xmodal.config import ConfigError
@@ -20,6 +21,7 @@ from xmodal.distributed.watchdog import Watchdog
 
 HEARTBEAT_SECONDS = 60  # a process that is silent for longer is dead; the others then end as well
 SHUTDOWN_SECONDS = 60  # how long a process that is done waits for the others
+_CLUSTERS = {"slurm": "SLURM (SLURM_NTASKS)", "ompi": "Open MPI (OMPI_COMM_WORLD_SIZE)", "k8s": "Kubernetes"}
 FOREVER_SECONDS = 10**7  # heartbeat of a single process, which may be suspended for a night and go on
 
 _barriers = itertools.count()
@@ -28,9 +30,9 @@ _barriers = itertools.count()
 class Runtime:
     """A process that has joined the run; use it as a context around everything that touches JAX.
 
-    Inside the context SIGTERM and Ctrl-C no longer end the process: they make `preempted` true, at the same
-    step on all processes. A second Ctrl-C ends it at once. An exception on one of several processes ends that
-    process without waiting for the others, who would wait for it in a collective.
+    Inside the context SIGTERM, SIGHUP (the terminal is gone; not under nohup) and Ctrl-C no longer end the process:
+    they make `preempted` true, at the same step on all processes. A second Ctrl-C ends it at once. An exception on one
+    of several processes ends that process without waiting for the others, who would wait for it in a collective.
     """
 
     def __init__(self):
@@ -83,7 +85,9 @@ class Runtime:
     def _listen(self) -> None:
         """Hears signals in a thread: the main thread may be inside a long computation, or stuck in one."""
         # With several processes SIGTERM belongs to JAX's preemption service, which tells all of them.
-        signals = (signal.SIGINT,) if self.process_count > 1 else (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT] if self.process_count > 1 else [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signals.append(signal.SIGHUP)
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -107,10 +111,24 @@ class Runtime:
                 os.write(2, b"\nCtrl-C again: quitting without saving\n")
                 os._exit(128 + signal.SIGINT)
             os.write(2, b"\nCtrl-C: saving after this step and stopping; press it again to quit at once\n")
-            if self.process_count > 1:
-                os.kill(os.getpid(), signal.SIGTERM)  # all processes must stop at the same step
-        if number in (signal.SIGINT, signal.SIGTERM) and self.process_count == 1:
+        if number == signal.SIGHUP:
+            _leave_dead_terminal()
+        if number in (signal.SIGINT, signal.SIGHUP) and self.process_count > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # all processes must stop at the same step
+        elif number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
             self._preempted = True
+
+
+def _leave_dead_terminal() -> None:
+    """Points output at nothing where its terminal is gone: printing would fail before the state is saved."""
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError:
+            with contextlib.suppress(OSError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, number)
+                os.close(nothing)
 
 
 def initialize() -> None:
@@ -118,25 +136,101 @@ def initialize() -> None:
 
     Several processes are found by JAX itself (TPU pods, SLURM, Open MPI, Kubernetes) or named by the
     environment variables JAX_COORDINATOR_ADDRESS ("host:port" of process 0), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID. Does nothing when JAX has joined already, or when its devices are already in use.
+    JAX_PROCESS_ID. Says for whom it waits, and waits XMODAL_JOIN_SECONDS (default 300) for them; XMODAL_ALONE=1 makes
+    it a run of one whatever the environment says. Does nothing when JAX has joined already, or when its devices are
+    already in use.
 
     Raises:
-      ConfigError: only some of the variables are set, or they are not numbers.
+      ConfigError: only some of the variables are set, or they are not numbers. (Others that do not come end it all.)
     """
     if jax.distributed.is_initialized():
         return
-    named = _from_environment()
+    named = {} if _told_alone() else _from_environment()
+    waits = "" if _told_alone() else _announcement(named)
+    if waits:
+        print(waits, file=sys.stderr, flush=True)
+    timeouts = dict(
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        initialization_timeout=_join_seconds() + 60,  # at which JAX aborts with frames of C++; `_waiting` is earlier
+    )  # fmt: skip
     try:
-        jax.distributed.initialize(
-            **named, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS
-        )
+        with _waiting(waits):
+            jax.distributed.initialize(**(_alone() if _told_alone() else named | timeouts))
     except ValueError as error:
         if named or "coordinator_address" not in str(error):  # that is JAX's word for: no cluster found
             raise
-        _initialize_alone()
+        jax.distributed.initialize(**_alone())
     except RuntimeError as error:
         if named or "before any JAX calls" not in str(error):
             raise
+
+
+@contextlib.contextmanager
+def _waiting(waits: str) -> Iterator[None]:
+    """Ends the process when the others do not come in time."""
+    if not waits:
+        yield
+        return
+
+    def give_up():
+        print(f"error: not all processes have come in {_join_seconds()} s. {waits}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(_join_seconds(), give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _told_alone() -> bool:
+    return os.environ.get("XMODAL_ALONE", "0") not in ("", "0")
+
+
+def _announcement(named: dict) -> str:
+    """What is found of other processes and for whom this one waits; "" where there are none."""
+    if named:
+        found, count, index = "JAX_NUM_PROCESSES", named["num_processes"], named["process_id"]
+        address = named["coordinator_address"]
+    else:
+        kind = cluster()
+        if kind is None:
+            return ""
+        found = f"the environment is that of {_CLUSTERS.get(kind.name, kind.name or kind.__name__)}"
+        try:
+            count, index = kind.get_process_count(), kind.get_process_id()
+            address = kind.get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT"))
+        except Exception as error:  # what a cluster's server or a strange variable answers
+            raise ConfigError(
+                f"{found}, but it does not say which processes take part ({type(error).__name__}: {error}). Set "
+                "XMODAL_ALONE=1 for a run of this process alone"
+            ) from error
+    if count == 1:
+        return ""
+    return (
+        f"{found}: this is process {index} of {count} and waits up to {_join_seconds()} s (XMODAL_JOIN_SECONDS) for "
+        f"the others at {address}. To run this process alone, set XMODAL_ALONE=1"
+    )
+
+
+def _join_seconds() -> int:
+    text = os.environ.get("XMODAL_JOIN_SECONDS") or "300"
+    if not text.isdigit() or not int(text):
+        raise ConfigError(f"XMODAL_JOIN_SECONDS={text!r}: expected a whole number of seconds")
+    return int(text)
+
+
+def several_announced() -> bool:
+    """Whether the environment speaks of several processes; looks at variables only, and joins nothing."""
+    return not _told_alone() and (bool(os.environ.get("JAX_NUM_PROCESSES")) or cluster() is not None)
+
+
+def cluster() -> type[ClusterEnv] | None:
+    """Returns what JAX takes for the cluster of this process (SLURM, Open MPI, a TPU pod, Kubernetes), or None."""
+    kinds = ClusterEnv._cluster_types
+    return next((kind for kind in kinds if not kind.opt_in_only_method and kind.is_env_present()), None)
 
 
 def _from_environment() -> dict:
@@ -156,12 +250,14 @@ def _from_environment() -> dict:
     return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
 
 
-def _initialize_alone() -> None:
+def _alone() -> dict:
+    """What `jax.distributed.initialize` is told for a run of one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    jax.distributed.initialize(
-        address, 1, 0, coordinator_bind_address=address,  # JAX's default listens to the whole network
+    return dict(
+        coordinator_address=address, num_processes=1, process_id=0,
+        coordinator_bind_address=address,  # JAX's default listens to the whole network
         cluster_detection_method="deactivate", heartbeat_timeout_seconds=FOREVER_SECONDS,
     )  # fmt: skip
 

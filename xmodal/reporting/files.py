@@ -5,11 +5,26 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = "It may not be written (any more): look at the owner and the permissions (ls -ld, lsattr)"
+_DEVICE = "The disk or its server has failed: look at its messages (dmesg) and at the connection"
+_MOVED = "A part of that path was deleted, moved or replaced by something else: bring it back"
+ADVICE = {  # what to do when a place cannot be written, by error number
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EROFS: "That disk is mounted read-only, as happens after errors: look at dmesg, and mount it for writing",
+    errno.EIO: _DEVICE,
+    errno.ENXIO: _DEVICE,
+    errno.ESTALE: _DEVICE,
+    errno.ENAMETOOLONG: "The path is too long for that disk: choose a shorter --workdir",
+    errno.EMFILE: "Too many files are open at once: raise the limit (ulimit -n)",
+    errno.EFBIG: "A file may not become that large there (ulimit -f, or the file system)",
+} | dict.fromkeys(FULL, "Make room on that disk (old runs, other checkpoints)")
 
 
 @contextlib.contextmanager
@@ -18,14 +33,36 @@ def clear_disk_errors(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            advice = "Free space on that disk (old runs, checkpoints/) or choose another --workdir"
+        elif error.errno in ADVICE:
+            advice = ADVICE[error.errno]
+        else:
             raise
         raise OSError(
             error.errno,
-            f"{os.strerror(error.errno)} while writing {path}. Free space on that disk (old runs, "
-            "checkpoints/) or choose another --workdir, then run the same command again: it resumes "
+            f"{os.strerror(error.errno)} while writing {path}. {advice}, then run the same command again: it resumes "
             "from the last checkpoint",
         ) from error
+
+
+def advice_for(error: BaseException) -> str:
+    """Returns what to do about an error of writing somewhere, as a sentence after a space; "" where nobody knows.
+
+    The number of a system's error is looked for in what caused it, too, and in messages of libraries.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        number = error.errno if isinstance(error, OSError) else None
+        if found := re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error)):  # TensorStore's form, Python's
+            number = number or int(found[1] or found[2])
+        if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            return f" {_MOVED}."
+        if number in ADVICE:
+            return f" {ADVICE[number]}."
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def plain(value: Any) -> Any:

@@ -11,10 +11,12 @@ step after a failed save.
 """
 
 import contextlib
+import errno
 import logging
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -26,6 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from xmodal.config import ConfigError
 from xmodal.distributed.runtime import agreed, from_first
 from xmodal.paths import flatten_paths
+from xmodal.reporting.files import advice_for
 from xmodal.training.manifest import checksums, describe, nest, seal
 from xmodal.training.saved_steps import (
     FORMAT,
@@ -68,6 +71,7 @@ class Checkpoints:
         self._every, self._keep_last, self._keep_every = every, keep_last, keep_every
         self._best, self._sign = best, 1 if best_mode == "max" else -1
         self._pending: tuple[int, Any] | None = None
+        _hush_orbax()
         self._scores: dict[int, float | None] = {}  # saved steps -> metric `best`
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -75,6 +79,19 @@ class Checkpoints:
         for step in list_steps(self.directory):
             with contextlib.suppress(DamagedError):
                 self._scores[step] = self._score(read_meta(self.directory / str(step))["metrics"])
+
+    @staticmethod
+    def newest(workdir: str | os.PathLike) -> dict | None:
+        """Returns the document of the newest step that can be read, or None; all processes must ask.
+
+        Raises:
+          CheckpointError: it is of another format.
+        """
+        folder = checkpoint_folder(workdir)
+        for step in _same_everywhere(sorted((int(p.name) for p in numbered(folder)), reverse=True)):
+            with contextlib.suppress(DamagedError):
+                return _read_meta_everywhere(folder / str(step))
+        return None
 
     def due(self, step: int) -> bool:
         """Whether `step` is one to save; also reports a background save that has failed meanwhile.
@@ -206,16 +223,18 @@ class Checkpoints:
         """Forgets a save that failed, frees what it wrote, and says what to do."""
         self._pending = None
         self._scores.pop(step, None)
-        free = ""
-        with contextlib.suppress(OSError):
-            free = f" {shutil.disk_usage(self.directory).free / 2**20:,.1f} MiB were free there."
+        free, advice = "", advice_for(error)
+        if advice == advice_for(OSError(errno.ENOSPC, "")):
+            with contextlib.suppress(OSError):
+                free = f" {shutil.disk_usage(self.directory).free / 2**20:,.1f} MiB were free there."
         if jax.process_index() == 0:
-            self._remove_unfinished()
+            with contextlib.suppress(OSError):  # what could not be written can often not be deleted either
+                self._remove_unfinished()
         last = max(self._scores, default=None)
         goes_on = f"goes on from step {last}" if last is not None else "begins anew"
         return CheckpointError(
-            f"the checkpoint of step {step} could not be written to {self.directory}: {first_line(error)}.{free} "
-            f"Make room on that disk (old runs, other checkpoints), then run the same command again: it {goes_on}."
+            f"the checkpoint of step {step} could not be written to {self.directory}: {first_line(error)}.{free}"
+            f"{advice} Run the same command again when that is mended: it {goes_on}."
         )
 
     def _score(self, metrics: Mapping[str, float]) -> float | None:
@@ -261,6 +280,26 @@ def _remove_while_written(path: epath.Path) -> None:
             return path.rmtree()
         time.sleep(0.1)
     return None
+
+
+def _hush_orbax() -> None:
+    """Keeps tracebacks of Orbax's threads off the screen: what stops a save comes as one `CheckpointError`."""
+    logger = logging.getLogger("absl")
+    if any(isinstance(known, _NoOrbaxErrors) for known in logger.filters):
+        return
+    logger.addFilter(_NoOrbaxErrors())
+    before = threading.excepthook
+
+    def after(args: Any) -> None:
+        if not type(args.thread).__module__.startswith("orbax."):
+            before(args)
+
+    threading.excepthook = after
+
+
+class _NoOrbaxErrors(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _same_everywhere(steps: Iterable[int]) -> Iterator[int]:

@@ -1,7 +1,5 @@
 """The training loop: one job per line; everything else lives in its own room."""
 
-import json
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.io.storage import stalled_reads
 from data_pipelines.stream import Stream, open_stream
 from data_pipelines.text.tokenizers import Tokenizer
-from xmodal.config import ConfigError, diff, from_json, load_saved, save_config, to_json, with_new_options
+from xmodal.config import save_config, to_json
 from xmodal.distributed.mesh import (
     assert_same_data,
     assert_same_rows,
@@ -24,30 +22,41 @@ from xmodal.distributed.mesh import (
     to_global,
 )
 from xmodal.distributed.runtime import Runtime
+from xmodal.distributed.watchdog import Watchdog
 from xmodal.errors import TrainingError
 from xmodal.reporting.environment import write_environment
 from xmodal.reporting.files import write_text
 from xmodal.reporting.recorder import Recorder
 from xmodal.training.checkpoints import Checkpoints
-from xmodal.training.durations import samples_of
-from xmodal.training.init_from import start_from
+from xmodal.training.durations import Pace, samples_of
+from xmodal.training.folder import make_folder, remove_left
+from xmodal.training.lock import RunLock, hold
+from xmodal.training.resuming import changes_since, check_changes, newest_document, restore_or_init
 from xmodal.training.startup import ModelFacts, checkpoint_options, model_facts, next_commands, print_startup
 from xmodal.training.task import Task, build_task
-from xmodal.training.teacher import open_teacher
+from xmodal.training.teacher import Teacher, open_teacher
 
 
-def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: Path, runtime: Runtime, *, accept_changes: bool = False) -> dict[str, Any]:
     """Runs a recipe to its last step, or continues the run that `workdir` holds.
 
     Args:
       config: a checked config (`xmodal.config.load_config`).
       workdir: the run folder, made if it does not exist.
       runtime: an initialised process.
+      accept_changes: continue a run with settings that change what it learns.
 
     Returns:
-      The final results, nested as in results.json; without evaluations when the run was interrupted.
+      The final results, nested as in results.json; without evaluations when the run was interrupted (`{"step": n}`).
     """
-    _make_folder(workdir)
+    make_folder(workdir)
+    with hold(workdir) as lock:
+        if lock is not None:
+            remove_left(workdir)
+        return _train(config, workdir, runtime, lock, accept_changes)
+
+
+def _train(config: ConfigDict, workdir: Path, runtime: Runtime, lock: RunLock | None, accept_changes: bool) -> dict:
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.accumulation, mesh)
     tokenizer = Tokenizer.load(config.data.text.tokenizer)
@@ -55,18 +64,22 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
     with jax.set_mesh(mesh), runtime.watchdog(*limits, evidence=stalled_reads) as watchdog:
         with watchdog.slow("opening the data"):
             teacher = open_teacher(config, mesh, tokenizer)
-            texts = teacher.texts if teacher else {}
-            stream = _open(config, mesh, workdir, texts)
-            task = build_task(config, mesh, tokenizer, stream.epoch_size, teacher)
+            begun = newest_document(workdir)
+            pace = Pace.of(config.batch_size, begun)
+            stream = _open(config, mesh, workdir, teacher, pace)
+            task = build_task(config, mesh, tokenizer, stream.epoch_size, teacher, pace)
+            check_changes(task, stream, begun, workdir, accept_changes)
             evaluators = task.evaluators()
         checkpoints = Checkpoints(workdir, **checkpoint_options(task))
         with watchdog.slow("restoring or creating the state"):
             abstract = task.abstract_state()
-            state, meta = _restore_or_init(task, abstract, checkpoints, workdir)
+            state, meta = restore_or_init(task, abstract, checkpoints)
+            if (pace := Pace.of(config.batch_size, meta)) != task.pace:  # an older step than the newest was taken
+                task = build_task(config, mesh, tokenizer, stream.epoch_size, teacher, pace)
             if meta["position"]:
                 stream.close()
-                stream = _open(config, mesh, workdir, texts, meta["position"])
-        start, changes = int(state["step"]), _changes(task, stream, meta)
+                stream = _open(config, mesh, workdir, teacher, pace, meta["position"])
+        start, changes = int(state["step"]), changes_since(task, stream, meta)
         facts = model_facts(task, abstract)
         _write_start(task, workdir, facts)
         print_startup(task, workdir, stream, abstract, facts, start, changes)
@@ -76,17 +89,20 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime) -> dict[str, Any]
             max_logit_scales=task.max_logit_scales(), flops_per_sample=facts.flops_per_sample,
             best=(config.checkpoint.best, config.checkpoint.best_mode), commands=next_commands(workdir),
         )  # fmt: skip
-        run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog)
+        run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog, lock)
         with stream, checkpoints, recorder:
             state = run.steps(state, task.compile_step(abstract), start, runtime)
             return run.finish(state)
 
 
-def _open(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, texts: Mapping, position: int = 0) -> Stream:
+def _open(
+    config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, teacher: Teacher | None, pace: Pace, position: int = 0
+) -> Stream:
     stream = open_stream(
         config.data, batch_size=config.batch_size, seed=config.seed, position=position,
         shard=process_shard(mesh, config.batch_size), workdir=workdir,
-        samples=lambda start, epoch_size: samples_of(start, config, epoch_size), texts=texts,
+        samples=lambda start, epoch_size: samples_of(start, config, epoch_size, pace),
+        texts=teacher.texts if teacher else {},
     )  # fmt: skip
     try:
         assert_same_data("data.sources", stream.fingerprint)
@@ -94,59 +110,6 @@ def _open(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, texts: Map
         stream.close()
         raise
     return stream
-
-
-def _make_folder(workdir: Path) -> None:
-    """Makes the run folder and tries whether it can be written, before anything is spent on the run."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir {workdir}: no run folder can be made or written there ({error.strerror}); name another one"
-        ) from error
-
-
-def _restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints, workdir: Path) -> tuple[dict, dict]:
-    """Returns the state to continue from and the checkpoint's document, or a fresh state."""
-    try:
-        restored = checkpoints.restore(abstract)
-    except ConfigError as error:
-        began = workdir / "config.json"
-        changes = diff(with_new_options(load_saved(began)), task.config) if began.exists() else []
-        raise ConfigError("\n  ".join([f"{error}\nThis config differs from that one in:", *changes])) from error
-    if restored is not None:
-        return restored
-    state = task.init_sharded(abstract)
-    return start_from(task, state) if task.config.init_from else state, {"position": 0}
-
-
-def _changes(task: Task, stream: Stream, meta: Mapping) -> list[str]:
-    """Returns what is not as it was when the checkpoint was written.
-
-    Raises:
-      ConfigError: the run cannot go on with it.
-    """
-    if "config" not in meta:
-        return []
-    if json.loads(meta["tokenizer"]) != json.loads(task.tokenizer.json):
-        raise ConfigError(
-            f"data.text.tokenizer: {task.config.data.text.tokenizer} is not the tokenizer that this run has trained "
-            "with, so the learned tokens would mean others. Restore it (the run's tokenizer.json), or name another "
-            "--workdir"
-        )
-    if meta.get("teacher", "") != (task.teacher.fingerprint if task.teacher else ""):
-        raise ConfigError(
-            f"teacher.model: {task.config.teacher.model or 'none'} is not what this run has learned from. A run that "
-            "is still training changes; restore the teacher as it was, or name another --workdir"
-        )
-    changes = diff(with_new_options(from_json(meta["config"])), task.config)
-    if meta["data"] != stream.fingerprint:
-        changes.append(
-            "the training data or their order: from here on, samples may repeat or be left out until the epoch ends"
-        )
-    return changes
 
 
 def _write_start(task: Task, workdir: Path, facts: ModelFacts) -> None:
@@ -168,10 +131,11 @@ class Loop:
         checkpoints: Checkpoints,
         evaluators: Mapping,
         recorder: Recorder,
-        watchdog,
+        watchdog: Watchdog,
+        lock: RunLock | None,
     ):
         self.task, self.stream, self.checkpoints = task, stream, checkpoints
-        self.evaluators, self.recorder, self.watchdog = evaluators, recorder, watchdog
+        self.evaluators, self.recorder, self.watchdog, self.lock = evaluators, recorder, watchdog, lock
         self._start = 0
         self._measured_at, self._measured = -1, {}  # a step, and {evaluator: metrics} of its weights
 
@@ -180,9 +144,16 @@ class Loop:
         total, pending, compiled = self.task.total_steps, None, set()
         batches = iter(self.stream)
         step = self._start = start
+        if step >= total:
+            self.recorder.message(
+                f"nothing is left to train: {step} of {total} steps are done. To go on, raise schedule.total "
+                f"(now {self.task.config.schedule.total})"
+            )
         if step == 0 and self.task.config.init_from:  # what the weights could do before
             self.evaluate(state, step, list(self.evaluators))
         while step < total and not runtime.preempted(step):
+            if self.lock is not None:
+                self.lock.check()
             waiting = time.perf_counter()
             rows = next(batches)
             if step == start and jax.process_count() > 1:  # nothing in JAX notices replicas that read different rows
@@ -242,7 +213,7 @@ class Loop:
             with self.watchdog.slow(f"evaluating {name}"):
                 result = self.evaluators[name][1](params)
             self._measured[name] = result.metrics
-            again = self._start == self.task.total_steps  # a finished run that is run again has its rows
+            again = self._start >= self.task.total_steps  # a finished run that is run again has its rows
             self.recorder.evaluated(step, self.stream.position, result, write=not again)
             self.recorder.pause()
 
@@ -258,6 +229,7 @@ class Loop:
                 "config": to_json(self.task.config),
                 "tokenizer": self.task.tokenizer.json,
                 "data": self.stream.fingerprint,
+                "batches": self.task.pace.phases,
             }
             if self.task.teacher:
                 extra["teacher"] = self.task.teacher.fingerprint

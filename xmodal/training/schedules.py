@@ -6,14 +6,20 @@ import optax
 from ml_collections import ConfigDict
 
 from xmodal.config import ConfigError, did_you_mean
-from xmodal.training.durations import to_steps
+from xmodal.training.durations import Pace, to_steps
 
 DECAYS = ("cosine", "linear", "rsqrt", "steps", "constant")
 DROP = 0.1  # factor of each of the `steps`
 
 
 def learning_rate(
-    options: ConfigDict, peak: float, total_steps: int, *, batch_size: int, epoch_size: int | None
+    options: ConfigDict,
+    peak: float,
+    total_steps: int,
+    *,
+    batch_size: int,
+    epoch_size: int | None,
+    pace: Pace | None = None,
 ) -> optax.Schedule:
     """Builds the schedule: a linear warm-up from 0, the decay, and a linear cool-down.
 
@@ -28,6 +34,7 @@ def learning_rate(
       total_steps: length of the run.
       batch_size: samples of one step.
       epoch_size: samples of one pass over the training data; None when it is not known.
+      pace: of a run whose batch size has changed, for the phases that are counted from its start.
 
     Returns:
       The learning rate at each step, 0 to `total_steps`.
@@ -36,8 +43,9 @@ def learning_rate(
       ConfigError: an unknown decay, phases longer than the run, or options that would have no effect.
     """
     units = {"batch_size": batch_size, "epoch_size": epoch_size, "total_steps": total_steps}
-    warmup, cooldown = (to_steps(options[k], **units, where=f"schedule.{k}") for k in ("warmup", "cooldown"))
-    drops = [to_steps(d, **units, where=f"schedule.drops[{i}]") for i, d in enumerate(options.drops)]
+    warmup = to_steps(options.warmup, **units, pace=pace, where="schedule.warmup")
+    cooldown = to_steps(options.cooldown, **units, where="schedule.cooldown")
+    drops = [to_steps(d, **units, pace=pace, where=f"schedule.drops[{i}]") for i, d in enumerate(options.drops)]
     _check(options, warmup, cooldown, total_steps, drops)
     phases, ends = [_decay(options, peak, warmup, total_steps - warmup - cooldown, drops)], []
     if warmup:

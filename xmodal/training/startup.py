@@ -156,7 +156,7 @@ def print_startup(
     if jax.process_index():
         return
     config, devices = task.config, task.mesh.devices.flat
-    epochs = task.total_steps * task.batch_size / task.epoch_size
+    epochs = task.total_samples / task.epoch_size
     kinds = f"{task.mesh.devices.size} x {devices[0].device_kind} ({devices[0].platform})"
     mesh = " x ".join(f"{axis} {size}" for axis, size in task.mesh.shape.items())
     towers = {name: compact(count) for name, count in facts.parameters.items()}
@@ -173,14 +173,14 @@ def print_startup(
             "batch": rows,
             "teacher": _teacher(task),
             "schedule": f"{task.total_steps} steps = {number(epochs)} epochs = "
-            f"{number(task.total_steps * task.batch_size)} samples, {config.schedule.decay}",
+            f"{number(task.total_samples)} samples, {config.schedule.decay}",
             "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}",
             "chance loss": {name: f"{loss:.3f}" for name, loss in task.chance_losses().items()},
             "start": f"continues from step {start}" if start else "fresh",
             "changed": tuple(changes),
         },
     )
-    _print_sources(stream.sources(task.total_steps * task.batch_size))
+    _print_sources(stream.sources(task.total_samples))
     print_table(
         "what is trained how",
         ["part", "rule", "arrays", "parameters", "method", "lr x", "weight decay"],

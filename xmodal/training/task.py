@@ -23,7 +23,7 @@ from xmodal.models.embed import EMBEDDERS, NaflexSpec, TokenSpec, inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES, Objective
 from xmodal.reporting.bootstrap import METHODS
-from xmodal.training.durations import to_steps
+from xmodal.training.durations import Pace, to_steps
 from xmodal.training.losses import Losses
 from xmodal.training.optimizer import OptimizerPlan, make_optimizer
 from xmodal.training.schedules import learning_rate
@@ -48,6 +48,7 @@ class Task:
       schedule: learning rate by step.
       total_steps: length of the run.
       epoch_size: training samples of one epoch.
+      pace: samples of its steps.
       teacher: that it learns from, if there is one.
     """
 
@@ -59,12 +60,18 @@ class Task:
     schedule: Callable
     total_steps: int
     epoch_size: int
+    pace: Pace
     teacher: "Teacher | None" = None
 
     @property
     def batch_size(self) -> int:
         """Samples of one optimizer step."""
         return self.config.batch_size
+
+    @property
+    def total_samples(self) -> int:
+        """Samples that the run sees from its start to its end."""
+        return self.pace.samples_at(self.total_steps)
 
     def steps(self, duration: str | int, where: str) -> int:
         """Converts a duration of the config to steps."""
@@ -133,8 +140,17 @@ def build_task(
     tokenizer: Tokenizer,
     epoch_size: int,
     teacher: "Teacher | None" = None,
+    pace: Pace | None = None,
 ) -> Task:
     """Builds a task; every error of a setting is raised here, but for those that `open_teacher` raises.
+
+    Args:
+      config: a checked config.
+      mesh: devices.
+      tokenizer: of the text.
+      epoch_size: training samples of one epoch.
+      teacher: that the run learns from.
+      pace: of a run that goes on; None where all steps have the config's batch size.
 
     Raises:
       ConfigError: naming the key and what was expected.
@@ -145,11 +161,12 @@ def build_task(
         hint = did_you_mean(config.log.intervals, METHODS)
         raise ConfigError(f"log.intervals={config.log.intervals!r}: expected {', '.join(METHODS)}.{hint}")
     config, losses, params = abstract_params(config, mesh, tokenizer, teacher)
-    units = dict(batch_size=config.batch_size, epoch_size=epoch_size)
+    pace = pace or Pace.of(config.batch_size)
+    units = dict(batch_size=config.batch_size, epoch_size=epoch_size, pace=pace)
     total = to_steps(config.schedule.total, **units, where="schedule.total")
     schedule = learning_rate(config.schedule, config.optimizer.lr, total, **units)
     plan = make_optimizer(config.optimizer, schedule, params)
-    return Task(config, mesh, tokenizer, losses, plan, schedule, total, epoch_size, teacher)
+    return Task(config, mesh, tokenizer, losses, plan, schedule, total, epoch_size, pace, teacher)
 
 
 def abstract_params(
