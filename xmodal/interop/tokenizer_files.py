@@ -8,16 +8,20 @@ nothing else.
 
 import copy
 import json
+import string
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataError
+from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer, wordpiece
 from xmodal.interop.preprocessing import read_json
 from xmodal.interop.tables import InteropError
 
 _ENDLESS = 10**6  # "no limit" of a tokenizer_config.json is 1e30
+_SPACE = r"[\s\x1c-\x1f]+"  # what `str.split` takes for white space
+_PUNCTUATION = "[" + "".join(f"\\x{ord(mark):02x}" for mark in string.punctuation if mark != "_") + "]"
 
 
 def read_tokenizer(folder: Path, cased: Collection[str] = ()) -> tuple[Tokenizer, int]:
@@ -83,7 +87,13 @@ def _from_vocab(folder: Path, settings: Mapping[str, Any]) -> dict:
 
 
 def write_tokenizer(
-    folder: Path, tokenizer: Tokenizer, *, length: int, lower: bool, masked: bool = True, processor: str = ""
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    preparation: Preparation,
+    masked: bool = True,
+    processor: str = "",
 ) -> None:
     """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, as `AutoTokenizer` reads them.
 
@@ -91,7 +101,7 @@ def write_tokenizer(
       folder: to write to.
       tokenizer: as the model was trained with.
       length: tokens per text.
-      lower: texts are lower-cased before: the file then does it.
+      preparation: of texts before: the file then does it, but for what `unsaid` says.
       masked: padding is invisible to the model; otherwise its users get no mask that would hide it (SigLIP).
       processor: class of the reference for images and texts.
     """
@@ -101,8 +111,7 @@ def write_tokenizer(
         bos_token=tokenizer.bos_id, eos_token=tokenizer.eos_id, pad_token=tokenizer.pad_id, mask_token=tokenizer.mask_id
     )
     marks = {key: names[i] for key, i in marks.items() if i is not None}
-    if lower:
-        stated["normalizer"] = _lowering(stated.get("normalizer"))
+    stated["normalizer"] = _preparing(preparation, stated.get("normalizer"))
     stated["post_processor"] = _template(
         *((marks[key], getattr(tokenizer, key.replace("token", "id"))) if key in marks else None
           for key in ("bos_token", "eos_token"))
@@ -162,8 +171,9 @@ def is_gemma(tokenizer: Tokenizer, lower: bool) -> bool:
       lower: texts are lower-cased before.
     """
     stated = json.loads(tokenizer.json)
-    normalizer, model = stated.get("normalizer") or {}, stated["model"]
-    steps = [step for step in normalizer.get("normalizers", [normalizer]) if step.get("type") != "Lowercase"]
+    normalizer, model = stated.get("normalizer"), stated["model"]
+    ours = [*_steps(_preparing(Preparation(), None)), {"type": "Lowercase"}]  # of an earlier export
+    steps = [step for step in _steps(normalizer) if step not in ours]
     spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
     return (
         (lower or _lowers(normalizer))
@@ -185,14 +195,42 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, Mapping) else token
 
 
+def unsaid(preparation: Preparation) -> str:
+    """Says what a tokenizer.json cannot do to texts of what `preparation` does; "" where it can do it all."""
+    entities = "HTML entities become characters (html.unescape, twice)"
+    if preparation.clean == "none":
+        return ""
+    return entities if preparation.clean == "basic" else f"ftfy.fix_text mends them, and {entities}"
+
+
+def _preparing(preparation: Preparation, normalizer: dict | None) -> dict:
+    """A normaliser that prepares a text as far as the format can, and then does what this one does."""
+    replace = lambda pattern, by: {"type": "Replace", "pattern": pattern, "content": by}
+    steps = [] if preparation.clean == "none" else [{"type": "NFC"}]
+    if preparation.clean == "canonicalize":
+        steps += [replace({"String": "_"}, " "), replace({"Regex": _PUNCTUATION}, "")]
+    steps += [replace({"Regex": _SPACE}, " "), {"type": "Strip", "strip_left": True, "strip_right": True}]
+    steps += [{"type": "Lowercase"}] if preparation.lowers else []
+    given = _steps(normalizer)
+    if given[: len(steps)] == steps:  # written by an earlier export
+        return normalizer
+    return {"type": "Sequence", "normalizers": [*steps, *given]}
+
+
 def _lowering(normalizer: dict | None) -> dict:
     """A normaliser that lower-cases, and then does what this one does."""
-    return {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *([normalizer] if normalizer else [])]}
+    return {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *_steps(normalizer)]}
+
+
+def _steps(normalizer: dict | None) -> list[dict]:
+    """The steps of a normaliser; of none, none."""
+    if not normalizer:
+        return []
+    return normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
 
 
 def _lowers(normalizer: dict | None) -> bool:
-    steps = (normalizer or {}).get("normalizers", [normalizer or {}])
-    return any(step.get("type") == "Lowercase" for step in steps)
+    return any(step["type"] == "Lowercase" for step in _steps(normalizer))
 
 
 def _set_marks(stated: dict, settings: Mapping[str, Any], ids: Mapping[str, int]) -> None:
