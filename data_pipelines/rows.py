@@ -15,6 +15,7 @@ from data_pipelines.host import aligned_empty
 from data_pipelines.images import augment
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.samples import Sample
+from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer
 from data_pipelines.windows import Window
 
@@ -36,12 +37,12 @@ class OtherText(NamedTuple):
     Attributes:
         tokenizer: of that model.
         length: tokens of a caption.
-        lower: whether it is lower-cased.
+        preparation: what that model wants beside what the captions already are; see `Preparation.after`.
     """
 
     tokenizer: Tokenizer
     length: int
-    lower: bool = False
+    preparation: Preparation = Preparation()
 
 
 def empty_batch(
@@ -138,7 +139,7 @@ class RowFiller:
         for name, values in zip(("text", "text_valid"), self._tokenizer.encode(texts, shape[-1])):
             batch[name][here] = values.reshape(-1, *shape)
         for name, other in self.texts.items():
-            read = [text.lower() for text in texts] if other.lower else texts
+            read = [other.preparation(text) for text in texts]
             for kind, values in zip((name, f"{name}_valid"), other.tokenizer.encode(read, other.length)):
                 batch[kind][here] = values.reshape(-1, *shape[:-1], other.length)
         return replaced

@@ -19,6 +19,7 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.decode import full_image, on_white
 from data_pipelines.images.device import preprocess_batch
+from data_pipelines.text.preparation import Preparation
 from xmodal.config import ConfigError, make_spec
 from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
 from xmodal.distributed.sharding import shardings
@@ -79,7 +80,7 @@ class Model:
         self.tokenizer = stored.tokenizer
         config = stored.config.copy_and_resolve_references()
         config.model.dtype = dtype or config.model.dtype
-        self._data = config.data
+        self._data, self._prepare = config.data, Preparation.of(config.data.text)
         self._mesh = mesh or make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.local_devices())
         model = Functional.build(Stored(config, {}, None, stored.origin).spec)
         params = model.own(stored.params)
@@ -135,9 +136,11 @@ class Model:
         return batch
 
     def prepare_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Returns the model's input for some texts."""
-        text = self._data.text
-        ids, valid = self.tokenizer.encode([t.lower() if text.lower else t for t in texts], text.length)
+        """Returns the model's input for some texts, as users have them."""
+        return self._encoded([self._prepare(text) for text in texts])
+
+    def _encoded(self, prepared: Sequence[str]) -> dict[str, np.ndarray]:
+        ids, valid = self.tokenizer.encode(prepared, self._data.text.length)
         return {"text": ids, "text_valid": valid}
 
     def zero_shot(
@@ -186,11 +189,11 @@ class Model:
         """
         if self.no_word_maps:
             raise DataError(f"there are no word maps: {self.no_word_maps}")
-        text = text.lower() if self._data.text.lower else text
+        text = self._prepare(text)
         words = word_tokens(self.tokenizer, text, self._data.text.length)
         if not words:
             raise DataError(f"a word map needs a text with words, got {text!r}")
-        images, texts = self.prepare_images([picture]), self.prepare_texts([text])
+        images, texts = self.prepare_images([picture]), self._encoded([text])
         patches, tokens = (self._local(kind, batch) for kind, batch in (("image", images), ("text", texts)))
         scores = score_words([word.tokens for word in words], tokens, patches)
         if "image_grid" in images:

@@ -1,10 +1,8 @@
 """Captions: from the `.txt` member, or from templates over the fields of the `.json` member."""
 
 import contextlib
-import html
 import json
 import string
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,11 +10,10 @@ from data_pipelines.errors import BadSample, DataError, did_you_mean
 from data_pipelines.labels import MEMBER, Labels
 from data_pipelines.text import expressions
 from data_pipelines.text.fields import lookup
+from data_pipelines.text.preparation import Preparation
 
 _MASK = 2**64 - 1
-_CLEANING = ("none", "basic")
 _DRAWS = 4  # for each of several captions, before one comes twice
-_LONGEST = 2**14  # characters of a caption that are used: of megabytes, each visit would cost seconds
 
 
 class Record(NamedTuple):
@@ -83,11 +80,7 @@ class Captions:
             raise DataError("every template of data.text.templates has weight 0")
         if text.max_list < 1:
             raise DataError(f"data.text.max_list is {text.max_list}; a list gives at least 1 entry")
-        if text.clean not in _CLEANING:
-            raise DataError(
-                f"data.text.clean is {text.clean!r}, not one of {_CLEANING}{did_you_mean(str(text.clean), _CLEANING)}"
-            )
-        self._max_list, self._lower, self._basic = text.max_list, text.lower, text.clean == "basic"
+        self._max_list, self._prepare = text.max_list, Preparation.of(text)
         self._group_key, self._always_json = group_key, always_json
         self._keep = expressions.parse(keep) if keep else None
         self.labels, self.images, self.members = labels, images, members
@@ -100,15 +93,16 @@ class Captions:
         self._optional = optional
         self._json_optional = optional or (self._class_member and self.fields == [MEMBER])
         # Everything that decides whether a sample can be used; an index made for another rule is another index.
-        cleaned = self._basic and self.from_text  # which may leave nothing of a text
-        rules = [str(self._keep)] * bool(keep) + [dict(clean="basic")] * cleaned
+        cleaned = text.clean != "none" and self.from_text  # which may leave nothing of a text
+        rules = [str(self._keep)] * bool(keep) + [dict(clean=text.clean)] * cleaned
         rules += [labels.signature] if labels else []
         rules += [] if images else [dict(images=False)]
         rules += [members._asdict()] if members != _USUAL else []
         rules += ["uncaptioned"] * optional
         patterns = [t.pattern for t in self._templates]
         self.signature = json.dumps([patterns, group_key, *rules])
-        self.rendering = json.dumps([patterns, self._max_list, self._lower, self._basic])
+        clean = dict(none=False, basic=True).get(text.clean, text.clean)  # as indexes of before have it
+        self.rendering = json.dumps([patterns, self._max_list, text.lower, clean])
 
     def read(self, get: Callable[[str], bytes | None]) -> Record:
         """Returns the text side of a sample.
@@ -135,7 +129,7 @@ class Captions:
             content = get(self.members.caption)
             if content is None and not self._optional:
                 raise BadSample("no caption")
-            text = self._clean(_decode(content or b"", "bad text"))
+            text = self._prepare(_decode(content or b"", "bad text"))
         return Record(text, fields)
 
     def from_fields(self, fields: dict[str, Any], text: str | None) -> Record:
@@ -150,7 +144,7 @@ class Captions:
         """
         if text is None and not self._templates and not self._optional:
             raise BadSample("no caption")
-        text = "" if self._templates else self._clean(text or "")
+        text = "" if self._templates else self._prepare(text or "")
         return Record(text, fields if self._needs_json or self._always_json else {})
 
     def check(self, record: Record) -> None:
@@ -251,15 +245,7 @@ class Captions:
             text += literal
             if name is not None:
                 text += ", ".join(pick(_entries(lookup(record.fields, name)), place))
-        return self._clean(text)
-
-    def _clean(self, text: str) -> str:
-        # Half of a surrogate pair, which json may hold, is no character and cannot be encoded.
-        text = text[:_LONGEST].encode("utf-8", "replace").decode()
-        if self._basic:  # twice: captions from the web hold entities of entities, such as "&amp;quot;"
-            text = unicodedata.normalize("NFC", _unescape(_unescape(text)))
-        text = " ".join(text.split())
-        return text.lower() if self._lower else text
+        return self._prepare(text)
 
 
 def _template(entry: Any) -> Template:
@@ -286,13 +272,6 @@ def _decode(content: bytes, reason: str) -> str:
     if "\0" in text:  # no text holds it: the tail of a file that was never written
         raise BadSample(reason)
     return text
-
-
-def _unescape(text: str) -> str:
-    try:
-        return html.unescape(text)
-    except ValueError:  # "&#" and thousands of digits
-        return text
 
 
 def _parse_json(content: bytes) -> dict[str, Any]:

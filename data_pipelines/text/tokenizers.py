@@ -1,9 +1,12 @@
 """Text to token ids through any Hugging Face `tokenizer.json`, CLIP's own among them."""
 
+import contextlib
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,22 +21,27 @@ _BOS = ("<bos>", "<|startoftext|>", "[CLS]", "<s>")
 _EOS = ("<eos>", "<|endoftext|>", "[SEP]", "</s>")
 _PAD = ("<pad>", "[PAD]", "<|pad|>")
 _MASK = ("[MASK]", "<mask>")
+_PROBES = ("a", "A cat, 2 dogs.", "é 苹果 😀", "<a> [b]\x00", "\u200d", "")  # what a vocabulary may not know
+_MESSAGE = 400  # characters of what the library says
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenizer:
-    """Encodes captions as `bos, tokens, eos, pad...`.
+    """Encodes captions as `prefix, tokens, suffix, pad...`.
 
-    The marks are those that the file's own template adds; a file without one gets those of its vocabulary.
+    The special tokens around a text are those that the file's own template adds, all of them; a file without a template
+    gets a begin and an end token of its vocabulary.
 
     Attributes:
         json: text of the `tokenizer.json`, to be kept with a run.
         vocab_size: number of ids, added tokens included.
-        bos_id: begins every caption; None where there is no such mark (SigLIP, T5, GPT-2).
-        eos_id: ends every caption, cut ones too.
+        prefix: ids in front of every caption; () where there are none (SigLIP, T5, GPT-2).
+        suffix: ids that end every caption, cut ones too; at least one.
+        bos_id: begins every caption: the first of the prefix, or None.
+        eos_id: ends every caption: the last of the suffix.
         pad_id: fills the rest.
-        mask_id: stands for a token that is to be guessed; None where there is no such mark.
-        special_ids: of all marks, those of unknown words among them.
+        mask_id: stands for a token that is to be guessed; None where there is no such token.
+        special_ids: of all special tokens, those of unknown words among them.
     """
 
     def __init__(self, text: str, name: str = "tokenizer.json"):
@@ -44,28 +52,37 @@ class Tokenizer:
             name: where it comes from, for messages.
 
         Raises:
-            DataError: it is no tokenizer, or has no end token.
+            DataError: it is no tokenizer, its ids have gaps, or it has no end token.
         """
-        try:
+        with reading(name):
             stated = json.loads(text)
+            ids = token_ids(stated)
             self._hf = hf.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{name} is not a Hugging Face tokenizer.json: {error}") from None
-        self._hf.no_padding()
-        self._hf.no_truncation()
-        first, last = self._template()
-        self._hf.encode_special_tokens = True  # a caption that says "<eos>" must not end itself
-        self.json = text
-        self.vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values()) + 1
-        self.bos_id = self._find(_BOS) if first is last is None else first
-        eos = self._find(_EOS) if last is None else last
-        if eos is None:
+            self._hf.no_padding()
+            self._hf.no_truncation()
+            given = self._hf.get_vocab(with_added_tokens=True)
+            if wrong := next((token for token in ids if given.get(token) != ids[token]), None):
+                raise ValueError(f"the token {wrong!r} has the id {ids[wrong]} in it, and {given.get(wrong)} when read")
+            before, after = self._template()
+            self._hf.encode_special_tokens = True  # a caption that says "<eos>" must not end itself
+            self.tokens(_PROBES)
+        self.json, self.vocab_size = text, 1 + max(ids.values(), default=-1)
+        eos = None if after else self._find(_EOS)
+        if not after and eos is None:
             raise DataError(f"{name} has no end token: none of {', '.join(_EOS)} is in its vocabulary")
-        self.eos_id = eos
+        bos = None if before or after else self._find(_BOS)
+        self.prefix: tuple[int, ...] = before or (() if bos is None else (bos,))
+        self.suffix: tuple[int, ...] = after or (eos,)
+        self.bos_id, self.eos_id = (self.prefix[0] if self.prefix else None), self.suffix[-1]
         self.pad_id = self._find_pad(stated.get("padding"))
         self.mask_id = self._find(_MASK)
-        marks = {token["id"] for token in stated.get("added_tokens") or () if token["special"]}
-        self.special_ids = tuple(sorted({*marks, self.eos_id, self.pad_id, self.bos_id, self.mask_id} - {None}))
+        special = {token["id"] for token in stated.get("added_tokens") or () if token["special"]}
+        around = {*self.prefix, *self.suffix, self.pad_id}
+        if strange := [i for i in around if not isinstance(i, int) or not 0 <= i < self.vocab_size]:
+            raise DataError(
+                f"{name} puts the id {strange[0]!r} around texts; its ids go from 0 to {self.vocab_size - 1}"
+            )
+        self.special_ids = tuple(sorted({*special, *around, self.mask_id} - {None}))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -88,16 +105,23 @@ class Tokenizer:
 
         Args:
             texts: captions.
-            length: tokens per caption, begin and end included; at least 3.
+            length: tokens per caption, begin and end included.
 
         Returns:
             Ids, int32 [texts, length], and which of them belong to the caption, bool [texts, length].
+
+        Raises:
+            DataError: the special tokens alone fill the length.
         """
-        bos = [] if self.bos_id is None else [self.bos_id]
+        room = length - self.marks
+        if room < 1:
+            raise DataError(
+                f"a text of {length} tokens has no room beside {self.marks} special tokens: data.text.length"
+            )
         ids = np.full((len(texts), length), self.pad_id, np.int32)
         valid = np.zeros((len(texts), length), bool)
         for row, found in enumerate(self.tokens(texts)):
-            tokens = [*bos, *found[: length - self.marks], self.eos_id]
+            tokens = [*self.prefix, *found[:room], *self.suffix]
             ids[row, : len(tokens)] = tokens
             valid[row, : len(tokens)] = True
         return ids, valid
@@ -116,45 +140,110 @@ class Tokenizer:
         Returns:
             (place in the encoding, (first character, one past the last)) of each token that is not cut off.
         """
-        first = 0 if self.bos_id is None else 1
         offsets = self._hf.encode(text, add_special_tokens=False).offsets[: length - self.marks]
-        return list(enumerate(offsets, start=first))
+        return list(enumerate(offsets, start=len(self.prefix)))
 
     @property
     def marks(self) -> int:
         """Number of begin and end tokens that every caption gets."""
-        return 1 if self.bos_id is None else 2
+        return len(self.prefix) + len(self.suffix)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of one sequence: what lies before its first end token, without special tokens."""
         tokens = [int(i) for i in ids]
-        if self.eos_id in tokens:
-            tokens = tokens[: tokens.index(self.eos_id)]
-        special = (self.bos_id, self.pad_id)
+        if self.suffix[0] in tokens:
+            tokens = tokens[: tokens.index(self.suffix[0])]
+        special = (*self.prefix, self.pad_id)
         text = self._hf.decode([i for i in tokens if i not in special], skip_special_tokens=True)
         # CLIP marks the ends of words by a suffix that its file's decoder leaves in place.
         return " ".join(text.replace("</w>", " ").split())
 
-    def _template(self) -> tuple[int | None, int | None]:
-        """Returns the ids that the file's template puts before and after a text, None where it puts none."""
-        encoding = self._hf.encode("a", add_special_tokens=True)
-        inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
-        if not inside:  # the vocabulary has no "a"
-            return None, None
-        before, after = encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
-        return (before[0] if before else None), (after[-1] if after else None)
+    def _template(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the ids that the file's template puts before and after a text.
+
+        Raises:
+            ValueError: the template does something else to a text.
+        """
+        if not self._hf.num_special_tokens_to_add(False):
+            return (), ()
+        for probe in ("a", *itertools.islice(self._hf.get_vocab(with_added_tokens=False), 100)):
+            text = self._hf.encode(probe, add_special_tokens=False).ids
+            whole = self._hf.encode(probe, add_special_tokens=True)
+            inside = [place for place, special in enumerate(whole.special_tokens_mask) if not special]
+            if text and inside:
+                first, last = inside[0], inside[-1] + 1
+                if whole.ids[first:last] != text:
+                    raise ValueError(f"its template makes {whole.ids} of a text of the ids {text}")
+                return tuple(whole.ids[:first]), tuple(whole.ids[last:])
+        raise ValueError("its template could not be tried out: it makes no tokens of its own vocabulary")
 
     def _find(self, names: Sequence[str]) -> int | None:
         ids = (self._hf.token_to_id(name) for name in names)
         return next((i for i in ids if i is not None), None)
 
     def _find_pad(self, padding: dict | None) -> int:
-        if padding and "pad_id" in padding:
+        if padding:
             return padding["pad_id"]
         pad = self._find(_PAD)
         if pad is not None:
             return pad
         return self.eos_id if self._hf.token_to_id("<|endoftext|>") == self.eos_id else 0
+
+
+def token_ids(stated: Any) -> dict[str, int]:
+    """Returns the id of every token of a tokenizer.json.
+
+    Args:
+        stated: the document.
+
+    Raises:
+        ValueError: it is no such document, or its ids are not all the numbers from 0.
+    """
+    if not isinstance(stated, dict) or not isinstance(stated.get("model"), dict):
+        raise ValueError("it has no model")
+    vocab, added = stated["model"].get("vocab"), stated.get("added_tokens") or []
+    if isinstance(vocab, list):  # Unigram: an id is a place in the list
+        ids = {entry[0]: i for i, entry in enumerate(vocab)}
+        taken = set(range(len(vocab)))
+    elif isinstance(vocab, dict):
+        ids, taken = dict(vocab), set(vocab.values())
+    else:
+        raise ValueError("it has no vocabulary")
+    ids |= {token["content"]: token["id"] for token in added}
+    taken |= {token["id"] for token in added}
+    if bad := next((i for i in taken if isinstance(i, bool) or not isinstance(i, int)), None):
+        raise ValueError(f"{bad!r} is no id")
+    if taken and (min(taken) < 0 or max(taken) >= len(taken)):
+        missing = next(i for i in range(len(taken)) if i not in taken)
+        raise ValueError(
+            f"its {len(taken):,} ids go from {min(taken)} to {max(taken)} and have gaps: the first is {missing}; a "
+            "model would get a row for each"
+        )
+    return ids
+
+
+@contextlib.contextmanager
+def reading(name: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turns what happens while a damaged tokenizer.json is read into a DataError, panics of the library among it.
+
+    Args:
+        name: of the file.
+        passes: exceptions that say enough as they are.
+    """
+    try:
+        yield
+    except passes:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        why = (
+            f"{type(error).__name__}: {error}"
+            if isinstance(error, LookupError | TypeError | AttributeError)
+            else str(error)
+        )
+        why = why if len(why) < _MESSAGE else why[:_MESSAGE] + " ..."
+        raise DataError(f"{name} is not a Hugging Face tokenizer.json that can be used: {why}") from None
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:

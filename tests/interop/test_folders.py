@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import train_bpe
 from tests.interop import folders
 from xmodal.__main__ import main
@@ -201,7 +202,7 @@ def test_marks_and_padding_are_those_that_the_folder_states(folder):
 
 def test_written_tokenizers_read_back_and_lower_case(tmp_path):
     tokenizer = train_bpe(["red heart", "a cat"] * 3, 300)
-    write_tokenizer(tmp_path, tokenizer, length=9, lower=True)
+    write_tokenizer(tmp_path, tokenizer, length=9, preparation=Preparation(lower=True))
     again, length = read_tokenizer(tmp_path)
     assert length == 9 and not same_tokens(tokenizer, again)
     np.testing.assert_array_equal(again.encode(["RED Heart"], 9)[0], tokenizer.encode(["red heart"], 9)[0])

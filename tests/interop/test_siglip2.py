@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 import xmodal
 from configs import base
+from data_pipelines.text.preparation import Preparation
 from tests.interop import folders
 from xmodal.interop import preprocessing
 from xmodal.interop.export import export
@@ -133,7 +134,9 @@ def test_gemmas_tokenizer_leaves_as_it_came(gemma, tmp_path):
     again = open_stored(f"hf:{tmp_path / 'out'}").tokenizer
     for a, b in zip(stored.tokenizer.encode(texts, 12), again.encode(texts, 12)):
         np.testing.assert_array_equal(a, b)
-    write_tokenizer(tmp_path, stored.tokenizer, length=12, lower=True)  # lower-casing twice is lower-casing
+    write_tokenizer(
+        tmp_path, stored.tokenizer, length=12, preparation=Preparation(lower=True)
+    )  # lower-casing twice is lower-casing
     twice, _ = read_tokenizer(tmp_path)
     np.testing.assert_array_equal(twice.encode(texts, 12)[0], again.encode(texts, 12)[0])
 

@@ -60,7 +60,7 @@ def _embed(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: an index lies on a disk, local or common; copy it to a bucket afterwards")
     set_compile_cache("~/.cache/xmodal/jax")
     config = load_data(args)
-    config.data.text.lower = False  # the model lowers what it wants to; people read the captions as they are
+    config.data.text.lower, config.data.text.clean = False, "none"  # the model prepares; people read them as they are
     known = open_model(args.model, step=args.step, compute=args.compute, batch_size=args.batch_size)
     kinds = ("image", "text")
     what = _WHAT[args.what] if args.what else tuple(kind for kind in kinds if kind in known.model.inputs)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from data_pipelines.evalset import EvalSet
+from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.distributed.mesh import assert_same_data
 from xmodal.models.model import Functional
@@ -56,6 +57,11 @@ class EvalContext:
         opened = EvalSet(data, config, limit, where)
         assert_same_data(where, opened.fingerprint)
         return opened
+
+    @functools.cached_property
+    def prepare(self) -> Preparation:
+        """Prepares a text as captions are in training: for texts that do not come as captions of a set."""
+        return Preparation.of(self.data.text)
 
     def once(self, what: Any, make: Callable[[], Callable]) -> Callable:
         """Returns what `make` made for the first evaluator that asked for `what`: so it is compiled once for all."""

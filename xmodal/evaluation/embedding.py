@@ -25,7 +25,7 @@ class Embedder:
         return np.stack(parts)
 
     def texts(self, params: Mapping, texts: list[str]) -> np.ndarray:
-        """Embeds texts as the run tokenizes its captions."""
+        """Embeds texts, which are captions of a set or else went through `EvalContext.prepare`."""
         parts = [None] * len(texts)
         for batch, index in text_batches(texts, self._context, self._batch_size):
             scatter(parts, index, gather(self._context.embed["text"](params, batch)))
@@ -48,10 +48,10 @@ def image_batches(dataset: EvalSet, context: EvalContext, batch_size: int) -> It
 
 
 def text_batches(texts: list[str], context: EvalContext, batch_size: int) -> Iterator[tuple[dict, np.ndarray]]:
-    """Yields (global batch of ids and validity, row indices of the whole batch: -1 marks padding)."""
-    text, (shard, count) = context.data.text, process_shard(context.mesh, batch_size)
+    """Yields (global batch of ids and validity, row indices of the whole batch: -1 marks padding) of prepared texts."""
+    shard, count = process_shard(context.mesh, batch_size)
     rows = batch_size // count
-    ids, valid = context.tokenizer.encode([t.lower() if text.lower else t for t in texts], text.length)
+    ids, valid = context.tokenizer.encode(texts, context.data.text.length)
     for start in range(0, len(texts), batch_size):
         index = np.arange(start, start + batch_size)
         own = np.minimum(index[shard * rows : (shard + 1) * rows], len(texts) - 1)

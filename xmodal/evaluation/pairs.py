@@ -68,7 +68,7 @@ class Pairs(Evaluator):
 
     def _wrong_captions(self, name: str, context: EvalContext, embedder: Embedder):
         dataset = self.open(name, context)
-        wrong = [self._wrong(record, context.data.text.lower) for record in dataset.records]
+        wrong = [self._wrong(record, context) for record in dataset.records]
         right = [record["captions"][0] for record in dataset.records]
         rows = np.repeat(np.arange(len(wrong)), [len(texts) for texts in wrong])
         texts = list(dict.fromkeys([*right, *(text for own in wrong for text in own)]))
@@ -83,14 +83,14 @@ class Pairs(Evaluator):
 
         return dataset.records, dataset.names, scored, {"text": 1 / (1 + np.bincount(rows))}
 
-    def _wrong(self, record: Mapping, lower: bool) -> list[str]:
+    def _wrong(self, record: Mapping, context: EvalContext) -> list[str]:
         found = [text for field in self.wrong for text in _texts(lookup(record, field))]
         if not found:
             raise DataError(
                 f"wrong: sample {record['key']} of {record['shard']} has no text in "
                 f"{', '.join(map(repr, self.wrong))}; fields there: {', '.join(sorted(record))}"
             )
-        return [" ".join((text.lower() if lower else text).split()) for text in found]
+        return [context.prepare(text) for text in found]
 
     def _two_images(self, name: str, context: EvalContext, embedder: Embedder):
         sets = [

@@ -123,19 +123,17 @@ class Pointing(Evaluator):
             )
         if not all(place in self.template for place in ("{left}", "{right}")):
             raise DataError(f"template: {self.template!r} needs both {{left}} and {{right}}")
-        lower = str.lower if context.data.text.lower else str
-        chosen = _choose([lower(" ".join(label.split())) for label in labels], self.pairs)
+        chosen = _choose([context.prepare(label) for label in labels], self.pairs)
         halves = _halves(dataset, context, {i for pair in chosen for i, _ in pair})
-        return [_side_by_side(pair, halves, lower(self.template)) for pair in chosen]
+        return [_side_by_side(pair, halves, self.template, context.prepare) for pair in chosen]
 
     def _boxed(self, dataset: EvalSet, context: EvalContext) -> list[Case]:
-        lower = str.lower if context.data.text.lower else str
         images = _images(dataset, context, range(len(dataset)))
         cases = []
         for i, record in enumerate(dataset.records):
             for entry in record.get(self.boxes) or ():
                 text, box = _entry(entry, record, self.boxes)
-                text = lower(text)
+                text = context.prepare(text)
                 cases.append(Case(images[i], text, ((0, len(text), box),)))
         if not cases:
             raise DataError(f"boxes: no sample of {dataset.where} has boxes in its field {self.boxes!r}")
@@ -188,20 +186,25 @@ def _halves(dataset: EvalSet, context: EvalContext, wanted: set[int]) -> dict[in
     return {i: small(image) for i, image in _images(dataset, context, wanted).items()}
 
 
-def _side_by_side(pair: tuple, halves: Mapping[int, np.ndarray], template: str) -> Case:
-    """Two pictures on white, left and right at half height, and a text that names both."""
+def _side_by_side(pair: tuple, halves: Mapping[int, np.ndarray], template: str, prepare: Callable[[str], str]) -> Case:
+    """Two pictures on white, left and right at half height, and a text that names both; the names are prepared."""
     (i, left), (j, right) = pair
     half = halves[i].shape[0]
     image = np.full((2 * half, 2 * half, 3), 255, np.uint8)
     top = half // 2
     image[top : top + half, :half], image[top : top + half, half:] = halves[i], halves[j]
-    names, text = [], ""
-    for part in re.split(r"(\{left\}|\{right\})", template):
-        if part in ("{left}", "{right}"):
-            name, box = (left, (0.0, 0.0, 0.5, 1.0)) if part == "{left}" else (right, (0.5, 0.0, 1.0, 1.0))
-            names.append((len(text), len(text) + len(name), box))
-            part = name
-        text += part
+    shown = {"{left}": (left, (0.0, 0.0, 0.5, 1.0)), "{right}": (right, (0.5, 0.0, 1.0, 1.0))}
+    parts = re.split(r"(\{left\}|\{right\})", template)
+    text = prepare("".join(shown[part][0] if part in shown else part for part in parts))
+    names, end = [], 0
+    for part in parts:
+        piece = shown[part][0] if part in shown else prepare(part)
+        start = text.find(piece, end)
+        if start < 0:
+            raise DataError(f"template: {template!r} becomes {text!r} (data.text), in which {piece!r} is not found")
+        end = start + len(piece)
+        if part in shown:
+            names.append((start, end, shown[part][1]))
     return Case(image, text, tuple(names))
 
 

@@ -40,7 +40,7 @@ class Retrieval(Evaluator):
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
         dataset = self.open(name, context, instead=self.caption_list)
-        own = [self._captions(record, context.data.text.lower) for record in dataset.records]
+        own = [self._captions(record, context) for record in dataset.records]
         texts, pairs = candidates(own, self.merge)
         embedder, prefix = Embedder(context, self.batch_size), f"retrieval/{name}"
         by = np.array([str(record.get(self.by, "")) for record in dataset.records]) if self.by else None
@@ -73,7 +73,7 @@ class Retrieval(Evaluator):
 
         return run
 
-    def _captions(self, record: Mapping, lower: bool) -> Sequence[str]:
+    def _captions(self, record: Mapping, context: EvalContext) -> Sequence[str]:
         if not self.caption_list:
             return record["captions"]
         texts = lookup(record, self.caption_list)
@@ -82,8 +82,7 @@ class Retrieval(Evaluator):
                 f"caption_list: sample {record['key']} of {record['shard']} has no list of texts in its field "
                 f"{self.caption_list!r}; {_fields(record)}"
             )
-        texts = texts[: self.captions_per_image or None]
-        return [" ".join(t.lower().split() if lower else t.split()) for t in texts]
+        return [context.prepare(text) for text in texts[: self.captions_per_image or None]]
 
 
 def _fields(record: Mapping) -> str:

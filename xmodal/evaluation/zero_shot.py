@@ -39,7 +39,7 @@ class ZeroShot(Evaluator):
         classes = read_names(self.classes, "classes") if self.classes else sorted(set(values) - {""})
         labels = number(values, classes, self.labels, dataset.where)
         prompts = read_prompts(self.prompts, classes, "prompts")
-        texts = [prompt for own in prompts for prompt in own]
+        texts = [context.prepare(prompt) for own in prompts for prompt in own]
         embedder, prefix = Embedder(context, self.batch_size), f"zero_shot/{name}"
         if not texts:
             raise DataError("prompts: there is none")

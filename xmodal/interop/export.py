@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.text.preparation import Preparation
 from xmodal.inference import Model
 from xmodal.interop import OPEN_CLIP, jax_programs, open_clip, preprocessing
 from xmodal.interop.clip import LEGACY_EOS
@@ -19,7 +20,7 @@ from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_fo
 from xmodal.interop.huggingface import family_for
 from xmodal.interop.model_card import Card, write_card
 from xmodal.interop.tables import InteropError, fail
-from xmodal.interop.tokenizer_files import is_gemma, swap_ids, write_tokenizer
+from xmodal.interop.tokenizer_files import is_gemma, swap_ids, unsaid, write_tokenizer
 from xmodal.interop.weights import cast, write_weights
 from xmodal.paths import flatten_paths, map_paths
 
@@ -66,15 +67,11 @@ def export(stored: Stored, out: Path, *, to: str, dtype: str = "f32", card: Card
     writers = {"hf": _write_hf, "open_clip": _write_open_clip, "jax": _write_jax}
     if to not in writers:
         raise InteropError(f"--to {to}: expected {', '.join(writers)}")
-    if stored.config.data.text.lower and stored.tokenizer is not None and to == "jax":
-        notes = ["texts are lower-cased before they are tokenised"]
-    else:
-        notes = []
     with whole_folder(out) as folder:
-        reread, more = writers[to](stored, folder, dtype)
+        reread, notes = writers[to](stored, folder, dtype)
         differences = compare(Model(stored, dtype="float32", batch_size=8), reread(), TOLERANCE[dtype])
-        write_card(folder, to, stored, dtype, differences, card or Card(), (*notes, *more))
-    return Exported(Path(out), to, differences, (*notes, *more))
+        write_card(folder, to, stored, dtype, differences, card or Card(), notes)
+    return Exported(Path(out), to, differences, tuple(notes))
 
 
 def compare(live: Model, reread: Any, limit: float) -> dict[str, float]:
@@ -125,12 +122,9 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
         )
     if stored.tokenizer is not None:
         config.get("text_config", config).update(_mark_ids(stored))
-        _write_texts(stored, folder, family.processor)
-        if family.tokenizer_class and not is_gemma(stored.tokenizer, stored.config.data.text.lower):
-            notes.append(
-                f"AutoTokenizer makes a {family.tokenizer_class}, which is Gemma's, of every folder of this kind: load "
-                "this tokenizer with PreTrainedTokenizerFast.from_pretrained(DIR)"
-            )
+        notes += _write_texts(stored, folder, family.processor)
+        if family.tokenizer_class:
+            notes.append(_class_note(family.tokenizer_class, stored))
     config |= _labels(stored) if "id2label" in config else {}
     config["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
     _write_json(folder / CONFIG, config)
@@ -184,19 +178,33 @@ def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable
 def _write_jax(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Any], list[str]]:
     jax_programs.write(stored, folder, dtype)
     if stored.tokenizer is not None:
-        _write_texts(stored, folder)
+        return lambda: jax_programs.Programs(folder, stored), _write_texts(stored, folder)
     return lambda: jax_programs.Programs(folder, stored), []
 
 
 # ---------------------------------------------------------------------------------------------- parts
 
 
-def _write_texts(stored: Stored, folder: Path, processor: str = "") -> None:
-    text = stored.config.data.text
+def _class_note(name: str, stored: Stored) -> str:
+    """What is lost where the reference makes a tokenizer of its own class, whatever tokenizer.json says."""
+    advice = "load this tokenizer with PreTrainedTokenizerFast.from_pretrained(DIR)"
+    if is_gemma(stored.tokenizer, Preparation.of(stored.config.data.text).lowers):
+        return f"AutoTokenizer makes a {name} of this folder, which keeps white space as it is: join it, or {advice}"
+    return f"AutoTokenizer makes a {name}, which is Gemma's, of every folder of this kind: {advice}"
+
+
+def _write_texts(stored: Stored, folder: Path, processor: str = "") -> list[str]:
+    """Writes the tokenizer, with what is done to texts before; returns notes on what that leaves unsaid."""
+    text, preparation = stored.config.data.text, Preparation.of(stored.config.data.text)
     embeds = (tower.embed for tower in stored.spec.towers.values() if getattr(tower.embed, "type", "") == "token")
     masked = all(embed.mask_padding for embed in embeds)
-    options = dict(length=text.length, lower=text.lower, masked=masked, processor=processor)
+    options = dict(length=text.length, preparation=preparation, masked=masked, processor=processor)
     write_tokenizer(folder, stored.tokenizer, **options)
+    return (
+        [f"tokenizer.json cannot say all that this model wants of texts (data.text.clean): {rest}"]
+        if (rest := unsaid(preparation))
+        else []
+    )
 
 
 def _labels(stored: Stored) -> dict:

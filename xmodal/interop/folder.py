@@ -65,6 +65,8 @@ class Stored:
         image = {key: config["data"]["image"][key] for key in _IMAGE}
         image["squash"] = config["data"]["image"]["crop"] == "squash"
         text = {key: config["data"]["text"][key] for key in ("length", "lower")}
+        if (clean := config["data"]["text"]["clean"]) != "none":
+            text["clean"] = clean
         model = {key: value for key, value in config["model"].items() if key != "dtype"}
         digest = hashlib.blake2b(json.dumps([model, image, text], sort_keys=True).encode(), digest_size=16)
         digest.update((self.tokenizer.json if self.tokenizer else "").encode())

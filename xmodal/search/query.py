@@ -131,7 +131,7 @@ class Searcher:
         if len(text) > LONGEST:
             raise DataError(f"the text has {len(text):,} characters; at most {LONGEST:,} are read")
         with self._lock:
-            return self._word_map(row, text.strip())
+            return self._word_map(row, text)
 
     def _mapped(self, row: int, text: str) -> WordMap:
         picture = self.index.thumbnail(row)
@@ -143,7 +143,7 @@ class Searcher:
         """Returns a query as a unit vector, float32 [dim]."""
         parts = []
         if query.text.strip():
-            parts.append((1 - query.weight, self._embed("text", query.text.strip())))
+            parts.append((1 - query.weight, self._embed("text", query.text)))
         if query.image:
             parts.append((query.weight, self._embed("image", query.image)))
         elif query.sample is not None:

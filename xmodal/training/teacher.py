@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from data_pipelines.images.device import prepare_again
 from data_pipelines.images.naflex import Naflex
 from data_pipelines.rows import OtherText
+from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError, make_spec
 from xmodal.distributed.mesh import assert_same_data
@@ -175,9 +176,10 @@ def _texts(config: ConfigDict, tokenizer: Tokenizer, stored: Stored) -> dict[str
     """How the stream prepares captions for the teacher; {} where they would be what the student reads."""
     ours, theirs = config.data.text, stored.config.data.text
     same = stored.tokenizer.json == tokenizer.json and (theirs.length, ()) == (ours.length, tuple(ours.buckets))
-    if same and (ours.lower or not theirs.lower):
+    left = Preparation.of(theirs).after(Preparation.of(ours))
+    if same and left == Preparation():
         return {}
-    return {_TEXT: OtherText(stored.tokenizer, theirs.length, theirs.lower)}
+    return {_TEXT: OtherText(stored.tokenizer, theirs.length, left)}
 
 
 def _logit_scale(stored: Stored) -> float | None:
