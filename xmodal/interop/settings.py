@@ -136,7 +136,8 @@ def architecture(config: Mapping[str, Any], *known: str, hint: str = "") -> str:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list | tuple) and names else names or known[0]
     if name not in known:
-        raise InteropError(f"architectures is {shown(name)}: known are {', '.join(known)}{hint}")
+        name = name if isinstance(name, str) else shown(name)
+        raise InteropError(f"architectures is {name[:60]}: known are {', '.join(known)}{hint}")
     return name
 
 
