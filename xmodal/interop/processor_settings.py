@@ -43,12 +43,9 @@ def check_processor(config: Mapping[str, Any], where: str) -> None:
     if not kind.startswith("Siglip2"):
         missing = (key for key in ("image_mean", "image_std") if config.get(key) is None)
         problems += [f"{key} is missing" for key in missing]
-    if (
-        kind.startswith("ConvNext")
-        and isinstance(config.get("size"), Mapping)
-        and "shortest_edge" not in config["size"]
-    ):
-        problems.append(f"size is {shown(config['size'])}, needs shortest_edge")
+    size, shrunk = config.get("size"), kind.startswith("ConvNext") or config.get("crop_pct") is not None
+    if shrunk and isinstance(size, Mapping) and "shortest_edge" not in size:
+        problems.append(f"size is {shown(size)}, needs shortest_edge")
     fail(f"{where}: these pictures cannot be prepared here", problems)
 
 

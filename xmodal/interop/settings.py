@@ -147,6 +147,27 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def typed(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Says which values of a part of open_clip's configuration have another type than their defaults.
+
+    Args:
+      where: name of the part.
+      given: its settings.
+      known: settings that are read, with their defaults; of those whose default is None, only `norm_kwargs` and
+        `act_kwargs` are looked at, which are objects.
+    """
+    problems = []
+    for key, value in given.items():
+        if key in ("norm_kwargs", "act_kwargs"):
+            good = value is None or isinstance(value, Mapping)
+            problems += [] if good else [f"{where}.{key} is {shown(value)}, needs an object"]
+            if key == "norm_kwargs" and good and value:
+                problems += typed(f"{where}.{key}", value, dict(eps=1e-5))
+        elif known.get(key) is not None:
+            problems += [f"{where}.{key} {problem}" for problem in _wrong(key, value, known[key])]
+    return problems
+
+
 def bounded(config: Any, where: str) -> None:
     """Raises an InteropError for numbers of a model's description that no model has; it names the first.
 
