@@ -15,7 +15,7 @@ from tests.interop import folders
 from xmodal.config import ConfigError, make_spec
 from xmodal.interop import FAMILIES, OPEN_CLIP, open_clip
 from xmodal.interop.folder import open_stored, write_stored
-from xmodal.interop.huggingface import model_config
+from xmodal.interop.huggingface import family_of, model_config
 from xmodal.interop.preprocessing import from_open_clip, from_processor, read_processor
 from xmodal.interop.tables import InteropError
 from xmodal.interop.weights import open_weights
@@ -50,7 +50,7 @@ def test_damaged_configurations(name, fuzz_cases):
     def read(document):
         if not isinstance(document, dict):
             raise InteropError("read_json refuses it")
-        build(FAMILIES.get(document.get("model_type")), model_config(document))
+        build(family_of(document), model_config(document))
 
     for seed in range(4 * fuzz_cases):
         document = fuzzing.damaged_json(given, seed)
@@ -115,9 +115,10 @@ def test_damaged_folders(kind, tmp_path, fuzz_cases):
     """One file of a whole folder is damaged, as bytes or as a document."""
     folder = make(kind, tmp_path)
     prefix = {"hf": "hf:", "bert": "hf:"}.get(kind, "")
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    there = (path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    files = sorted(path for path in there if not path.name.startswith(("tokenizer", "special_tokens")))
     draw = random.Random(7)
-    for seed in range(2 * fuzz_cases):
+    for seed in range(fuzz_cases // 3):
         path = draw.choice(files)
         before = path.read_bytes()
         if path.suffix == ".json" and draw.random() < 0.7:

@@ -216,11 +216,12 @@ def _own_config(path: Path) -> ConfigDict:
     data = given.get("data")
     sections = {"model": given.get("model"), "objectives": given.get("objectives"), "data": data}
     sections |= {f"data.{key}": data.get(key) for key in _SECTIONS} if isinstance(data, dict) else {}
-    fail(f"{path} is incomplete",
-         [f"{key} is {shown(value)}, needs a section" for key, value in sections.items() if not isinstance(value, dict)])  # fmt: skip
+    wrong = {key: value for key, value in sections.items() if not isinstance(value, dict)}
+    fail(f"{path} is incomplete", [f"{key} is {shown(value)}, needs a section" for key, value in wrong.items()])
     try:
-        for key in ("model", "data"):
-            bounded(given[key], f"{path}: {key}")
+        bounded(given["model"], f"{path}: model")
+        bounded({key: data["image"].get(key) for key in ("size", "resize", "naflex")}, f"{path}: data.image")
+        bounded(dict(length=data["text"].get("length")), f"{path}: data.text")
         config, base = with_new_options(from_json(json.dumps(given))), with_new_options(ConfigDict())
         for key in _SECTIONS:
             config.data[key] = validate(config.data[key], base.data[key], f"{path}: data.{key}")

@@ -63,10 +63,9 @@ def settings(config: Mapping[str, Any], known: Mapping[str, Any], idle: Mapping[
     Raises:
       InteropError: there are others; all of them are listed.
     """
-    given = dict(model_cfg=config, vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"])
+    wrong = [key for key in ("vision_cfg", "text_cfg") if not isinstance(config[key], Mapping)]
     fail(
-        "this open_clip model cannot be converted",
-        [f"{key} is {shown(value)}, needs an object" for key, value in given.items() if not isinstance(value, Mapping)],
+        "this open_clip model cannot be converted", [f"{key} is {shown(config[key])}, needs an object" for key in wrong]
     )
     vision, words = dict(config["vision_cfg"]), dict(config["text_cfg"])
     wrong = typed("model_cfg", config, dict(embed_dim=512, quick_gelu=False))
