@@ -63,10 +63,9 @@ def settings(config: Mapping[str, Any], known: Mapping[str, Any], idle: Mapping[
     Raises:
       InteropError: there are others; all of them are listed.
     """
-    wrong = [key for key in ("vision_cfg", "text_cfg") if not isinstance(config[key], Mapping)]
-    fail(
-        "this open_clip model cannot be converted", [f"{key} is {shown(config[key])}, needs an object" for key in wrong]
-    )
+    parts = (key for key in ("vision_cfg", "text_cfg") if not isinstance(config[key], Mapping))
+    wrong = [f"{key} is {shown(config[key])}, needs an object" for key in parts]
+    fail("this open_clip model cannot be converted", wrong)
     vision, words = dict(config["vision_cfg"]), dict(config["text_cfg"])
     wrong = typed("model_cfg", config, dict(embed_dim=512, quick_gelu=False))
     wrong += typed("vision_cfg", vision, known) + typed("text_cfg", words, _TEXT)
