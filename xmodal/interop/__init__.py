@@ -6,6 +6,7 @@ A family is one file with one table, and one line here.
 from xmodal.interop import open_clip, open_clip_resnet
 from xmodal.interop.align import ALIGN
 from xmodal.interop.bert import BERT
+from xmodal.interop.chinese_clip import CHINESE_CLIP
 from xmodal.interop.clip import CLIP
 from xmodal.interop.convnext import CONVNEXT
 from xmodal.interop.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Family] = {
         RESNET,
         EFFICIENTNET,
         ALIGN,
+        CHINESE_CLIP,
     )
 }
 # By `open_clip.kind_of` the model_cfg of an open_clip_config.json.

@@ -7,33 +7,33 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmodal.interop import bert, efficientnet
-from xmodal.interop.encoders import IMAGE, OBJECTIVE, TEXT, with_defaults
+from xmodal.interop.encoders import IMAGE, OBJECTIVE, TEXT
 from xmodal.interop.networks import network_differences
-from xmodal.interop.tables import Entry, Family, InteropError, counters, differences, fail, linear
-from xmodal.interop.vit import check_config
+from xmodal.interop.settings import Settings, architecture, section
+from xmodal.interop.tables import Entry, Family, InteropError, counters, fail, linear
 from xmodal.models import presets
 from xmodal.models.efficientnet import EfficientNetSpec
-from xmodal.models.embed import TokenSpec
 from xmodal.models.model import ModelSpec
 from xmodal.models.tower import TowerSpec
 
 _MODEL = "AlignModel"
 SMOOTHING = 0.1  # of the reference's loss; its configuration does not say it
-_DIM = 640  # the configuration's default
+_SETTINGS = Settings(read=dict(projection_dim=640), idle=("text_config", "vision_config", "temperature_init_value"))
 _IGNORED = ("position_ids", "token_type_ids")
 
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of an `AlignConfig`."""
-    check_config(config, dict(architectures=[_MODEL]))
-    image = efficientnet.image_tower(config.get("vision_config") or {}, top=0)
+    architecture(config, _MODEL)
+    dim = section(config, "", _SETTINGS)["projection_dim"]
+    image = efficientnet.image_tower(section(config, "vision_config", efficientnet.SETTINGS), top=0)
     width = image["trunk"]["width"]
-    if config.get("projection_dim", _DIM) != width:
+    if dim != width:
         raise InteropError(
-            f"projection_dim is {config.get('projection_dim', _DIM)}, and the image tower, which has no projection, "
+            f"projection_dim is {dim}, and the image tower, which has no projection, "
             f"gives {width} channels: this model cannot compare its pictures and texts"
         )
-    words = with_defaults(config, "text_config", bert.DEFAULTS)
+    words = section(config, "text_config", bert.TEXT_PART)
     text = bert.text_tower(words, pooler=False, embed_dim=width)
     return presets.dual_tower(**{IMAGE: image, TEXT: text})
 
@@ -72,11 +72,7 @@ def _towers(spec: ModelSpec) -> tuple[TowerSpec, TowerSpec]:
     fail(f"{_MODEL} needs the towers {IMAGE!r} and {TEXT!r}", missing)
     image, text = spec.towers[IMAGE], spec.towers[TEXT]
     problems = network_differences(image, EfficientNetSpec, efficientnet.FREE, dict(stem=32, top=0), embed_dim=0)
-    if not isinstance(text.embed, TokenSpec) or not text.trunk.pattern:
-        problems.append(f"{TEXT}: needs a TokenSpec and layers")
-    else:
-        fixed = dict(pool="cls", pooler=False, embed_dim=image.width, projection_bias=True)
-        problems += differences(text, bert.fixed_tower(text, **fixed), TEXT)
+    problems += bert.projected_differences(text, image.width, bias=True)
     fail(f"{_MODEL} has no such model", problems)
     return image, text
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal.interop.encoders import FREE_TRUNK, TEXT, encoder_config, hidden, mlp_settings
+from xmodal.interop.encoders import FREE_TRUNK, TEXT, encoder_config, hidden, layer_settings, sizes
+from xmodal.interop.settings import Settings, architecture, section
 from xmodal.interop.tables import Entry, Family, InteropError, differences, fail, linear, norm
-from xmodal.interop.vit import check_config, sizes
 from xmodal.models import presets
 from xmodal.models.embed import TokenSpec
 from xmodal.models.model import ModelSpec
@@ -15,12 +15,18 @@ from xmodal.models.spec import Sublayer
 from xmodal.models.tower import TowerSpec
 from xmodal.models.trunk import TrunkSpec
 
-# Defaults of the reference's configuration class.
-DEFAULTS = dict(vocab_size=30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
+# With the defaults of the reference's configuration class.
+_READ = dict(vocab_size=30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
                 hidden_act="gelu", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
                 max_position_embeddings=512, type_vocab_size=2, layer_norm_eps=1e-12)  # fmt: skip
 _BARE, _MASKED, _PRETRAINING = "BertModel", "BertForMaskedLM", "BertForPreTraining"
 _FIXED = dict(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute", tie_word_embeddings=True)
+# Of heads that are not converted, and of the first published files, which nothing reads; whether there is a pooler is
+# told by the weights.
+_IDLE = ("add_pooling_layer", "classifier_dropout", "directionality", "pooler_fc_size", "pooler_num_attention_heads",
+         "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type")  # fmt: skip
+SETTINGS = Settings(read=_READ, fixed=_FIXED, idle=_IDLE)
+TEXT_PART = Settings(read=_READ, fixed=dict(position_embedding_type="absolute"), idle=(*_IDLE, "projection_dim"))
 _MAPS = (("attention.self.query", "query"), ("attention.self.key", "key"), ("attention.self.value", "value"),
          ("attention.output.dense", "out"))  # fmt: skip
 # What files carry beside the model: an index table, the head that tells whether one sentence follows another (no
@@ -43,15 +49,11 @@ def with_names(config: Mapping[str, Any], names: Iterable[str]) -> dict:
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of a `BertConfig`."""
-    kind = next(iter(config.get("architectures") or (_BARE,)))
-    if kind not in (_BARE, _MASKED, _PRETRAINING):
-        raise InteropError(
-            f"architectures is {kind}: known are {_BARE}, {_MASKED} and {_PRETRAINING}. The model itself can be "
-            f"converted, `{_BARE}.from_pretrained(...).save_pretrained(DIR)`; its head belongs to one data set"
-        )
-    check_config(config, _FIXED)
-    pooler = config.get("add_pooling_layer", kind != _MASKED)
-    tower = text_tower({**DEFAULTS, **config}, pooler=pooler, head="none" if kind == _BARE else "masked")
+    hint = (f". The model itself can be converted, `{_BARE}.from_pretrained(...).save_pretrained(DIR)`; its head "
+            "belongs to one data set")  # fmt: skip
+    kind = architecture(config, _BARE, _MASKED, _PRETRAINING, hint=hint)
+    pooler = bool(config.get("add_pooling_layer", kind != _MASKED))
+    tower = text_tower(section(config, "", SETTINGS), pooler=pooler, head="none" if kind == _BARE else "masked")
     return presets.dual_tower(**{TEXT: tower})
 
 
@@ -60,8 +62,8 @@ def text_tower(config: Mapping[str, Any], **changes) -> dict:
     tokens = dict(vocab_size=config["vocab_size"], length=config["max_position_embeddings"],
                   types=config["type_vocab_size"])  # fmt: skip
     tower = presets.bert_tower(
-        *sizes(config), dropout=config["hidden_dropout_prob"], attn_dropout=config["attention_probs_dropout_prob"],
-        embed=tokens, **mlp_settings(config), **changes,
+        *sizes(config), dropout=config["hidden_dropout_prob"],
+        embed=tokens, **dict(attn_dropout=0.0) | layer_settings(config, "attention_probs_dropout_prob"), **changes,
     )  # fmt: skip
     return tower | dict(vocab_size=config["vocab_size"])
 
@@ -165,12 +167,20 @@ def fixed_tower(tower: TowerSpec, **fixed) -> TowerSpec:
     return TowerSpec(trunk=TrunkSpec(pattern=pattern, final_norm=False, **own), embed=embed, **(unused | fixed))
 
 
-def _fits(spec: ModelSpec) -> bool:
-    tower = spec.towers.get(TEXT)
-    return list(spec.towers) == [TEXT] and tower.trunk.pattern[0][0].place == "post"
+def projected_differences(tower: TowerSpec, dim: int, *, bias: bool) -> list[str]:
+    """Says in what a tower is not a BERT read at its first token and projected to a shared space `dim` wide."""
+    if not isinstance(tower.embed, TokenSpec) or not tower.trunk.pattern:
+        return [f"{TEXT}: needs a TokenSpec and layers"]
+    return differences(tower, fixed_tower(tower, pool="cls", pooler=False, embed_dim=dim, projection_bias=bias), TEXT)
+
+
+def is_post_norm(tower: TowerSpec) -> bool:
+    """Whether the layers of a tower are BERT's: normalised after their sum."""
+    return bool(tower.trunk.pattern) and tower.trunk.pattern[0][0].place == "post"
 
 
 BERT = Family(
-    model_type="bert", architecture=_BARE, model_config=model_config, table=table, to_config=to_config, fits=_fits,
+    model_type="bert", architecture=_BARE, model_config=model_config, table=table, to_config=to_config,
+    fits=lambda spec: list(spec.towers) == [TEXT] and is_post_norm(spec.towers[TEXT]),
     with_names=with_names, alias=_alias, ignored=frozenset(_IGNORED),
 )  # fmt: skip

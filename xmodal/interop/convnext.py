@@ -8,16 +8,19 @@ from ml_collections import ConfigDict
 
 from xmodal.interop.encoders import IMAGE, REFERENCE_ACTIVATIONS, activation
 from xmodal.interop.networks import check_network, is_network, only_tower
-from xmodal.interop.tables import Entry, Family, InteropError, convolution, linear, norm
-from xmodal.interop.vit import check_config, label_settings, labels
+from xmodal.interop.resnet import BACKBONE
+from xmodal.interop.settings import Settings, architecture, require, section
+from xmodal.interop.tables import Entry, Family, convolution, linear, norm
+from xmodal.interop.vit import label_settings, labels
 from xmodal.models import presets
 from xmodal.models.convnext import ConvNextSpec
 from xmodal.models.model import ModelSpec
 from xmodal.models.tower import TowerSpec
 
-# Defaults of the reference's configuration class.
-_DEFAULTS = dict(patch_size=4, hidden_sizes=(96, 192, 384, 768), depths=(3, 3, 9, 3), hidden_act="gelu",
-                 layer_norm_eps=1e-12, layer_scale_init_value=1e-6, drop_path_rate=0.0, image_size=224)  # fmt: skip
+# With the defaults of the reference's configuration class.
+_READ = dict(patch_size=4, hidden_sizes=(96, 192, 384, 768), depths=(3, 3, 9, 3), hidden_act="gelu",
+             layer_norm_eps=1e-12, layer_scale_init_value=1e-6, drop_path_rate=0.0, image_size=224)  # fmt: skip
+_SETTINGS = Settings(read=_READ, fixed=dict(num_channels=3), idle=(*BACKBONE, "num_stages"))
 _BARE, _CLASSIFIER = "ConvNextModel", "ConvNextForImageClassification"
 _FREE = ("image_size", "patch_size", "widths", "depths", "act", "layer_scale", "drop_path", "scan", "remat", "input")
 _EPS = 1e-6  # of all norms but the last, whatever the configuration says
@@ -25,18 +28,13 @@ _EPS = 1e-6  # of all norms but the last, whatever the configuration says
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of a `ConvNextConfig`."""
-    kind = (config.get("architectures") or (_BARE,))[0]
-    if kind not in (_BARE, _CLASSIFIER):
-        raise InteropError(f"architectures is {kind}: known are {_BARE} and {_CLASSIFIER}")
-    check_config(config, dict(num_channels=3))
-    config = {**_DEFAULTS, **config}
-    check_config(config, dict(num_stages=len(config["depths"])))
-    size = config["image_size"]
+    architecture(config, _BARE, _CLASSIFIER)
+    read = section(config, "", _SETTINGS)
+    require(config, dict(num_stages=len(read["depths"])))
     tower = presets.convnext_tower(
-        tuple(config["depths"]), tuple(config["hidden_sizes"]), norm_eps=config["layer_norm_eps"],
-        patch_size=config["patch_size"], image_size=tuple(size) if isinstance(size, list) else size,
-        act=activation(config["hidden_act"]), layer_scale=float(config["layer_scale_init_value"]),
-        drop_path=float(config["drop_path_rate"]),
+        read["depths"], read["hidden_sizes"], norm_eps=read["layer_norm_eps"], patch_size=read["patch_size"],
+        image_size=read["image_size"], act=activation(read["hidden_act"]),
+        layer_scale=float(read["layer_scale_init_value"]), drop_path=float(read["drop_path_rate"]),
     )  # fmt: skip
     names = labels(config, _CLASSIFIER)
     return presets.dual_tower(**{IMAGE: presets.classifier(tower, len(names)) if names else tower})

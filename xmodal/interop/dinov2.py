@@ -7,17 +7,24 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmodal.interop.encoders import IMAGE, encoder_config, mlp_settings
+from xmodal.interop.encoders import IMAGE, encoder_config, layer_settings, sizes
+from xmodal.interop.settings import Settings, architecture, section
 from xmodal.interop.tables import LINEAR, Entry, Family, InteropError, linear, norm
-from xmodal.interop.vit import attention_entries, check_config, check_tower, gated, is_image_tower, patch_entries, sizes
+from xmodal.interop.vit import FIXED, attention_entries, check_tower, gated, is_image_tower, patch_entries
 from xmodal.models import presets
 from xmodal.models.model import ModelSpec
 from xmodal.models.tower import TowerSpec
 
-# Defaults of the reference's configuration classes.
-_DEFAULTS = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, mlp_ratio=4, image_size=224,
-                 hidden_act="gelu", layer_norm_eps=1e-6, layerscale_value=1.0, use_swiglu_ffn=False)  # fmt: skip
-_PATCH_SIZE = {"dinov2": 14, "dinov2_with_registers": 16}
+# With the defaults of the reference's configuration classes. What a backbone gives is idle here, as is the token for
+# masked patches.
+_READ = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, mlp_ratio=4.0, image_size=224,
+             hidden_act="gelu", layer_norm_eps=1e-6, layerscale_value=1.0, use_swiglu_ffn=False,
+             attention_probs_dropout_prob=0.0)  # fmt: skip
+_SETTINGS = Settings(
+    read=_READ, fixed=FIXED | dict(apply_layernorm=True, drop_path_rate=0.0),
+    idle=("out_features", "out_indices", "reshape_hidden_states", "stage_names", "use_mask_token"),
+)  # fmt: skip
+_OWN = {"dinov2": dict(patch_size=14), "dinov2_with_registers": dict(patch_size=16, num_register_tokens=4)}
 _FILTER = {"dinov2": "bicubic", "dinov2_with_registers": "bicubic_antialias"}
 _CLASS = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
 # Stands in for masked patches in its training; no tower here reads it.
@@ -27,20 +34,17 @@ _MASK = "embeddings.mask_token"
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of a `Dinov2Config` or `Dinov2WithRegistersConfig`."""
     kind = config["model_type"]
-    name = (config.get("architectures") or (_CLASS[kind],))[0]
-    if name != _CLASS[kind]:
-        raise InteropError(
-            f"architectures is {name}: only the model itself can be converted, `{_CLASS[kind]}.from_pretrained(...)"
-            ".save_pretrained(DIR)`. Its classifier reads the patches' mean as well, and belongs to one data set"
-        )
-    check_config(config, dict(qkv_bias=True, num_channels=3, apply_layernorm=True))
-    config = {**_DEFAULTS, "patch_size": _PATCH_SIZE[kind], **config}
+    save = f"`{_CLASS[kind]}.from_pretrained(...).save_pretrained(DIR)`"
+    hint = (f". Only the model itself can be converted, {save}: its classifier reads the patches' mean as well, and "
+            "belongs to one data set")  # fmt: skip
+    architecture(config, _CLASS[kind], hint=hint)
+    config = section(config, "", _SETTINGS | _OWN[kind])
     hidden = _hidden(config["hidden_size"], config["mlp_ratio"], config["use_swiglu_ffn"])
-    layers = mlp_settings(config | dict(intermediate_size=hidden))
+    layers = layer_settings(config | dict(intermediate_size=hidden), "attention_probs_dropout_prob")
     layers |= dict(gate="layerscale", gate_init=float(config["layerscale_value"]))
     if config["use_swiglu_ffn"]:
         layers |= dict(glu=True, act="silu")
-    registers = config.get("num_register_tokens", 4) if kind == "dinov2_with_registers" else 0
+    registers = config.get("num_register_tokens", 0)
     size = config["image_size"]
     patches = dict(image_size=size, position_size=size, position_filter=_FILTER[kind], registers=registers)
     tower = presets.image_tower(*sizes(config), patch_size=config["patch_size"], style="vit", embed=patches, **layers)
@@ -104,14 +108,14 @@ def to_config(spec: ModelSpec, kind: str) -> dict:
     if mlp.glu and mlp.act != "silu":
         raise InteropError(f"{IMAGE}/trunk: gated MLPs of the reference have silu, not {mlp.act}")
     own = encoder_config(tower.trunk, IMAGE) | (dict(hidden_act="gelu") if mlp.glu else {})  # gated: not read
-    for key in ("attention_dropout", "intermediate_size"):
-        del own[key]
+    own["attention_probs_dropout_prob"] = own.pop("attention_dropout")
+    del own["intermediate_size"]
     registers = dict(num_register_tokens=embed.registers) if kind == "dinov2_with_registers" else {}
     return dict(
         architectures=[_CLASS[kind]], model_type=kind, **own, **registers, mlp_ratio=ratio, use_swiglu_ffn=mlp.glu,
         image_size=down * embed.patch_size, patch_size=embed.patch_size, num_channels=3,
         layerscale_value=tower.trunk.pattern[0][0].gate_init, qkv_bias=True,
-        attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
     )  # fmt: skip
 
 

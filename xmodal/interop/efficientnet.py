@@ -10,8 +10,9 @@ from xmodal.config import ConfigError
 from xmodal.interop.encoders import IMAGE, REFERENCE_ACTIVATIONS, activation
 from xmodal.interop.networks import check_network, is_network, only_tower
 from xmodal.interop.resnet import conv_norm
+from xmodal.interop.settings import Settings, architecture, require, section
 from xmodal.interop.tables import Entry, Family, InteropError, counters, linear, pointwise
-from xmodal.interop.vit import check_config, label_settings, labels
+from xmodal.interop.vit import label_settings, labels
 from xmodal.models import presets
 from xmodal.models.efficientnet import STAGES, EfficientNetSpec
 from xmodal.models.model import ModelSpec
@@ -19,11 +20,15 @@ from xmodal.models.tower import TowerSpec
 
 _STEM, _TOP = 32, 1280  # channels that the reference fixes, before scaling
 _kernels, _strides, _expansions, _channels, _blocks = zip(*STAGES)
-# Defaults of the reference's configuration class.
-_DEFAULTS = dict(image_size=600, width_coefficient=2.0, depth_coefficient=3.1, depth_divisor=8, kernel_sizes=_kernels,
+# With the defaults of the reference's configuration class. `dropout_rate` is that of a classifier in training.
+_READ = dict(image_size=600, width_coefficient=2.0, depth_coefficient=3.1, depth_divisor=8, kernel_sizes=_kernels,
                  out_channels=_channels, depthwise_padding=(), strides=_strides, num_block_repeats=_blocks,
                  expand_ratios=_expansions, squeeze_expansion_ratio=0.25, hidden_act="swish", batch_norm_eps=1e-3,
                  batch_norm_momentum=0.99, drop_connect_rate=0.2)  # fmt: skip
+SETTINGS = Settings(
+    read=_READ | dict(in_channels=()), fixed=dict(num_channels=3, pooling_type="mean"),
+    idle=("dropout_rate", "hidden_dim", "num_hidden_layers"),
+)  # fmt: skip
 _BARE, _CLASSIFIER = "EfficientNetModel", "EfficientNetForImageClassification"
 FREE = ("image_size", "width_factor", "depth_factor", "divisor", "stages", "squeeze", "act", "norm_eps",
         "norm_momentum", "drop_connect", "square_padding", "scan", "remat", "input")  # fmt: skip
@@ -34,35 +39,30 @@ FREE = ("image_size", "width_factor", "depth_factor", "divisor", "stages", "sque
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of an `EfficientNetConfig`."""
-    kind = (config.get("architectures") or (_BARE,))[0]
-    if kind not in (_BARE, _CLASSIFIER):
-        raise InteropError(f"architectures is {kind}: known are {_BARE} and {_CLASSIFIER}")
-    tower = image_tower(config, top=_TOP)
-    check_config(config, dict(hidden_dim=tower["trunk"]["width"]))
+    architecture(config, _BARE, _CLASSIFIER)
+    tower = image_tower(section(config, "", SETTINGS), top=_TOP)
+    require(config, dict(hidden_dim=tower["trunk"]["width"]))
     names = labels(config, _CLASSIFIER)
     return presets.dual_tower(**{IMAGE: presets.classifier(tower, len(names)) if names else tower})
 
 
 def image_tower(config: Mapping[str, Any], top: int) -> dict:
-    """Returns the tower of an `EfficientNetConfig`, or with `top=0` that of an `AlignVisionConfig`.
+    """Returns the tower of a complete `EfficientNetConfig`, or with `top=0` that of an `AlignVisionConfig`.
 
     The reference hands its `batch_norm_momentum` to a library that counts the share that is replaced; it is the share
     that is kept, as in what it was converted from.
     """
-    check_config(config, dict(num_channels=3, pooling_type="mean"))
-    config = {**_DEFAULTS, **config}
-    inputs = [_STEM, *config["out_channels"][:-1]]
-    check_config(dict(in_channels=list(config.get("in_channels", inputs))), dict(in_channels=inputs))
+    inputs = (_STEM, *config["out_channels"][:-1])
+    require(dict(in_channels=config["in_channels"] or inputs), dict(in_channels=inputs))
     each = ("kernel_sizes", "strides", "expand_ratios", "out_channels", "num_block_repeats")
-    size = config["image_size"]
     try:
         return presets.efficientnet_tower(
             float(config["width_coefficient"]), float(config["depth_coefficient"]), divisor=config["depth_divisor"],
             stages=tuple(zip(*(config[key] for key in each), strict=True)), top=top,
             squeeze=float(config["squeeze_expansion_ratio"]), act=activation(config["hidden_act"]),
             norm_eps=config["batch_norm_eps"], norm_momentum=config["batch_norm_momentum"],
-            drop_connect=float(config["drop_connect_rate"]), square_padding=tuple(config["depthwise_padding"]),
-            image_size=tuple(size) if isinstance(size, list) else size,
+            drop_connect=float(config["drop_connect_rate"]), square_padding=config["depthwise_padding"],
+            image_size=config["image_size"],
         )  # fmt: skip
     except ConfigError:
         raise

@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from xmodal.interop.settings import shown
 from xmodal.interop.tables import CONV, Entry, InteropError, differences, fail, linear, norm
 from xmodal.models import presets
 from xmodal.models.embed import NaflexSpec, PatchSpec, TokenSpec
@@ -25,11 +26,6 @@ FREE_TRUNK = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat"
 # ---------------------------------------------------------------------------------------------- settings
 
 
-def with_defaults(config: Mapping[str, Any], part: str, defaults: Mapping[str, Any]) -> dict:
-    """One part of a config.json, completed: a published file leaves out what equals the class's default."""
-    return {**defaults, **(config.get(part) or {})}
-
-
 def towers_of(style: str, vision: Mapping, words: Mapping, image_dim: int, text_dim: int) -> ConfigDict:
     """Returns the `model` section of two encoders.
 
@@ -40,27 +36,45 @@ def towers_of(style: str, vision: Mapping, words: Mapping, image_dim: int, text_
       image_dim: width of the image projection; 0 without one.
       text_dim: the same of the text.
     """
-    size = lambda c: (c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"])
-    patches = dict(image_size=vision["image_size"], norm_eps=vision["layer_norm_eps"])
     tokens = dict(vocab_size=words["vocab_size"], length=words["max_position_embeddings"])
-    image = presets.image_tower(
-        *size(vision), patch_size=vision["patch_size"], style=style, embed_dim=image_dim, embed=patches,
-        **mlp_settings(vision),
-    )  # fmt: skip
-    text = presets.text_tower(*size(words), style=style, embed_dim=text_dim, embed=tokens, **mlp_settings(words))
+    image = image_tower_of(style, vision, image_dim)
+    text = presets.text_tower(*sizes(words), style=style, embed_dim=text_dim, embed=tokens, **layer_settings(words))
     return presets.dual_tower(**{IMAGE: image, TEXT: text})
 
 
-def mlp_settings(config: Mapping[str, Any]) -> dict:
-    """Activation, hidden width and epsilon of an encoder's layers; raises an InteropError for another activation."""
-    act = activation(config["hidden_act"])
-    return dict(act=act, hidden=config["intermediate_size"], norm_eps=config["layer_norm_eps"])
+def image_tower_of(style: str, vision: Mapping, dim: int) -> dict:
+    """Returns the image tower of a complete `vision_config`; arguments as for `towers_of`."""
+    patches = dict(image_size=vision["image_size"], norm_eps=vision["layer_norm_eps"])
+    return presets.image_tower(
+        *sizes(vision), patch_size=vision["patch_size"], style=style, embed_dim=dim, embed=patches,
+        **layer_settings(vision),
+    )  # fmt: skip
+
+
+def sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Width, depth and heads of an encoder's settings."""
+    return config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+
+
+def layer_settings(config: Mapping[str, Any], dropout: str = "attention_dropout") -> dict:
+    """Activation, hidden width, epsilon and, unless it is 0, dropout of the attention of an encoder's layers.
+
+    Args:
+      config: complete settings.
+      dropout: key of the attention's dropout.
+
+    Raises:
+      InteropError: the activation is not known.
+    """
+    layers = dict(hidden=config["intermediate_size"], norm_eps=config["layer_norm_eps"])
+    layers["act"] = activation(config["hidden_act"])
+    return layers | (dict(attn_dropout=float(config[dropout])) if config[dropout] else {})
 
 
 def activation(name: str) -> str:
     """Our name of an activation of the reference; raises an InteropError for one that is not known."""
     if name not in _ACTIVATIONS:
-        raise InteropError(f"hidden_act {name!r} is not known: known are {', '.join(_ACTIVATIONS)}")
+        raise InteropError(f"hidden_act {shown(name)} is not known: known are {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
@@ -89,7 +103,7 @@ def encoder_config(trunk: TrunkSpec, where: str) -> dict:
     return dict(
         hidden_size=trunk.width, intermediate_size=hidden(trunk), num_hidden_layers=trunk.depth,
         num_attention_heads=attention.heads, hidden_act=REFERENCE_ACTIVATIONS[mlp.act],
-        layer_norm_eps=trunk.norm_eps, attention_dropout=0.0,
+        layer_norm_eps=trunk.norm_eps, attention_dropout=attention.attn_dropout,
     )  # fmt: skip
 
 

@@ -14,11 +14,12 @@ from PIL import Image
 
 from data_pipelines.text.preparation import Preparation
 from xmodal.inference import Model
-from xmodal.interop import OPEN_CLIP, jax_programs, open_clip, preprocessing
+from xmodal.interop import jax_programs, open_clip, preprocessing
 from xmodal.interop.clip import LEGACY_EOS
 from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder
-from xmodal.interop.huggingface import family_for
+from xmodal.interop.leaving import as_hf, as_open_clip
 from xmodal.interop.model_card import Card, write_card
+from xmodal.interop.pipelines import pipeline_misfit
 from xmodal.interop.tables import InteropError, fail
 from xmodal.interop.tokenizer_files import is_gemma, swap_ids, unsaid, write_tokenizer
 from xmodal.interop.weights import cast, write_weights
@@ -111,8 +112,7 @@ def pictures(image: Mapping[str, Any]) -> list[Image.Image]:
 
 def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Model], list[str]]:
     notes: list[str] = []
-    family = family_for(stored.spec)
-    config = family.to_config(stored.spec)
+    family, config = as_hf(stored.spec)
     if family.model_type == "clip" and stored.tokenizer is not None and stored.tokenizer.eos_id == LEGACY_EOS:
         last = stored.spec.towers["text"].embed.vocab_size - 1
         stored = _with_swapped_ids(stored, LEGACY_EOS, min(last, stored.tokenizer.vocab_size - 1))
@@ -125,6 +125,7 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
         notes += _write_texts(stored, folder, family.processor)
         if family.tokenizer_class:
             notes.append(_class_note(family.tokenizer_class, stored))
+    notes += [misfit] if (misfit := pipeline_misfit(family, stored)) else []
     config |= _labels(stored) if "id2label" in config else {}
     config["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
     _write_json(folder / CONFIG, config)
@@ -155,18 +156,11 @@ def _packing_notes(image: Mapping[str, Any]) -> list[str]:
 
 
 def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Model], list[str]]:
-    family = next((f for f in OPEN_CLIP.values() if f.fits(stored.spec)), None)
-    if family is None:
-        raise InteropError(
-            "open_clip builds only CLIP's towers itself; SigLIP's image tower comes from timm by the name of a "
-            "published size. Export with --to hf or --to jax"
-        )
-    model = family.to_config(stored.spec)
-    tokenizer = stored.tokenizer
+    family, config = as_open_clip(stored.spec, stored.config.data.image)
+    model, tokenizer = config["model_cfg"], stored.tokenizer
     model["text_cfg"]["hf_tokenizer_name"] = "."
     if tokenizer.eos_id < tokenizer.vocab_size - 1:
         model["text_cfg"] |= dict(pool_type="eos", eos_id=tokenizer.eos_id)
-    config = dict(model_cfg=model, preprocess_cfg=preprocessing.to_open_clip(stored.config.data.image))
     _write_json(folder / open_clip.CONFIG, config)
     _write_texts(stored, folder)
     weights = cast(family.to_weights(stored.params, stored.spec), dtype)

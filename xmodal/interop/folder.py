@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 import xmodal
 from data_pipelines.text.tokenizers import Tokenizer
-from xmodal.config import from_json, make_spec, to_json, with_new_options
+from xmodal.config import ConfigError, from_json, make_spec, to_json, validate, with_new_options
 from xmodal.interop import OPEN_CLIP, open_clip, preprocessing
 from xmodal.interop.huggingface import family_of
 from xmodal.interop.lora import merge_lora
+from xmodal.interop.settings import bounded, shown
 from xmodal.interop.tables import Family, InteropError, fail
 from xmodal.interop.tokenizer_files import read_tokenizer
 from xmodal.interop.weights import open_weights, refuse_pickles, write_weights
@@ -31,6 +32,7 @@ from xmodal.models.model import Functional, ModelSpec
 from xmodal.paths import flatten_paths
 
 FORMAT = 1
+_SECTIONS = ("image", "text", "label")  # of `data`, that a model brings with it
 # Of `data.image`: all that decides how a picture is shown to the towers when nothing is augmented.
 _IMAGE = ("size", "resize", "filter", "rounding", "exif", "mean", "std")
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.json", "config.json"
@@ -135,11 +137,11 @@ def write_stored(stored: Stored, out: Path) -> None:
       InteropError: `out` exists already.
     """
     with whole_folder(out) as folder:
-        config, sections = json.loads(json.dumps(stored.config.to_dict())), ("image", "text", "label")
+        config = json.loads(json.dumps(stored.config.to_dict()))
         config = {
             "xmodal": {"format": FORMAT, "version": xmodal.__version__, "origin": stored.origin},
             "model": config["model"], "objectives": config["objectives"],
-            "data": {key: config["data"][key] for key in sections},
+            "data": {key: config["data"][key] for key in _SECTIONS},
         }  # fmt: skip
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if stored.tokenizer is not None:
@@ -187,15 +189,7 @@ def _open_run(path: Path, step: int | None, ema: bool | None) -> Stored:
 
 
 def _open_own(path: Path) -> Stored:
-    text = (path / CONFIG).read_text(encoding="utf-8")
-    try:
-        config = with_new_options(from_json(text))
-        about = config["xmodal"]
-        del config["xmodal"]
-        if about["format"] != FORMAT:
-            raise InteropError(f"{path} has format {about['format']}; this version of xmodal reads format {FORMAT}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise error if isinstance(error, InteropError) else InteropError(f"{path / CONFIG}: {error}") from error
+    config = _own_config(path / CONFIG)
     weights, shapes = open_weights(path), _shapes(make_spec(ModelSpec, config.model, f"{path}: model"))
     own = {name for name in weights if name.startswith("objectives/")}
     problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in weights]
@@ -212,6 +206,30 @@ def _open_own(path: Path) -> Stored:
     if tokenizer is None and _has_text(config):
         raise InteropError(f"{path} has no {TOKENIZER}, which its text tower needs; import the model again")
     return Stored(config, params, tokenizer, str(path))
+
+
+def _own_config(path: Path) -> ConfigDict:
+    """Reads the config.json of our own folder, completed by what was added since it was written."""
+    given = preprocessing.read_json(path)
+    about = given.pop("xmodal")
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else about
+        raise InteropError(f"{path.parent} has format {shown(found)}; this version of xmodal reads format {FORMAT}")
+    data = given.get("data")
+    sections = {"model": given.get("model"), "objectives": given.get("objectives"), "data": data}
+    sections |= {f"data.{key}": data.get(key) for key in _SECTIONS} if isinstance(data, dict) else {}
+    wrong = {key: value for key, value in sections.items() if not isinstance(value, dict)}
+    fail(f"{path} is incomplete", [f"{key} is {shown(value)}, needs a section" for key, value in wrong.items()])
+    try:
+        bounded(given["model"], f"{path}: model")
+        bounded({key: data["image"].get(key) for key in ("size", "resize", "naflex")}, f"{path}: data.image")
+        bounded(dict(length=data["text"].get("length")), f"{path}: data.text")
+        config, base = with_new_options(from_json(json.dumps(given))), with_new_options(ConfigDict())
+        for key in _SECTIONS:
+            config.data[key] = validate(config.data[key], base.data[key], f"{path}: data.{key}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise error if isinstance(error, ConfigError) else InteropError(f"{path}: {error}") from error
+    return config
 
 
 def _open_hf(path: Path) -> Stored:
@@ -255,6 +273,10 @@ def _open_open_clip(path: Path) -> Stored:
             "published open_clip folders have it"
         )
     config = preprocessing.read_json(where)
+    for key in ("model_cfg", "preprocess_cfg"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise InteropError(f"{where}: {key} is {shown(config[key])}, needs an object")
+    bounded(config.get("model_cfg"), f"{where}: model_cfg")
     kind = open_clip.kind_of(config.get("model_cfg") or {})
     if kind not in OPEN_CLIP:
         raise InteropError(f"{where}: a model with {kind} towers cannot be converted: known are {', '.join(OPEN_CLIP)}")

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from xmodal.config import did_you_mean
 from xmodal.interop import FAMILIES
+from xmodal.interop.settings import shown
 from xmodal.interop.tables import Entry, Family, InteropError
 from xmodal.models.model import ModelSpec
 
@@ -15,9 +16,9 @@ from xmodal.models.model import ModelSpec
 def family_of(config: Mapping[str, Any]) -> Family:
     """Returns the family of a config.json. Raises an InteropError when there is none for its `model_type`."""
     kind = config.get("model_type")
-    if kind not in FAMILIES:
-        hint = did_you_mean(str(kind), FAMILIES)
-        raise InteropError(f"model_type {kind!r} cannot be converted: known are {', '.join(FAMILIES)}.{hint}")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        hint = did_you_mean(str(kind)[:60], FAMILIES)
+        raise InteropError(f"model_type {shown(kind)} cannot be converted: known are {', '.join(FAMILIES)}.{hint}")
     return FAMILIES[kind]
 
 

@@ -10,6 +10,8 @@ import xmodal
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.naflex import Naflex
 from xmodal.interop.folder import Stored
+from xmodal.interop.huggingface import family_for
+from xmodal.interop.pipelines import pipeline_misfit
 from xmodal.reporting.formatting import compact
 from xmodal.reporting.results import evaluation_tables
 
@@ -43,6 +45,14 @@ tokenizer = open_clip.get_tokenizer("local-dir:DIR")
 
 Before a push to the Hub, set `text_cfg.hf_tokenizer_name` in `open_clip_config.json` to the repository's name.""",
 }
+_USE_SIGMOID = """```python
+from transformers import AutoImageProcessor, AutoModel, PreTrainedTokenizerFast
+
+model, processor = AutoModel.from_pretrained("DIR"), AutoImageProcessor.from_pretrained("DIR")
+tokenizer = PreTrainedTokenizerFast.from_pretrained("DIR")
+texts = tokenizer(labels, padding="max_length", max_length={length}, truncation=True, return_tensors="pt")
+probabilities = model(**processor(images=images, return_tensors="pt"), **texts).logits_per_image.sigmoid()
+```"""
 _USE_IMAGES = """```python
 from transformers import AutoImageProcessor, AutoModel{head}
 
@@ -118,7 +128,10 @@ def _use(stored: Stored, to: str) -> tuple[str, str]:
             return "fill-mask", _USE_TEXTS.format(head="ForMaskedLM", output="logits")
         return "feature-extraction", _USE_TEXTS.format(head="", output="last_hidden_state")
     if to == "jax" or "text" in stored.spec.towers:
-        return "zero-shot-image-classification", _jax_use(stored) if to == "jax" else _USE[to]
+        use = _USE[to] if to != "jax" else _jax_use(stored)
+        if to == "hf" and pipeline_misfit(family_for(stored.spec), stored):
+            use = _USE_SIGMOID.format(length=stored.config.data.text.length)
+        return "zero-shot-image-classification", use
     if any(objective.type == "classification" for objective in stored.config.objectives.values()):
         return "image-classification", _USE_IMAGES.format(head="ForImageClassification", output="logits")
     return "image-feature-extraction", _USE_IMAGES.format(head="", output="pooler_output")

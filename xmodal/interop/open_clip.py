@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from xmodal.interop.clip import CLIP
 from xmodal.interop.encoders import IMAGE, OBJECTIVE, TEXT, hidden
+from xmodal.interop.settings import shown, typed
 from xmodal.interop.tables import CONV, Entry, Family, InteropError, fail, linear, norm, packed_attention
 from xmodal.models import presets
 from xmodal.models.model import ModelSpec
@@ -62,7 +63,13 @@ def settings(config: Mapping[str, Any], known: Mapping[str, Any], idle: Mapping[
     Raises:
       InteropError: there are others; all of them are listed.
     """
+    parts = (key for key in ("vision_cfg", "text_cfg") if not isinstance(config[key], Mapping))
+    wrong = [f"{key} is {shown(config[key])}, needs an object" for key in parts]
+    fail("this open_clip model cannot be converted", wrong)
     vision, words = dict(config["vision_cfg"]), dict(config["text_cfg"])
+    wrong = typed("model_cfg", config, dict(embed_dim=512, quick_gelu=False))
+    wrong += typed("vision_cfg", vision, known) + typed("text_cfg", words, _TEXT)
+    fail("this open_clip model cannot be converted", wrong)
     problems = [f"model_cfg.{key}" for key in config if key not in _MODEL]
     problems += _unknown("vision_cfg", vision, known, idle) + _unknown("text_cfg", words, _TEXT, {})
     if config.get("custom_text"):
@@ -176,14 +183,14 @@ def _activation(config: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     act = dict(part["act_kwargs"] or {})
     approximate = act.pop("approximate", "none")
     if act or approximate not in ("none", "tanh"):
-        raise InteropError(f"act_kwargs {part['act_kwargs']} is not known: known is {{'approximate': 'tanh'}}")
+        raise InteropError(f"act_kwargs {shown(part['act_kwargs'])} is not known: known is {{'approximate': 'tanh'}}")
     return "quick_gelu" if config.get("quick_gelu") else {"none": "gelu", "tanh": "gelu_tanh"}[approximate]
 
 
 def _unknown(where: str, given: Mapping, known: Mapping, more: Mapping) -> list[str]:
     idle = {**_IDLE, **more}
     return [
-        f"{where}.{key}={value!r}" + (f", needs {idle[key]!r}" if key in idle else "")
+        f"{where}.{key}={shown(value)}" + (f", needs {idle[key]!r}" if key in idle else "")
         for key, value in given.items()
         if key not in known and not (key in idle and value == idle[key])
     ]
@@ -191,7 +198,7 @@ def _unknown(where: str, given: Mapping, known: Mapping, more: Mapping) -> list[
 
 def kind_of(config: Mapping[str, Any]) -> str:
     """Returns how a `model_cfg` builds its towers: "vit", "resnet", "timm" or "transformers"."""
-    vision, words = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
+    vision, words = (part if isinstance(part := config.get(key), Mapping) else {} for key in ("vision_cfg", "text_cfg"))
     if vision.get("timm_model_name"):
         return "timm"
     if words.get("hf_model_name"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.images.naflex import Naflex
+from xmodal.interop.processor_settings import check_open_clip, check_padding, check_processor, processor_class, sides
 from xmodal.interop.tables import InteropError, fail
 
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # numbers of Pillow
@@ -24,7 +25,8 @@ def read_processor(folder: Path) -> dict:
             config = read_json(path)
             config = config if part is None else config.get(part)
             if isinstance(config, Mapping) and ("image_mean" in config or "size" in config):
-                return in_plain_words(config)
+                check_processor(config, str(path))
+                return in_plain_words({key: value for key, value in config.items() if value is not None})
     raise InteropError(
         f"{folder} has no preprocessor_config.json, which says how the model's pictures are resized and normalised. "
         "Copy it from where the weights come from"
@@ -39,10 +41,10 @@ def in_plain_words(config: Mapping[str, Any]) -> dict:
     which are other means and deviations.
     """
     config = dict(config)
-    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
+    kind = processor_class(config)
     if kind.startswith("ConvNext") or "crop_pct" in config:
         size = config.get("size", 384)
-        size = size["shortest_edge"] if isinstance(size, Mapping) else size
+        size = size["shortest_edge"] if isinstance(size, Mapping) else max(sides(size))
         square = dict(height=size, width=size)
         if size < 384:
             short = int(size / config.pop("crop_pct", 224 / 256))
@@ -67,7 +69,7 @@ def shown_size(config: Mapping[str, Any], default: int) -> int:
     """Returns the pixels, a side, of the pictures that a Hugging Face image processor makes."""
     size = config.get("size", default)
     cropped = config.get("do_center_crop", isinstance(size, Mapping) and "shortest_edge" in size)
-    return max(_sides(config.get("crop_size", default) if cropped else size))
+    return max(sides(config.get("crop_size", default) if cropped else size))
 
 
 def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
@@ -84,16 +86,17 @@ def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
     problems, kind = _common(config, default=3)
     resized, crop = config.get("size", size), config.get("crop_size", size)
     if not isinstance(resized, Mapping):  # files of before 2022: CLIP meant the shorter side, and crops; ViT both
-        both = dict(height=resized, width=resized)
-        resized = dict(shortest_edge=resized) if config.get("do_center_crop") else both
+        square = config.get("default_to_square", not config.get("do_center_crop")) or not isinstance(resized, int)
+        resized = dict(zip(("height", "width"), sides(resized))) if square else dict(shortest_edge=resized)
     short = resized.get("shortest_edge")
     if short is not None and not config.get("do_center_crop", True):
         problems.append("do_center_crop is false, and only the shorter side is resized: the picture is not square")
     both = None if short is not None else (resized["height"], resized["width"])
     cropped = short is not None or config.get("do_center_crop", False)
-    shown = _sides(crop) if cropped else both
+    shown = sides(crop) if cropped else both
     if both is not None and (both[0] != both[1] or min(both) < max(shown)):
         problems.append(f"both sides are resized, to {both[0]} x {both[1]} pixels, and {shown[0]} x {shown[1]} cut out")
+    problems += check_padding(config, shown)
     if shown != (size, size):
         problems.append(f"it makes pictures of {shown[0]} x {shown[1]} pixels, and the model takes {size} x {size}")
     fail(f"{where}: these pictures cannot be prepared here", problems)
@@ -155,8 +158,9 @@ def to_processor(image: Mapping[str, Any], image_processor: str, processor: str)
 
 def from_open_clip(config: Mapping[str, Any], size: int, where: str) -> dict:
     """Returns keys of `data.image` for a `preprocess_cfg` of open_clip; its defaults are OpenAI's."""
+    check_open_clip(config, where)
     shown, mode = config.get("size", size), config.get("resize_mode", "shortest")
-    if _sides(shown) != (size, size):
+    if sides(shown) != (size, size):
         raise InteropError(f"{where}: preprocess_cfg.size is {shown}, and the model takes {size} pixels")
     if mode not in ("shortest", "squash"):
         raise InteropError(f"{where}: preprocess_cfg.resize_mode {mode!r} is not known: known are shortest, squash")
@@ -187,7 +191,9 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InteropError(f"there is no {path}") from None
-    except ValueError as error:
+    except OSError as error:
+        raise InteropError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
         raise InteropError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InteropError(f"{path} holds a {type(value).__name__}, not an object")
@@ -203,12 +209,6 @@ def _common(config: Mapping[str, Any], default: int) -> tuple[list[str], int]:
     if kind not in _FILTERS:
         problems.append(f"resample is {kind}, needs 0 (nearest), 2 (bilinear) or 3 (bicubic)")
     return problems, kind
-
-
-def _sides(size: Any) -> tuple[int, int]:
-    if isinstance(size, Mapping):
-        return size["height"], size["width"]
-    return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
 def _image(

@@ -8,18 +8,21 @@ from ml_collections import ConfigDict
 
 from xmodal.interop.encoders import IMAGE
 from xmodal.interop.networks import check_network, is_network, only_tower
-from xmodal.interop.tables import Entry, Family, InteropError, batch_norm, convolution, counters, linear
-from xmodal.interop.vit import check_config, label_settings, labels
+from xmodal.interop.settings import Settings, architecture, section
+from xmodal.interop.tables import Entry, Family, batch_norm, convolution, counters, linear
+from xmodal.interop.vit import label_settings, labels
 from xmodal.models import presets
 from xmodal.models.model import ModelSpec
 from xmodal.models.resnet import BOTTLENECK, ResNetSpec
 from xmodal.models.tower import TowerSpec
 
 _MODEL, _CLASSIFIER = "ResNetModel", "ResNetForImageClassification"
-# Defaults of the reference's configuration class.
-_DEFAULTS = dict(embedding_size=64, hidden_sizes=(256, 512, 1024, 2048), depths=(3, 4, 6, 3), layer_type="bottleneck",
-                 downsample_in_bottleneck=False)  # fmt: skip
+# With the defaults of the reference's configuration class.
+_READ = dict(embedding_size=64, hidden_sizes=(256, 512, 1024, 2048), depths=(3, 4, 6, 3), layer_type="bottleneck",
+             downsample_in_bottleneck=False)  # fmt: skip
 _FIXED = dict(num_channels=3, hidden_act="relu", downsample_in_first_stage=False)
+BACKBONE = ("out_features", "out_indices", "stage_names")  # what a backbone gives: idle here
+_SETTINGS = Settings(read=_READ, fixed=_FIXED, idle=BACKBONE)
 PIXELS = 224  # a config.json does not say how large the pictures are: their processor does, or else this
 # Fields that only matter in training or for speed: no reference has to express them.
 FREE = ("image_size", "depths", "widths", "stem_width", "momentum", "scan", "remat", "input")
@@ -27,15 +30,11 @@ FREE = ("image_size", "depths", "widths", "stem_width", "momentum", "scan", "rem
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of a `ResNetConfig`."""
-    name = (config.get("architectures") or (_MODEL,))[0]
-    if name not in (_MODEL, _CLASSIFIER):
-        raise InteropError(f"architectures is {name}: known are {_MODEL} and {_CLASSIFIER}")
-    check_config(config, _FIXED)
-    config = {**_DEFAULTS, **config}
+    architecture(config, _MODEL, _CLASSIFIER)
+    read = section(config, "", _SETTINGS)
     embed = dict(
-        image_size=PIXELS, depths=tuple(config["depths"]), widths=tuple(config["hidden_sizes"]),
-        stem_width=config["embedding_size"], block=config["layer_type"],
-        style="v1" if config["downsample_in_bottleneck"] else "v1.5",
+        image_size=PIXELS, depths=read["depths"], widths=read["hidden_sizes"], stem_width=read["embedding_size"],
+        block=read["layer_type"], style="v1" if read["downsample_in_bottleneck"] else "v1.5",
     )  # fmt: skip
     tower = presets.resnet_tower(embed, init="resnet")
     names = labels(config, _CLASSIFIER)

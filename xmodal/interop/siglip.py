@@ -23,20 +23,22 @@ from xmodal.interop.encoders import (
     text_entries,
     towers_of,
     vision_config,
-    with_defaults,
 )
+from xmodal.interop.settings import Settings, architecture, section
 from xmodal.interop.tables import LINEAR, Entry, Family, InteropError, linear, norm, packed_attention
 from xmodal.models import presets
 from xmodal.models.embed import NaflexSpec
 from xmodal.models.model import ModelSpec
 from xmodal.models.tower import TowerSpec
 
-# Defaults of the reference's configuration classes.
+# With the defaults of the reference's configuration classes.
+_SETTINGS = Settings(read={}, idle=("text_config", "vision_config"))
 _SHARED = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-               hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)  # fmt: skip
-_VISION = _SHARED | dict(image_size=224, patch_size=16)
-_NAFLEX = _SHARED | dict(num_patches=256, patch_size=16)
-_TEXT = _SHARED | dict(vocab_size=32000, max_position_embeddings=64, projection_size=None)
+               hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, attention_dropout=0.0)  # fmt: skip
+_PATCHES = Settings(read=_SHARED | dict(patch_size=16, vision_use_head=True), fixed=dict(num_channels=3))
+_VISION = _PATCHES | dict(image_size=224)
+_NAFLEX = _PATCHES | dict(num_patches=256)
+_TEXT = Settings(read=_SHARED | dict(vocab_size=32000, max_position_embeddings=64, projection_size=None))
 # The tokenizers of SigLIP 2: it was trained on lower-cased texts, which of these classes only the last one knows.
 _CASED = frozenset({"GemmaTokenizer", "GemmaTokenizerFast", "Siglip2Tokenizer"})
 # What the reference fixes.
@@ -51,7 +53,7 @@ _TEXT_TOWER = dict(
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of a `SiglipConfig`."""
-    vision = _with_head(with_defaults(config, "vision_config", _VISION))
+    vision = _vision(config, "SiglipModel", _VISION)
     model = towers_of("siglip", vision, *_words(config))
     # So400m/14 at 384 pixels: its patches end six pixels before the picture does.
     model.towers.image.embed.ragged = bool(np.any(np.mod(vision["image_size"], vision["patch_size"])))
@@ -60,7 +62,7 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
 
 def naflex_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of a `Siglip2Config`."""
-    vision = _with_head(with_defaults(config, "vision_config", _NAFLEX))
+    vision = _vision(config, "Siglip2Model", _NAFLEX)
     patch, positions = vision["patch_size"], math.isqrt(vision["num_patches"])
     if positions**2 != vision["num_patches"] or not isinstance(patch, int):
         raise InteropError(
@@ -72,8 +74,12 @@ def naflex_config(config: Mapping[str, Any]) -> ConfigDict:
     return presets.dual_tower(image=image, text=model.towers.text)
 
 
-def _with_head(vision: dict) -> dict:
-    if not vision.get("vision_use_head", True):
+def _vision(config: Mapping[str, Any], kind: str, settings: Settings) -> dict:
+    """The complete `vision_config`."""
+    architecture(config, kind)
+    section(config, "", _SETTINGS)
+    vision = section(config, "vision_config", settings)
+    if not vision["vision_use_head"]:
         raise InteropError("vision_config.vision_use_head is false: a SigLIP without its pooling head has no image "
                            "embedding. Import the whole model")  # fmt: skip
     return vision
@@ -81,7 +87,7 @@ def _with_head(vision: dict) -> dict:
 
 def _words(config: Mapping[str, Any]) -> tuple[dict, int, int]:
     """The complete `text_config`, and the widths of the projections of images (none) and texts."""
-    words = with_defaults(config, "text_config", _TEXT)
+    words = section(config, "text_config", _TEXT)
     return words, 0, words["projection_size"] or words["hidden_size"]
 
 

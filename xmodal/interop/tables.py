@@ -19,7 +19,7 @@ from xmodal.models.model import ModelSpec
 from xmodal.paths import flatten_paths
 
 LINEAR, CONV = (1, 0), (2, 3, 1, 0)  # [out, in] -> [in, out]; OIHW -> HWIO
-_SHOWN = 40  # lines of one error
+_SHOWN, _LINE, _CHARACTERS = 40, 400, 1500  # lines of one error, characters of a line and of all of them
 
 
 class InteropError(ConfigError):
@@ -248,8 +248,13 @@ def packed_attention(name: str, path: str, width: int, layer: int | None = None)
 def fail(what: str, problems: list[str]) -> None:
     """Raises an InteropError that lists the problems, if there are any."""
     if problems:
-        more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise InteropError(f"{what}:\n  " + "\n  ".join(problems[:_SHOWN] + more))
+        shown, room = [], _CHARACTERS
+        for problem in problems[:_SHOWN]:
+            shown, room = [*shown, problem[:_LINE]], room - len(problem[:_LINE])
+            if room < 0:
+                break
+        more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise InteropError(f"{what}:\n  " + "\n  ".join(shown + more))
 
 
 def differences(have: Any, need: Any, where: str, words: tuple[str, str] = ("is", "needs")) -> list[str]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal.interop.encoders import IMAGE, encoder_config, mlp_settings
+from xmodal.interop.encoders import IMAGE, encoder_config, layer_settings, sizes
+from xmodal.interop.settings import Settings, architecture, labels_of, require, section
 from xmodal.interop.tables import CONV, Entry, Family, InteropError, differences, fail, linear, norm
 from xmodal.models import presets
 from xmodal.models.embed import PatchSpec
@@ -14,22 +15,20 @@ from xmodal.models.spec import Sublayer
 from xmodal.models.tower import TowerSpec
 from xmodal.models.trunk import TrunkSpec
 
-# Defaults of the reference's configuration class.
-_DEFAULTS = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
-                 patch_size=16, hidden_act="gelu", layer_norm_eps=1e-12, qkv_bias=True, num_channels=3)  # fmt: skip
+# With the defaults of the reference's configuration class.
+_READ = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
+             patch_size=16, hidden_act="gelu", layer_norm_eps=1e-12, attention_probs_dropout_prob=0.0)  # fmt: skip
+FIXED = dict(qkv_bias=True, num_channels=3, hidden_dropout_prob=0.0)
+_SETTINGS = Settings(
+    read=_READ, fixed=FIXED | dict(pooler_act="tanh"),
+    idle=("encoder_stride", "add_pooling_layer", "pooler_output_size"),
+)  # fmt: skip
 _CLASSIFIER = "ViTForImageClassification"
 _MAPS = (("attention.attention.query", "query"), ("attention.attention.key", "key"),
          ("attention.attention.value", "value"), ("attention.output.dense", "out"))  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- parts of every ViT
-
-
-def check_config(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises an InteropError for settings of a config.json that a tower here cannot have."""
-    fail("config.json describes a model that cannot be converted",
-         [f"{key} is {config[key]!r}, needs {value!r}" for key, value in expected.items()
-          if config.get(key, value) != value])  # fmt: skip
 
 
 def patch_entries(prefix: str, tower: TowerSpec) -> Iterator[Entry]:
@@ -91,11 +90,6 @@ def _fixed_trunk(trunk: TrunkSpec, layer: Mapping) -> TrunkSpec:
     return TrunkSpec(pattern=pattern, **{name: getattr(trunk, name) for name in free})
 
 
-def sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Width, depth and heads of a config.json."""
-    return config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
-
-
 # ---------------------------------------------------------------------------------------------- ViT
 
 
@@ -106,30 +100,22 @@ def with_names(config: Mapping[str, Any], names: Iterable[str]) -> dict:
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of a `ViTConfig`."""
-    kinds = tuple(config.get("architectures") or ("ViTModel",))
-    if kinds[0] not in ("ViTModel", _CLASSIFIER):
-        raise InteropError(f"architectures is {kinds[0]}: known are ViTModel and {_CLASSIFIER}")
-    check_config(config, dict(qkv_bias=True, num_channels=3, pooler_act="tanh"))
-    width = config.get("hidden_size", _DEFAULTS["hidden_size"])
-    check_config(config, dict(pooler_output_size=width))
-    config = {**_DEFAULTS, **config}
-    head = dict(embed_dim=len(labels(config)), projection_bias=True) if kinds[0] == _CLASSIFIER else {}
+    kind = architecture(config, "ViTModel", _CLASSIFIER)
+    read = section(config, "", _SETTINGS)
+    require(config, dict(pooler_output_size=read["hidden_size"]))
+    head = dict(embed_dim=len(labels(config)), projection_bias=True) if kind == _CLASSIFIER else {}
     if not head and config.get("add_pooling_layer", True):
         head = dict(pooler=True)
-    size = config["image_size"]
-    patches = dict(image_size=tuple(size) if isinstance(size, list) else size)
     image = presets.image_tower(
-        *sizes(config), patch_size=config["patch_size"], style="vit", embed=patches, **mlp_settings(config)
-    )
+        *sizes(read), patch_size=read["patch_size"], style="vit", embed=dict(image_size=read["image_size"]),
+        **layer_settings(read, "attention_probs_dropout_prob"),
+    )  # fmt: skip
     return presets.dual_tower(**{IMAGE: image | head})
 
 
 def labels(config: Mapping[str, Any], classifier: str = _CLASSIFIER) -> tuple[str, ...]:
-    """Class names of a classifier's config.json, in the order of their ids; the reference has two by default."""
-    if (config.get("architectures") or ("",))[0] != classifier:
-        return ()
-    names = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
-    return tuple(str(names[i]) for i in sorted(names, key=int))
+    """Class names of a classifier's config.json; () for another model."""
+    return labels_of(config) if (config.get("architectures") or ("",))[0] == classifier else ()
 
 
 def label_settings(classes: int) -> dict:
@@ -178,12 +164,12 @@ def to_config(spec: ModelSpec) -> dict:
     tower = _tower(spec)
     size, patch = tower.embed.image_size, tower.embed.patch_size
     own = encoder_config(tower.trunk, IMAGE)
-    del own["attention_dropout"]
+    own["attention_probs_dropout_prob"] = own.pop("attention_dropout")
     return dict(
         architectures=[_CLASSIFIER if tower.embed_dim else "ViTModel"], model_type="vit", **own,
         **label_settings(tower.embed_dim),
         image_size=size, patch_size=patch, num_channels=3, qkv_bias=True,
-        attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0, pooler_act="tanh", pooler_output_size=tower.width,
+        hidden_dropout_prob=0.0, pooler_act="tanh", pooler_output_size=tower.width,
     )  # fmt: skip
 
 

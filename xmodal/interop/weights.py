@@ -14,7 +14,9 @@ from safetensors.numpy import save_file
 from xmodal.interop.tables import InteropError
 
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_READ = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types of weights
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+_PARTS = 1000
 _CONVERT = (
     "Files of this kind can run code when they are read, so they are not read here. Convert them once, with the "
     "library that wrote them: `model.save_pretrained(DIR, safe_serialization=True)` (transformers) or "
@@ -34,9 +36,15 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, path = self._where[name]
+        kind = file.get_slice(name).get_dtype()
+        if kind not in _READ:
+            raise InteropError(
+                f"{path}: {name} has the type {kind}; read are {', '.join(_READ)}. Quantised weights mean nothing "
+                "without their scales: save the model in one of these types"
+            )
         try:
             return file.get_tensor(name)
-        except (safetensors.SafetensorError, TypeError) as error:  # a type that NumPy does not have, such as float8
+        except safetensors.SafetensorError as error:
             raise InteropError(f"{path}: {name} cannot be read: {error}") from None
 
     def __iter__(self) -> Iterator[str]:
@@ -57,10 +65,12 @@ def open_weights(folder: Path, name: str = "model.safetensors") -> Weights:
     index = folder / f"{name}.index.json"
     if index.is_file():
         try:
-            parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            parts = sorted(set(map(_name, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise InteropError(f"{index} is not a list of weight files: {error}") from None
-        if unsafe := [part for part in parts if Path(part).name != part]:
+        if not parts or len(parts) > _PARTS:
+            raise InteropError(f"{index} names {len(parts):,} weight files; 1 to {_PARTS:,} are read")
+        if unsafe := [part for part in parts if Path(part).name != part or "\0" in part]:
             raise InteropError(f"{index} names {unsafe[0]!r}, which is outside its folder")
         return Weights([folder / part for part in parts])
     there = sorted(p.name for p in folder.iterdir() if p.is_file())
@@ -86,6 +96,12 @@ def cast(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
     whole = lambda a: np.issubdtype(a.dtype, np.integer)
     arrays = {name: np.asarray(a) for name, a in arrays.items()}
     return {name: a if whole(a) else a.astype(DTYPES[dtype]) for name, a in arrays.items()}
+
+
+def _name(part: object) -> str:
+    if not isinstance(part, str):
+        raise TypeError(f"{part!r:.40} is not the name of a file")
+    return part
 
 
 def _open(path: Path) -> Any:

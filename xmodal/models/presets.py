@@ -67,6 +67,9 @@ BERT = {
     "large": (1024, 24, 16),
 }
 
+# size of the BERT and width of the shared space that go with an image tower of that size: Chinese-CLIP
+CHINESE_CLIP_TEXT = {"B": ("base", 512), "L": ("base", 768), "H": ("large", 1024)}
+
 # What families of towers differ in: CLIP, SigLIP, BERT, today's language models, and the ViT that classifies or learns
 # from images alone.
 _STYLES = {
@@ -214,8 +217,8 @@ def bert(size: str = "base", **changes) -> dict:
 
 
 def bert_tower(
-    width: int, depth: int, heads: int, *, pooler: bool = True, dropout: float = 0.1, norm_eps: float = 1e-12,
-    embed: Mapping | None = None, **changes,
+    width: int, depth: int, heads: int, *, pooler: bool = True, projection_bias: bool = True, dropout: float = 0.1,
+    norm_eps: float = 1e-12, embed: Mapping | None = None, **changes,
 ) -> dict:  # fmt: skip
     """BERT's text tower of any size (Devlin et al. 2019, section 3).
 
@@ -223,7 +226,8 @@ def bert_tower(
       width: of the residual stream.
       depth: layers.
       heads: attention heads.
-      pooler: the linear map and tanh after the pooling; ALIGN leaves it out.
+      pooler: the linear map and tanh after the pooling; ALIGN and Chinese-CLIP leave it out.
+      projection_bias: whether the projection to the shared space, if there is one, has a bias.
       dropout: on what is embedded, on the attention's weights and on what every sublayer adds.
       norm_eps: of all norms.
       embed: updates the token embedder.
@@ -234,7 +238,20 @@ def bert_tower(
     tower = text_tower(
         width, depth, heads, style="bert", embed=tokens | dict(embed or {}), **(dict(pool="cls") | layers | changes)
     )
-    return tower | dict(pooler=pooler)
+    return tower | dict(pooler=pooler, projection_bias=projection_bias)
+
+
+def chinese_clip_text(size: str = "B", **changes) -> dict:
+    """Chinese-CLIP's text tower (Yang et al. 2022): a BERT read at [CLS] and projected without bias.
+
+    It goes with CLIP's image tower: `dual_tower(image=vit("B16"), text=chinese_clip_text("B"))`.
+
+    Args:
+      size: a key of `CHINESE_CLIP_TEXT`.
+      **changes: as for `bert_tower`.
+    """
+    layers, embed_dim = lookup(CHINESE_CLIP_TEXT, size, "text tower")
+    return bert(layers, **(dict(pooler=False, embed_dim=embed_dim, projection_bias=False) | changes))
 
 
 def modern_text(size: str = "B", **changes) -> dict:

@@ -17,7 +17,9 @@ from data_pipelines.samples import has_images
 from data_pipelines.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
+from xmodal.interop.leaving import leaves_as
 from xmodal.models.batch_norm import STATISTICS
+from xmodal.paths import flatten_paths
 from xmodal.reporting.flops import count_flops
 from xmodal.reporting.formatting import compact, number, percent, size
 from xmodal.reporting.summary import print_summary, print_table
@@ -175,6 +177,7 @@ def print_startup(
             "schedule": f"{task.total_steps} steps = {number(epochs)} epochs = "
             f"{number(task.total_samples)} samples, {config.schedule.decay}",
             "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}",
+            "leaves as": leaves_as(config, flatten_paths(abstract["params"])),
             "chance loss": {name: f"{loss:.3f}" for name, loss in task.chance_losses().items()},
             "start": f"continues from step {start}" if start else "fresh",
             "changed": tuple(changes),
