@@ -222,7 +222,7 @@ def test_held_out_images_have_one_room(packed):
     assert {batch["image"].shape for batch in batches} == {(40, 12, 3 * PATCH**2)}
     last = batches[-1]
     assert (last["image_grid"][~last["valid"]] == 1).all() and not last["image"][~last["valid"]].any()
-    numbers = [int(record["captions"][0].removeprefix("thing ")) for record in held_out.records]
+    numbers = [int(record.captions[0].removeprefix("thing ")) for record in held_out.records]
     expected = [grid_for(*SIZES[n % len(SIZES)][::-1], PATCH, 12) for n in numbers]
     found = np.concatenate([batch["image_grid"][batch["valid"]] for batch in batches])
     np.testing.assert_array_equal(found, expected)

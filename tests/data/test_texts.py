@@ -103,7 +103,7 @@ def test_lists_need_no_column_of_images(kind, config, tmp_path):
 
 def test_evaluation_sets_hold_texts(texts):
     held_out = EvalSet(texts.sources.main.urls, texts)
-    assert [record["captions"] for record in held_out.records] == [[caption] for caption in TEXTS]
+    assert [record.captions for record in held_out.records] == [[caption] for caption in TEXTS]
     batches = list(held_out.batches(20))
     assert [set(batch) for batch in batches] == [{"index", "valid"}] * 3
     np.testing.assert_array_equal(np.concatenate([b["index"] for b in batches]), [*range(48), *[-1] * 12])
