@@ -13,7 +13,7 @@ from tiny_shards import encode, sample, write_tar
 
 from data_pipelines import index
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalRecord, EvalSet
+from data_pipelines.evalset import EvalRecord, EvalSet, texts_of
 from data_pipelines.images.decode import evaluation_image
 
 
@@ -170,3 +170,19 @@ def test_faults(config, tmp_path, urls):
         EvalSet(str(write_tar(tmp_path / "a.tar", {"a": dict(txt=b"x")})), config)
     with pytest.raises(DataError, match="not a multiple of the 3 processes"):
         next(EvalSet(urls, config).batches(8, (0, 3)))
+
+
+NAMES = ("captions", "key", "shard", "identity", "fields")
+
+
+def test_fields_may_have_any_name(config, tmp_path):
+    """The sample's place and its captions are kept apart from its fields."""
+    fields = [{name: f"{name} {i}" for name in NAMES} | dict(captions=[f"one {i}", f"two {i}"]) for i in range(4)]
+    samples = {f"{i}": {"png": encode(i), "json": json.dumps(own).encode()} for i, own in enumerate(fields)}
+    config.text.templates = ((1.0, "{key}"), (1.0, "{shard} {identity}"))
+    found = EvalSet(str(write_tar(tmp_path / "odd.tar", samples)), config)
+    for i, record in enumerate(found.records):
+        assert record.fields == fields[i] and (record.key, record.shard) == (f"{i}", "odd.tar")
+        assert record.captions == [f"key {i}", f"shard {i} identity {i}"]
+    assert found.names == [f"odd.tar/{i}" for i in range(4)]
+    assert texts_of(found.records, "shard") == [f"shard {i}" for i in range(4)]

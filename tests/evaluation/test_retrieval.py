@@ -12,9 +12,11 @@ from PIL import Image
 from tiny_world import SAMPLES, held_out
 
 from data_pipelines.errors import DataError
+from tests.data.tiny_shards import write_tar
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.gallery import choose
 from xmodal.evaluation.retrieval import Retrieval, chance_recall, ranks, recalls
+from xmodal.evaluation.zero_shot import ZeroShot
 from xmodal.reporting.scores import flat_figures
 
 
@@ -211,3 +213,19 @@ def test_the_scores_are_those_behind_the_figures(world):
 def test_what_is_not_there_is_named(world, fields, message):
     with pytest.raises(DataError, match=message):
         Retrieval(**(dict(urls=world.urls) | fields)).prepare("x", world.context)
+
+
+def test_fields_that_have_the_names_of_a_samples_parts(world, tmp_path):
+    """`captions` as COCO's exports call the list, a class in `key`, a group in `shard`."""
+    samples = {}
+    for i in range(SAMPLES):
+        own = json.loads(held_out(i)["json"])
+        fields = dict(captions=own["lines"], key=own["kind"], shard=own["side"], identity="same")
+        samples[f"{i:03d}"] = held_out(i) | dict(json=json.dumps(fields).encode())
+    urls = str(write_tar(tmp_path / "held_out.tar", samples))
+    evaluate = lambda *args, **options: world.evaluate(Retrieval(*args, batch_size=16, examples=0, **options)).metrics
+    assert evaluate(urls, caption_list="captions", by="shard") == evaluate(world.urls, caption_list="lines", by="side")
+    accuracy = lambda where, field: world.evaluate(ZeroShot(where, label_field=field, batch_size=16))
+    assert accuracy(urls, "key").metrics == accuracy(world.urls, "kind").metrics
+    with pytest.raises(DataError, match="'lines'.*(fields there: captions, identity, key, shard|did you mean)"):
+        Retrieval(urls, caption_list="lines").prepare("x", world.context)

@@ -244,7 +244,7 @@ class Loop:
                 with self.watchdog.slow(f"evaluating {name}"):
                     result = self.evaluators[name][1](params)
             except NotFinite as error:  # without its metric a step is never the best
-                self.recorder.message(f"step {step} has no result of {name}: {error}")
+                self.recorder.without_result(step, name, error)
             else:
                 self._measured[name] = result.metrics
                 again = self._start == self.task.total_steps  # a finished run that is run again has its rows
