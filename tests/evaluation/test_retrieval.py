@@ -227,5 +227,5 @@ def test_fields_that_have_the_names_of_a_samples_parts(world, tmp_path):
     assert evaluate(urls, caption_list="captions", by="shard") == evaluate(world.urls, caption_list="lines", by="side")
     accuracy = lambda where, field: world.evaluate(ZeroShot(where, label_field=field, batch_size=16))
     assert accuracy(urls, "key").metrics == accuracy(world.urls, "kind").metrics
-    with pytest.raises(DataError, match="'lines'.*(fields there: captions, identity, key, shard|did you mean)"):
+    with pytest.raises(DataError, match=r"'lines'.*(fields there: captions, identity, key, shard|did you mean)"):
         Retrieval(urls, caption_list="lines").prepare("x", world.context)
