@@ -44,14 +44,19 @@ class EvalRecord(NamedTuple):
     Attributes:
         fields: of its json member, or the columns of a list, by the names that they have there.
         key: its name in the tar or list.
-        shard: file name.
+        path: of the tar or list, as it was found.
         captions: one a template, or its text; never empty.
     """
 
     fields: Mapping[str, Any]
     key: str
-    shard: str
+    path: str
     captions: list[str]
+
+    @property
+    def shard(self) -> str:
+        """Name of the tar or list, the same wherever it lies."""
+        return basename(self.path)
 
     @property
     def title(self) -> str:
@@ -188,7 +193,7 @@ class EvalSet:
 
     def _record(self, sample: Sample) -> EvalRecord:
         captions = self._source.captions.every(sample.record)
-        return EvalRecord(sample.record.fields, sample.key, basename(sample.shard), captions)
+        return EvalRecord(sample.record.fields, sample.key, sample.shard, captions)
 
     def _start(
         self, pool: ThreadPoolExecutor, first: int, rows: int, reads: dict[int, Future]

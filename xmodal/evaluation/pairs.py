@@ -97,12 +97,13 @@ class Pairs(Evaluator):
         sets = [
             self.open(name, context, data=self.source | dict(image=column), where="source") for column in self.images
         ]
-        places = [{own: i for i, own in enumerate(dataset.names)} for dataset in sets]
-        names = [own for own in places[0] if own in places[1]]  # an example counts if both its images can be used
-        if not names:
+        places = [{(record.path, record.key): i for i, record in enumerate(dataset.records)} for dataset in sets]
+        both = [own for own in places[0] if own in places[1]]  # an example counts if both its images can be used
+        if not both:
             raise DataError(f"no example of {sets[0].where} has both images")
-        rows = [np.array([own[name] for name in names]) for own in places]
-        records = [sets[0].records[i] for i in rows[0]]
+        rows = [np.array([own[place] for place in both]) for own in places]
+        named = list(zip(sets[0].records, sets[0].names))
+        records, names = zip(*(named[i] for i in rows[0]))
         if bad := next((record for record in records if len(record.captions) != 2), None):
             raise DataError(f"{bad.title} has not two captions: {bad.captions}")
         texts = [text for record in records for text in record.captions]
