@@ -20,9 +20,9 @@ from data_pipelines.images.decode import check_image, full_image
 from data_pipelines.index import NotIndexed
 from data_pipelines.io.storage import Files, basename
 from data_pipelines.io.urls import without_secrets
-from data_pipelines.rows import sample_name
 from data_pipelines.samples import Sample, has_images
 from data_pipelines.sources import Source, index_source, open_source
+from data_pipelines.text.fields import lookup
 
 _BLOCK_BYTES = 256 * 1024  # read at a time: little, as a batch of one process begins and ends anywhere
 _AT_ONCE = 4  # blocks checked for each thread at a time, so that `limit` does not read much more than it needs
@@ -38,6 +38,32 @@ class _Place(NamedTuple):
     sample: int
 
 
+class EvalRecord(NamedTuple):
+    """What is known of a sample beside its image.
+
+    Attributes:
+        fields: of its json member, or the columns of a list, by the names that they have there.
+        key: its name in the tar or list.
+        path: of the tar or list, as it was found.
+        captions: one a template, or its text; never empty.
+    """
+
+    fields: Mapping[str, Any]
+    key: str
+    path: str
+    captions: list[str]
+
+    @property
+    def shard(self) -> str:
+        """Name of the tar or list, the same wherever it lies."""
+        return basename(self.path)
+
+    @property
+    def title(self) -> str:
+        """What messages call the sample."""
+        return f"sample {self.key} of {self.shard}"
+
+
 class EvalSet:
     """The usable samples of a source, in their order.
 
@@ -46,9 +72,7 @@ class EvalSet:
 
     Attributes:
         where: what is read, as it may be shown.
-        records: one dict a sample: its fields (of a json member, or the columns of a list), and over them `key` (its
-            name in the tar or list), `shard` (file name), `captions` (one a template or its text, never empty) and
-            `identity` (the group key, or what names the sample).
+        records: of the samples.
         skipped: reason -> samples left out.
     """
 
@@ -74,7 +98,7 @@ class EvalSet:
         self._source = _open(entry, config, files, where)
         self._blocks = self._source.blocks(_BLOCK_BYTES)
         self.where = without_secrets(str(entry.get("urls") or entry.get("dataset") or where))
-        self.records: list[dict[str, Any]] = []
+        self.records: list[EvalRecord] = []
         self.skipped: Counter[str] = Counter(self._source.skipped)
         self._places: list[_Place] = []
         self._examine(limit)
@@ -90,13 +114,17 @@ class EvalSet:
     @property
     def fingerprint(self) -> str:
         """Tells this set from one of other samples, another order or other captions; 16 hexadecimal digits."""
-        names = [(record["shard"], record["key"], record["captions"]) for record in self.records]
+        names = [(record.shard, record.key, record.captions) for record in self.records]
         return hashlib.blake2b(repr(names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     @property
     def names(self) -> list[str]:
         """What tells the samples from one another, in their order."""
-        return [f"{record['shard']}/{record['key']}" for record in self.records]
+        return [f"{record.shard}/{record.key}" for record in self.records]
+
+    def title(self, i: int) -> str:
+        """Returns what messages call sample i."""
+        return self.records[i].title
 
     def batches(self, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[dict[str, np.ndarray]]:
         """Yields the whole set once, in batches of one size.
@@ -149,8 +177,8 @@ class EvalSet:
                 if limit and len(self) == limit:
                     break
 
-    def _examined(self, block: int) -> list[tuple[dict[str, Any], str]]:
-        """Returns the record of each sample of a block, and why it cannot be used; "" if it can."""
+    def _examined(self, block: int) -> list[tuple[EvalRecord | None, str]]:
+        """Returns the record of each sample of a block, or None and why it cannot be used."""
         found = []
         for sample in self._read(block):
             try:
@@ -160,19 +188,12 @@ class EvalSet:
                     check_image(sample.image, self._options)
                 found.append((self._record(sample), ""))
             except BadSample as bad:
-                found.append(({}, bad.reason))
+                found.append((None, bad.reason))
         return found
 
-    def _record(self, sample: Sample) -> dict[str, Any]:
-        captions = self._source.captions
-        identity = captions.identity(sample.record)
-        return {
-            **sample.record.fields,
-            "key": sample.key,
-            "shard": basename(sample.shard),
-            "captions": captions.every(sample.record),
-            "identity": sample_name(sample) if identity is None else identity,
-        }
+    def _record(self, sample: Sample) -> EvalRecord:
+        captions = self._source.captions.every(sample.record)
+        return EvalRecord(sample.record.fields, sample.key, sample.shard, captions)
 
     def _start(
         self, pool: ThreadPoolExecutor, first: int, rows: int, reads: dict[int, Future]
@@ -209,6 +230,12 @@ class EvalSet:
                     f"{sample.key} of {sample.shard} could be used when the evaluation was set up, and not now: "
                     f"{bad.reason}"
                 ) from None
+
+
+def texts_of(records: Iterable[EvalRecord], field: str) -> list[str]:
+    """Returns the content of a field of each record as text; "" where it has none."""
+    values = (lookup(record.fields, field) for record in records)
+    return ["" if value is None else str(value) for value in values]
 
 
 def _open(entry: Mapping[str, Any], config: Any, files: Files, where: str) -> Source:

@@ -25,6 +25,7 @@ from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
 from xmodal.distributed.sharding import shardings
 from xmodal.evaluation.classes import ensemble, fill, has_place
 from xmodal.evaluation.word_maps import WordMap, grid_of, score_words, word_tokens
+from xmodal.finite import check_rows
 from xmodal.interop.folder import Stored, open_stored
 from xmodal.models.model import Functional
 from xmodal.objectives import OBJECTIVES
@@ -114,14 +115,16 @@ class Model:
         """
         pictures = [pictures] if isinstance(pictures, Picture) else list(pictures)
         prepare = lambda start, stop: self.prepare_images(pictures[start:stop], start)
-        return self.embed_rows("image", prepare, len(pictures))
+        found = self.embed_rows("image", prepare, len(pictures))
+        return check_rows(found, "the embedding", lambda i: _named(i, pictures[i]))
 
     def embed_text(self, texts: str | Iterable[str]) -> np.ndarray:
         """Embeds texts, one or several, to unit vectors, float32 [texts, dim]."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if wrong := [t for t in texts if not isinstance(t, str)]:
             raise DataError(f"embed_text takes strings, got {wrong[0]!r}")
-        return self.embed_rows("text", lambda start, stop: self.prepare_texts(texts[start:stop]), len(texts))
+        found = self.embed_rows("text", lambda start, stop: self.prepare_texts(texts[start:stop]), len(texts))
+        return check_rows(found, "the embedding", lambda i: f"the text {texts[i]!r}")
 
     def prepare_images(self, pictures: Sequence[Picture], first: int = 0) -> dict[str, np.ndarray]:
         """Returns the model's input for some pictures, of which the first is number `first` of the user's."""
@@ -301,5 +304,9 @@ def _decoded(number: int, picture: Picture, arrays: ImageArrays) -> Image.Image:
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
         return full_image(data, arrays.options)
     except (BadSample, OSError, ValueError) as error:
-        name = picture if isinstance(picture, str | os.PathLike) else f"number {number}"
-        raise DataError(f"picture {name} cannot be used: {error}") from None
+        raise DataError(f"{_named(number, picture)} cannot be used: {error}") from None
+
+
+def _named(number: int, picture: Picture) -> str:
+    """What messages call a picture."""
+    return f"picture {picture if isinstance(picture, str | os.PathLike) else f'number {number}'}"

@@ -12,6 +12,10 @@ from data_pipelines.images import naflex
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options, evaluation_pixels, resized, training_image
 
+# Of `data.image`: all that decides how an image is shown to a tower when nothing is augmented, beside `naflex` and what
+# `crop` says (squash, whole). The one such list: what identifies a model and what fine-tuning takes over use it.
+SHOWN = ("size", "resize", "filter", "rounding", "exif", "mean", "std")
+
 
 class ImageArrays:
     """Makes and fills the arrays of a batch that have to do with its images.

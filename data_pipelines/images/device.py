@@ -115,8 +115,19 @@ def prepare_again(images: jax.Array, spec: Any, other: Any) -> jax.Array:
         return (pixels - jnp.array(other.mean)) / jnp.array(other.std)
 
 
+def check_normalisation(spec: Any) -> None:
+    """Raises DataError if `config.data.image` has a mean or standard deviation that pixels cannot be normalised by."""
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        values = spec[name] if isinstance(spec[name], tuple | list) else (spec[name],)
+        good = all(isinstance(x, int | float) and least < x < math.inf for x in values)
+        if not good or len(values) not in (1, 3):
+            above = " above 0" if name == "std" else ""
+            raise DataError(f"data.image.{name} is {spec[name]}; expected a finite number{above} for each of R, G, B")
+
+
 def check_augmentation(spec: Any) -> None:
-    """Raises DataError if `config.data.image` asks for an augmentation that does not exist, or not for its images."""
+    """Raises DataError if `config.data.image` asks for what does not exist, or not for its images, or cannot be."""
+    check_normalisation(spec)
     Naflex.of(spec)
     make_policy(spec.policy)
     if not 0 <= spec.jitter < math.inf:

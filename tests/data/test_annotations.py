@@ -73,8 +73,8 @@ def test_a_split_with_all_its_sentences(folder, config):
     config.text.templates, config.text.max_list = ((1.0, "{sentences}"),), 1
     entry = dict(type="files", urls=str(folder / "karpathy.json"), filter="split in ('train', 'restval')")
     found = EvalSet(entry, config)
-    assert [record["imgid"] for record in found.records] == [0, 1, 3, 4]
-    assert found.records[3]["captions"] == [text.lower() for text in SENTENCES[4]]
+    assert [record.fields["imgid"] for record in found.records] == [0, 1, 3, 4]
+    assert found.records[3].captions == [text.lower() for text in SENTENCES[4]]
     assert found.skipped == {"filtered": 2}
 
 
@@ -106,4 +106,4 @@ def test_a_row_that_is_no_object_is_left_out(folder, config):
     (folder / "aro.json").write_text(json.dumps([ARO[0], "x", ARO[2]]))
     config.text.templates = ((1.0, "{true_caption}"),)
     found = EvalSet(dict(type="files", urls=str(folder / "aro.json")), config)
-    assert [record["key"] for record in found.records] == ["row 1", "row 3"] and found.skipped == {"bad json": 1}
+    assert [record.key for record in found.records] == ["row 1", "row 3"] and found.skipped == {"bad json": 1}

@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 from tiny_shards import encode, sample, write_tar
 
-from configs.base import get_config
 from data_pipelines import index
 from data_pipelines.errors import DataError
 from data_pipelines.examine.throughput import Speed
@@ -32,6 +31,7 @@ from data_pipelines.text.captions import Captions
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
 from xmodal.commands.data_bench import judge
+from xmodal.configs.base import get_config
 
 EVIL = "<script>alert(1)</script>"
 

@@ -13,7 +13,7 @@ from tiny_shards import encode, sample, write_tar
 
 from data_pipelines import index
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
+from data_pipelines.evalset import EvalRecord, EvalSet, texts_of
 from data_pipelines.images.decode import evaluation_image
 
 
@@ -34,26 +34,25 @@ KEPT = [i for i in range(30) if i not in (4, 10, 29)]
 def test_records_in_order_and_bad_samples_left_out(config, urls, caplog):
     found = EvalSet(urls, config)
     assert len(found) == len(found.records) == 27
-    assert [record["key"] for record in found.records] == [f"{i:03d}" for i in KEPT]
+    assert [record.key for record in found.records] == [f"{i:03d}" for i in KEPT]
     assert found.skipped == {"not an image": 1, "empty caption": 1, "corrupt jpeg": 1}
     assert "3 samples left out" in caplog.text
-    assert found.records[3] == dict(
-        **json.loads(sample(3)["json"]), key="003", shard="e.tar", captions=["thing 3"], identity="e.tar/003"
-    )
+    assert found.records[3] == EvalRecord(json.loads(sample(3)["json"]), "003", urls, ["thing 3"])
+    assert found.names[3] == "e.tar/003" and found.title(3) == "sample 003 of e.tar"
 
 
 def test_fields_that_no_caption_needs_decide_nothing(config, urls):
-    record = next(record for record in EvalSet(urls, config).records if record["key"] == "011")  # its json is damaged
-    assert record["captions"] == ["thing 11"] and "label" not in record
+    record = next(record for record in EvalSet(urls, config).records if record.key == "011")  # its json is damaged
+    assert record.captions == ["thing 11"] and "label" not in record.fields
     config.text.templates = ((1.0, "{label}"),)
     found = EvalSet(urls, config)
-    assert found.skipped["bad json"] == 1 and "011" not in [record["key"] for record in found.records]
+    assert found.skipped["bad json"] == 1 and "011" not in [record.key for record in found.records]
 
 
 def test_templates_and_group(config, urls):
     config.text.templates, config.group_key = ((1.0, "{label}"), (1.0, "{label}, {tags}")), "group"
     record = EvalSet(urls, config).records[0]
-    assert record["captions"] == ["thing 0", "thing 0, tag0, red, round"] and record["identity"] == "0"
+    assert record.captions == ["thing 0", "thing 0, tag0, red, round"]
     config.group_key = "grup"
     with pytest.raises(DataError, match="did you mean 'group'"):
         EvalSet(urls, config)
@@ -77,7 +76,7 @@ def test_batches_cover_the_set_once(config, urls, batch_size, processes):
 
 
 def test_limit(config, urls):
-    assert [record["key"] for record in EvalSet(urls, config, limit=6).records] == [f"{i:03d}" for i in KEPT[:6]]
+    assert [record.key for record in EvalSet(urls, config, limit=6).records] == [f"{i:03d}" for i in KEPT[:6]]
     assert len(EvalSet(urls, config, limit=1000)) == 27
 
 
@@ -114,23 +113,21 @@ def test_a_list_with_templates_and_a_filter(config, tmp_path):
     found = EvalSet(entry, config)
     assert found.skipped == {"filtered": 30, "not an image": 1}
     kept = [i for i in range(30, 40) if i != 33]
-    assert [record["key"] for record in found.records] == [f"row {i + 1}" for i in kept]
-    assert found.records[1] == dict(
-        path="31.jpg", kind="moon", width="31", key="row 32", shard="list.csv", captions=["a moon"],
-        identity="list.csv/row 32",
-    )  # fmt: skip
+    assert [record.key for record in found.records] == [f"row {i + 1}" for i in kept]
+    fields = dict(path="31.jpg", kind="moon", width="31")
+    assert found.records[1] == EvalRecord(fields, "row 32", str(tmp_path / "list.csv"), ["a moon"])
     np.testing.assert_array_equal(pixels(found), [evaluation_image(encode(i, "jpg"), 16) for i in kept])
 
 
 def test_tfds_and_synthetic(config, tmp_path):
     found = EvalSet(dict(type="tfds", dataset=tiny_tfds.make(tmp_path), split="train[10:30]"), config, limit=12)
-    assert [record["captions"] for record in found.records] == [[f"thing {r['number']}"] for r in found.records]
-    expected = [evaluation_image(encode(record["number"]), 16) for record in found.records]
+    assert [record.captions for record in found.records] == [[f"thing {r.fields['number']}"] for r in found.records]
+    expected = [evaluation_image(encode(record.fields["number"]), 16) for record in found.records]
     np.testing.assert_array_equal(pixels(found), expected)
     assert len(found) == 12
     config.text.templates = ((1.0, "{label}"),)  # a class in place of a caption, which one example does not have
     labelled = EvalSet(dict(type="tfds", dataset=tiny_tfds.make(tmp_path), split="train"), config)
-    assert sorted(record["label"] for record in labelled.records) == ["cat"] * 20 + ["dog"] * 20
+    assert sorted(record.fields["label"] for record in labelled.records) == ["cat"] * 20 + ["dog"] * 20
     config.text.templates = ()
     assert len(EvalSet(dict(type="synthetic", samples=30, scale=0.1, unique="image"), config)) == 30
 
@@ -145,7 +142,7 @@ def test_what_could_not_be_fetched_is_counted_and_never_scored(config, tmp_path)
         found = EvalSet(dict(type="files", urls=str(tmp_path / "list.csv")), config)
         assert found.skipped == {"fetch failed": 1, "forbidden image": 1, "no image": 1}
         kept = [i for i in range(30) if i not in (3, 4)]
-        assert [record["captions"] for record in found.records] == [[f"thing {i}"] for i in kept]
+        assert [record.captions for record in found.records] == [[f"thing {i}"] for i in kept]
         np.testing.assert_array_equal(pixels(found), [evaluation_image(encode(i), 16) for i in kept])
         server.faults["20.png"] = ("404", 99)
         server.forget()
@@ -173,3 +170,19 @@ def test_faults(config, tmp_path, urls):
         EvalSet(str(write_tar(tmp_path / "a.tar", {"a": dict(txt=b"x")})), config)
     with pytest.raises(DataError, match="not a multiple of the 3 processes"):
         next(EvalSet(urls, config).batches(8, (0, 3)))
+
+
+NAMES = ("captions", "key", "shard", "identity", "fields")
+
+
+def test_fields_may_have_any_name(config, tmp_path):
+    """The sample's place and its captions are kept apart from its fields."""
+    fields = [{name: f"{name} {i}" for name in NAMES} | dict(captions=[f"one {i}", f"two {i}"]) for i in range(4)]
+    samples = {f"{i}": {"png": encode(i), "json": json.dumps(own).encode()} for i, own in enumerate(fields)}
+    config.text.templates = ((1.0, "{key}"), (1.0, "{shard} {identity}"))
+    found = EvalSet(str(write_tar(tmp_path / "odd.tar", samples)), config)
+    for i, record in enumerate(found.records):
+        assert record.fields == fields[i] and (record.key, record.shard) == (f"{i}", "odd.tar")
+        assert record.captions == [f"key {i}", f"shard {i} identity {i}"]
+    assert found.names == [f"odd.tar/{i}" for i in range(4)]
+    assert texts_of(found.records, "shard") == [f"shard {i}" for i in range(4)]

@@ -199,7 +199,7 @@ def test_evaluation_counts_the_same_faults(plain, tmp_path):
     sure = Counter(fault.reason for fault in wrong.values() if fault.reason != EITHER)
     unsure = sum(fault.reason == EITHER for fault in wrong.values())
     assert sure <= found.skipped and (found.skipped - sure).total() <= unsure
-    kept = {f"d.tar/{record['key']}": record["captions"] for record in found.records}
+    kept = {f"d.tar/{record.key}": record.captions for record in found.records}
     certain = {name for name in truth if wrong.get(name.removeprefix("d.tar/")) is None}
     assert certain <= kept.keys() <= truth.keys()
     assert all(captions == [truth[name][1]] for name, captions in kept.items())

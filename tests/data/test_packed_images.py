@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from tiny_shards import FORMATS, encode, write_tar
 
-from configs.base import get_config
 from data_pipelines.errors import DataError
 from data_pipelines.evalset import EvalSet
 from data_pipelines.images import naflex
@@ -21,6 +20,7 @@ from data_pipelines.images.naflex import Naflex, grid_for, pack, unpack
 from data_pipelines.io.paths import REPOSITORY
 from data_pipelines.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.configs.base import get_config
 
 GOLDEN = REPOSITORY / "tests" / "golden"
 SIZES = ((24, 20), (60, 15), (9, 40), (32, 32), (7, 5))  # width, height
@@ -222,7 +222,7 @@ def test_held_out_images_have_one_room(packed):
     assert {batch["image"].shape for batch in batches} == {(40, 12, 3 * PATCH**2)}
     last = batches[-1]
     assert (last["image_grid"][~last["valid"]] == 1).all() and not last["image"][~last["valid"]].any()
-    numbers = [int(record["captions"][0].removeprefix("thing ")) for record in held_out.records]
+    numbers = [int(record.captions[0].removeprefix("thing ")) for record in held_out.records]
     expected = [grid_for(*SIZES[n % len(SIZES)][::-1], PATCH, 12) for n in numbers]
     found = np.concatenate([batch["image_grid"][batch["valid"]] for batch in batches])
     np.testing.assert_array_equal(found, expected)

@@ -74,7 +74,7 @@ def test_the_index_of_a_web_server_is_kept_in_the_cache(config, web, tmp_path):
 def test_evaluation_reads_from_a_server(config, web, shards):
     here = EvalSet(str(shards / "s-{00..02}.tar"), config)
     there = EvalSet(f"{web.address}/set/s-{{00..02}}.tar", config)
-    assert [record["key"] for record in here.records] == [record["key"] for record in there.records]
+    assert [record.key for record in here.records] == [record.key for record in there.records]
     assert_same(list(there.batches(32)), list(here.batches(32)))
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tiny_shards import encode, sample, write_tar
 
-from configs.base import get_config
 from data_pipelines.errors import DataError
 from data_pipelines.evalset import EvalSet
 from data_pipelines.io.storage import Files
@@ -16,6 +15,7 @@ from data_pipelines.sources import open_source
 from data_pipelines.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
+from xmodal.configs.base import get_config
 
 TEXTS = [f"thing {i}" for i in range(48)]
 
@@ -103,7 +103,7 @@ def test_lists_need_no_column_of_images(kind, config, tmp_path):
 
 def test_evaluation_sets_hold_texts(texts):
     held_out = EvalSet(texts.sources.main.urls, texts)
-    assert [record["captions"] for record in held_out.records] == [[caption] for caption in TEXTS]
+    assert [record.captions for record in held_out.records] == [[caption] for caption in TEXTS]
     batches = list(held_out.batches(20))
     assert [set(batch) for batch in batches] == [{"index", "valid"}] * 3
     np.testing.assert_array_equal(np.concatenate([b["index"] for b in batches]), [*range(48), *[-1] * 12])

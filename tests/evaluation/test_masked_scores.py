@@ -39,7 +39,7 @@ def test_each_token_is_guessed_once_from_all_others(world, bert):
     context, params = bert
     got = evaluate(world, bert, hide="each", batch_size=16)
     records = MaskedText(world.urls, captions=("{lines}",)).open("x", context).records
-    texts = list(dict.fromkeys(text for record in records for text in record["captions"]))
+    texts = list(dict.fromkeys(text for record in records for text in record.captions))
     ids, valid = context.tokenizer.encode(texts, LENGTH)
     rows, places = np.nonzero(valid & ~np.isin(ids, context.tokenizer.special_ids))
     hidden = ids[rows].copy()

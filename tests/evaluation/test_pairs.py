@@ -95,6 +95,19 @@ def test_two_images_and_two_captions(world, alone, winoground_list):
     assert alone.evaluate(Pairs(batch_size=SAMPLES, **options)).metrics == result.metrics
 
 
+def test_examples_of_lists_with_one_name_are_told_apart(world, winoground_list, tmp_path):
+    """Lists of several folders are often called alike, and number their rows alike."""
+    whole = winoground_list.read_text().splitlines()
+    for part, rows in dict(a=whole[:7], b=whole[7:]).items():
+        (tmp_path / part).mkdir()
+        for image in winoground_list.parent.glob("*.png"):
+            (tmp_path / part / image.name).hardlink_to(image)
+        (tmp_path / part / "list.jsonl").write_text("\n".join(rows))
+    options = dict(images=("image_0", "image_1"), captions=("{caption_0}", "{caption_1}"), by="tag", batch_size=16)
+    evaluate = lambda urls: world.evaluate(Pairs(source=dict(type="files", urls=urls), **options)).metrics
+    assert evaluate([str(tmp_path / part / "list.jsonl") for part in "ab"]) == evaluate(str(winoground_list))
+
+
 def test_the_scores_of_winoground():
     images = np.eye(4)[[[0, 1], [0, 1], [0, 1], [0, 0]]]
     texts = np.eye(4)[[[0, 1], [1, 0], [0, 0], [0, 1]]]  # right, swapped, captions alike, images alike

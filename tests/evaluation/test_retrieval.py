@@ -12,9 +12,11 @@ from PIL import Image
 from tiny_world import SAMPLES, held_out
 
 from data_pipelines.errors import DataError
+from tests.data.tiny_shards import write_tar
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.gallery import choose
 from xmodal.evaluation.retrieval import Retrieval, chance_recall, ranks, recalls
+from xmodal.evaluation.zero_shot import ZeroShot
 from xmodal.reporting.scores import flat_figures
 
 
@@ -24,13 +26,14 @@ def unit(rng, *shape):
 
 
 def reference_ranks(queries, items, pairs):
-    """How many wrong items score at least as high as the best right one."""
+    """How many wrong items score higher than the best right one, or as high and are listed before it."""
     found = []
     for i, query in enumerate(queries):
         scores = [float(np.dot(query.astype(np.float64), item.astype(np.float64))) for item in items]
         right = {j for q, j in pairs.tolist() if q == i}
-        best = max(scores[j] for j in right)
-        found.append(sum(s >= best for j, s in enumerate(scores) if j not in right))
+        order = sorted(range(len(items)), key=[-s for s in scores].__getitem__)  # stable
+        found.append(min(order.index(j) for j in right))
+        found[-1] -= sum(j in right for j in order[: found[-1]])
     return np.array(found)
 
 
@@ -51,11 +54,11 @@ def test_ranks_of_more_queries_than_are_ranked_at_once():
     assert ranks(queries, items, pairs).all()
 
 
-def test_ties_count_against_the_query():
+def test_of_items_with_equal_scores_the_first_comes_first():
     same = np.ones((30, 4), np.float32) / 2
     pairs = np.stack([np.arange(30), np.arange(30)], axis=1)
-    assert (ranks(same, same, pairs) == 29).all()
-    assert recalls(ranks(same, same, pairs), 30, np.ones(30, int))[0]["R@10"] == 0
+    np.testing.assert_array_equal(ranks(same, same, pairs), np.arange(30))
+    assert recalls(ranks(same, same, pairs), 30, np.ones(30, int))[0]["R@10"] == 10 / 30
 
 
 @pytest.mark.parametrize(("items", "right"), [(12, 1), (12, 3), (12, 11), (4, 2), (3, 3)])
@@ -70,9 +73,9 @@ def test_chance_recall_is_that_of_random_orders(items, right):
 def expected_metrics(world, caption_list, by):
     """All metrics, from the embeddings and the definition."""
     captions = [
-        list(dict.fromkeys(" ".join(t.lower().split()) for t in record[caption_list]))
+        list(dict.fromkeys(" ".join(t.lower().split()) for t in record.fields[caption_list]))
         if caption_list
-        else record["captions"]
+        else record.captions
         for record in world.context.open(world.urls, (), 0).records
     ]
     texts = sorted({text for own in captions for text in own})
@@ -120,10 +123,12 @@ def test_same_on_one_and_eight_devices_and_for_any_batch_size(world, alone):
     assert want.shape == (SAMPLES, 32)
 
 
-def test_a_model_that_tells_nothing_apart_finds_nothing(world):
+def test_a_model_that_tells_nothing_apart_finds_what_chance_finds(world):
     blind = jax.tree.map(np.zeros_like, world.params)
     metrics = world.evaluate(Retrieval(world.urls, batch_size=16), blind).metrics
-    assert [v for k, v in metrics.items() if "R@" in k and "chance" not in k] == [0.0] * 6
+    items = dict(image_to_text=metrics["retrieval/x/captions"], text_to_image=metrics["retrieval/x/images"])
+    for way, count in items.items():
+        assert metrics[f"retrieval/x/{way}/R@1"] == pytest.approx(1 / count)
 
 
 def test_gallery_shows_pictures_truth_and_candidates(world):
@@ -208,3 +213,19 @@ def test_the_scores_are_those_behind_the_figures(world):
 def test_what_is_not_there_is_named(world, fields, message):
     with pytest.raises(DataError, match=message):
         Retrieval(**(dict(urls=world.urls) | fields)).prepare("x", world.context)
+
+
+def test_fields_that_have_the_names_of_a_samples_parts(world, tmp_path):
+    """`captions` as COCO's exports call the list, a class in `key`, a group in `shard`."""
+    samples = {}
+    for i in range(SAMPLES):
+        own = json.loads(held_out(i)["json"])
+        fields = dict(captions=own["lines"], key=own["kind"], shard=own["side"], identity="same")
+        samples[f"{i:03d}"] = held_out(i) | dict(json=json.dumps(fields).encode())
+    urls = str(write_tar(tmp_path / "held_out.tar", samples))
+    evaluate = lambda *args, **options: world.evaluate(Retrieval(*args, batch_size=16, examples=0, **options)).metrics
+    assert evaluate(urls, caption_list="captions", by="shard") == evaluate(world.urls, caption_list="lines", by="side")
+    accuracy = lambda where, field: world.evaluate(ZeroShot(where, label_field=field, batch_size=16))
+    assert accuracy(urls, "key").metrics == accuracy(world.urls, "kind").metrics
+    with pytest.raises(DataError, match=r"'lines'.*(fields there: captions, identity, key, shard|did you mean)"):
+        Retrieval(urls, caption_list="lines").prepare("x", world.context)

@@ -60,9 +60,9 @@ def test_accuracy_against_the_definition():
     assert (got["chance/top5"], got["images"], got["classes"]) == (5 / 8, np.sum(kept), 8)
 
 
-def test_ties_count_against_the_sample():
-    got, _ = accuracy(np.zeros((10, 7)), np.arange(10) % 7)
-    assert got["top1"] == got["top5"] == got["mean_per_class"] == 0
+def test_of_classes_with_equal_scores_the_first_is_taken():
+    got, _ = accuracy(np.zeros((14, 7)), np.arange(14) % 7)
+    assert (got["top1"], got["top5"], got["mean_per_class"]) == (1 / 7, 5 / 7, 1 / 7), "the level of chance"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,24 @@ from xmodal.training.task import build_losses, resolve
 
 SAMPLES = 45  # divides by no batch size of the tests
 KINDS = ("star", "moon", "sun")
+# Options of every evaluator for the set and the model `every_model`; one that is added needs an entry here.
+OPTIONS = dict(
+    retrieval=dict(caption_list="lines", by="side", examples=0),
+    zero_shot=dict(label_field="kind", prompts=("{label}", "a {label}")),
+    pointing=dict(label_field="kind", pairs=13),
+    captioning=dict(captions=("{kind}",), examples=SAMPLES),
+    classification=dict(),
+    masked_text=dict(captions=("{lines}",)),
+    linear_probe=dict(label_field="kind", l2=(1e-3, 1e-1), iterations=30),
+    few_shot=dict(label_field="kind", shots=(1, 4), draws=2),
+    pairs=dict(captions=("{kind}",), wrong=("side",), by="side"),
+    embeddings=dict(),
+)
+
+
+def options_of(kind: str, train: str) -> dict:
+    """Returns the options of an evaluator; `train` are the samples that probes learn from."""
+    return OPTIONS[kind] | (dict(train=train) if kind in ("linear_probe", "few_shot") else {})
 
 
 def held_out(i: int) -> dict[str, bytes]:

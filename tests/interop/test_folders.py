@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from data_pipelines.errors import DataError
 from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import train_bpe
 from tests.interop import folders
 from xmodal.__main__ import main
+from xmodal.configs.base import get_config
 from xmodal.interop.folder import open_stored, parse, write_stored
 from xmodal.interop.tables import InteropError
 from xmodal.interop.tokenizer_files import read_tokenizer, same_tokens, swap_ids, write_tokenizer
+from xmodal.training.task import preprocessor
 
 
 @pytest.fixture
@@ -224,3 +227,29 @@ def test_exchanged_ids_are_exchanged_everywhere():
     assert "eos_id is 2" in same_tokens(tokenizer, swapped)
     back = swap_ids(swapped, last, 2)
     assert not same_tokens(tokenizer, back)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("std", (0.2, 0.0, 0.2), r"data\.image\.std is \(0\.2, 0\.0, 0\.2\); expected a finite number above 0"),
+        ("std", (0.2, float("nan"), 0.2), r"data\.image\.std is"),
+        ("std", (0.2, -0.1, 0.2), r"data\.image\.std is"),
+        ("std", (0.2, 0.3), r"data\.image\.std is"),
+        ("mean", (0.2, float("inf"), 0.2), r"data\.image\.mean is .*expected a finite number for each of R, G, B"),
+        ("mean", (0.2, "0.2", 0.2), r"data\.image\.mean is"),
+    ],
+)
+def test_pixels_are_normalised_by_what_they_can_be(folder, tmp_path, key, value, message):
+    write_stored(open_stored(f"hf:{folder}"), tmp_path / "own")
+    edit(tmp_path / "own" / "config.json", **{f"data__image__{key}": value})
+    with pytest.raises(InteropError, match=f"{tmp_path}/own: {message}"):
+        open_stored(tmp_path / "own")
+    image = get_config().data.image
+    image[key] = value
+    with pytest.raises(DataError, match=f"^{message}"):
+        preprocessor(image)
+    if all(isinstance(x, float) for x in value) and len(value) == 3:
+        edit(folder / "preprocessor_config.json", **{f"image_{key}": value})
+        with pytest.raises(InteropError, match=f"hf:{folder}: {message}"):
+            open_stored(f"hf:{folder}")

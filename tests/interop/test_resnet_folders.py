@@ -7,8 +7,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import xmodal
+from tests.data.tiny_shards import encode, write_tar
 from tests.interop import folders
+from xmodal.commands.evaluate import evaluate
 from xmodal.config import make_spec
+from xmodal.evaluation.health import uniformity
 from xmodal.interop.export import export
 from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.tables import InteropError
@@ -125,3 +128,15 @@ def test_positions_of_the_pool_are_resized(tmp_path):
     np.testing.assert_array_equal(resized[0], table[0])
     # The corners of a grid that is twice as large lie nearest to those of the smaller one.
     np.testing.assert_allclose(resized[1:].reshape(4, 4, -1).mean((0, 1)), table[1:].mean(0), rtol=0.05, atol=0.05)
+
+
+def test_running_statistics_are_evaluated_with_the_weights(tmp_path):
+    """`eval --model` of an imported BatchNorm model gives the figures of what `xmodal.load` embeds."""
+    where = folder_of("clip_resnet", tmp_path / "in")
+    samples = {f"{i}": {"png": encode(i), "txt": folders.TEXTS[i % 2].encode()} for i in range(5)}
+    entry = dict(type="embeddings", urls=str(write_tar(tmp_path / "x.tar", samples)), batch_size=8)
+    folders.write_json(tmp_path / "suite.json", dict(evals=dict(x=entry)))
+    found = evaluate(where, suite=tmp_path / "suite.json").results["embeddings"]["x"]
+    model = xmodal.load(where, batch_size=8)
+    images = model.embed_image([samples[f"{i}"]["png"] for i in range(5)])
+    assert found["image"]["uniformity"] == pytest.approx(uniformity(images.astype(np.float64)), abs=1e-5)

@@ -4,6 +4,8 @@ python -m xmodal eval --model runs/demo
 python -m xmodal eval --model runs/demo --step 500 --only unseen_vendor --json results_500.json
 python -m xmodal eval --model hf:clip --suite configs/suites/emoji.json --json clip.json
 python -m xmodal eval --model models/clip_b32 --suite suite.json --json figures --format clip_benchmark
+python -m xmodal eval --model runs/tuned --interpolate 0.5 --suite suite.json     # between the start and the run
+python -m xmodal eval --model runs/demo --average last:3                          # the mean of three checkpoints
 
 A suite is a JSON file of evaluators with data of their own (docs/evaluation.md). Pictures and texts are prepared as the
 model wants it.
@@ -11,7 +13,12 @@ model wants it.
 
 import argparse
 import pathlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from xmodal.commands.weights import add_weight_arguments, are_mixed, chosen
+
+if TYPE_CHECKING:
+    from xmodal.interop.folder import Stored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run folder, imported or exported folder, hf:DIR or open_clip:DIR",
     )  # fmt: skip
     parser.add_argument("--suite", type=pathlib.Path, metavar="FILE", help="evaluators to run instead of the run's own")
-    parser.add_argument("--step", type=int, help="checkpoint of a run to evaluate; the newest good one by default")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="evaluators to run; all by default")
     parser.add_argument("--json", type=pathlib.Path, metavar="PATH", help="also write the results there")
     parser.add_argument(
@@ -32,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--intervals", choices=("bca", "percentile", "none"), default="bca",
         help="95 %% bootstrap intervals of the figures",
     )  # fmt: skip
+    add_weight_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,7 +49,13 @@ def run(args: argparse.Namespace) -> None:
     if args.format == "clip_benchmark" and not args.json:
         raise UsageError("--format clip_benchmark writes a folder of files: name it with --json")
     with Runtime.start("~/.cache/xmodal/jax") as runtime:
-        found = evaluate(args.model, suite=args.suite, step=args.step, only=args.only, intervals=args.intervals)
+        if are_mixed(args) or args.ema is not None:
+            stored, weights = chosen(args.model, args)
+            model, step = stored, None
+        else:
+            model, step, weights = args.model, args.step, ""
+        options = dict(suite=args.suite, step=step, only=args.only, intervals=args.intervals)
+        found = evaluate(model, weights=weights, **options)
         if runtime.process_index:
             return
     from xmodal.reporting.clip_benchmark import write_documents
@@ -64,8 +77,9 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: str | pathlib.Path,
+    model: "str | pathlib.Path | Stored",
     *,
+    weights: str = "",
     suite: pathlib.Path | None = None,
     step: int | None = None,
     only: list[str] | None = None,
@@ -74,7 +88,8 @@ def evaluate(
     """Evaluates a model from what is stored with it: config, tokenizer and weights.
 
     Args:
-      model: a run folder, an imported or exported folder, "hf:DIR" or "open_clip:DIR".
+      model: a run folder, an imported or exported folder, "hf:DIR" or "open_clip:DIR"; or an open one.
+      weights: what the weights of an open one are, for the results.
       suite: file of evaluators; None takes those of the run.
       step: checkpoint of a run; None takes the newest good one.
       only: names of evaluators; None runs all.
@@ -85,18 +100,22 @@ def evaluate(
     """
     import jax
 
-    from xmodal.commands.subject import open_subject, read_suite
+    from xmodal.commands.subject import open_subject, read_suite, subject_of
     from xmodal.distributed.mesh import make_mesh
+    from xmodal.interop.folder import Stored
     from xmodal.reporting.results import results_of
     from xmodal.training.task import open_evaluators
 
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1))
     with jax.set_mesh(mesh):
-        subject = open_subject(model, mesh, step=step)
+        if isinstance(model, Stored):
+            subject = subject_of(model, mesh, {"model": model.origin, "weights": weights})
+        else:
+            subject = open_subject(model, mesh, step=step)
         config, head = subject.config, dict(subject.head)
         if suite:
             config, head = read_suite(suite, config), head | {"suite": str(suite)}
-        _choose(config, only, suite or model)
+        _choose(config, only, suite or (model.origin if isinstance(model, Stored) else model))
         evaluators = open_evaluators(config, subject.model, mesh, subject.preprocess, subject.tokenizer)
         metrics, scores, details = {}, {}, {}
         for _, evaluator in evaluators.values():

@@ -14,7 +14,7 @@ from data_pipelines.text.tokenizers import Tokenizer
 from xmodal import recipes
 from xmodal.config import ConfigError, did_you_mean, from_json, validate
 from xmodal.distributed.sharding import shardings
-from xmodal.interop.folder import open_stored, parse
+from xmodal.interop.folder import Stored, open_stored, parse
 from xmodal.models.model import Functional
 from xmodal.training.task import preprocessor
 from xmodal.training.trained import load_run
@@ -59,13 +59,17 @@ def open_subject(where: str | Path, mesh: jax.sharding.Mesh, *, step: int | None
         run = load_run(path, mesh, step=step)
         head = {"step": run.step, "samples": run.samples}
         return Subject(run.config, run.losses.model, run.params, run.losses.preprocess, run.tokenizer, head)
-    stored = open_stored(where, step=step)
+    return subject_of(open_stored(where, step=step), mesh, {"model": str(where)})
+
+
+def subject_of(stored: Stored, mesh: jax.sharding.Mesh, head: dict[str, Any]) -> Subject:
+    """Puts a model on a mesh; `head` is what results say they are of."""
     model = Functional.build(stored.spec)
-    params = {name: stored.params[name] for name in model.spec.towers}
+    params = model.own(stored.params)
     placed = shardings(jax.eval_shape(lambda p: p, params), mesh, stored.config.mesh.rules)
     params = jax.tree.map(_place, params, placed)
     config = stored.config.copy_and_resolve_references()
-    return Subject(config, model, params, preprocessor(config.data.image), stored.tokenizer, {"model": str(where)})
+    return Subject(config, model, params, preprocessor(config.data.image), stored.tokenizer, head)
 
 
 def _place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -54,6 +54,7 @@ class EvalContext:
             config.text.templates = tuple((1.0, template) for template in templates)
             config.label.update(dict(field="") if label is None else label)
             config.modalities = config.modalities if images else ("text",)
+            config.group_key = ""  # says what the training data call equal; other data need not have the field
         opened = EvalSet(data, config, limit, where)
         assert_same_data(where, opened.fingerprint)
         return opened

@@ -11,6 +11,7 @@ from xmodal.distributed.mesh import num_batch_shards
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import gather, image_batches, scatter
 from xmodal.evaluation.gallery import choose, thumbnail
+from xmodal.finite import check_rows
 from xmodal.generation.autoregressive import generate
 from xmodal.reporting.scores import Scores, digest_of
 
@@ -39,7 +40,7 @@ class Captioning(Evaluator):
         """See `Evaluator`."""
         dataset, tokenizer = self.open(name, context), context.tokenizer
         length, prefix = context.data.text.length, f"captioning/{name}"
-        truth = [record["captions"][0] for record in dataset.records]
+        truth = [record.captions[0] for record in dataset.records]
         ids, valid = tokenizer.encode(truth, length)
         shards = num_batch_shards(context.mesh)
         batch_size = -(-self.batch_size // shards) * shards
@@ -56,6 +57,7 @@ class Captioning(Evaluator):
             for batch, index in image_batches(dataset, context, batch_size):
                 scatter(parts, index, gather(write(params, batch)))
             written = np.stack(parts)
+            check_rows(np.where(written < 0, np.nan, 0.0), "a token's score in the caption", dataset.title)
             texts = [tokenizer.decode(row.tolist()) for row in written]
             right = np.array([a.strip() == b.strip() for a, b in zip(texts, truth)])
             found = grade(written, ids, valid, right, dataset.names)

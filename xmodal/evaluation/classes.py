@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import DataError, did_you_mean
-from data_pipelines.evalset import EvalSet
+from data_pipelines.evalset import EvalSet, texts_of
 from data_pipelines.io.paths import find_file
 from data_pipelines.labels import MEMBER
-from data_pipelines.text.fields import lookup
 from xmodal.evaluation.base import EvalContext, Evaluator
 
 PLACE = re.compile(r"\{(?:label|c)?\}")  # where the name goes: {label}, {c} (CLIP_benchmark), {} (OpenAI)
@@ -86,8 +85,7 @@ def open_labelled(
     """
     label = dict(field=MEMBER, classes=(), count=_ANY, most=1) if field == MEMBER else None
     dataset = evaluator.open(name, context, instead=field, label=label, **data)
-    values = (lookup(record, field) for record in dataset.records)
-    return dataset, ["" if value is None else str(value).strip() for value in values]
+    return dataset, [value.strip() for value in texts_of(dataset.records, field)]
 
 
 def number(values: Sequence[str], classes: Sequence[str], labels: str | Sequence[str], where: str) -> np.ndarray:

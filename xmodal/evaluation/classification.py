@@ -11,7 +11,9 @@ from data_pipelines.errors import DataError
 from data_pipelines.labels import Labels
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import batch_size_for, gather, image_batches, scatter
+from xmodal.evaluation.ranking import ranks
 from xmodal.evaluation.zero_shot import accuracy, confusion
+from xmodal.finite import check_rows
 from xmodal.reporting.scores import Scores, digest_of
 
 
@@ -36,7 +38,7 @@ class Classification(Evaluator):
             raise DataError("a classification needs data.label.field, which says what class a sample has")
         labels = Labels(context.data.label)
         dataset = self.open(name, context, label=context.data.label)
-        ids = np.stack([labels.ids(record) for record in dataset.records])
+        ids = np.stack([labels.ids(record.fields) for record in dataset.records])
         forward = jax.jit(functools.partial(_logits, context, f"{self.tower}.pooled"))
         classes = list(context.data.label.classes) or [str(i) for i in range(labels.count)]
         size, prefix = batch_size_for(context, self.batch_size), f"classification/{name}"
@@ -45,7 +47,7 @@ class Classification(Evaluator):
             parts = [None] * len(dataset)
             for batch, index in image_batches(dataset, context, size):
                 scatter(parts, index, gather(forward(params, batch)))
-            logits, names = np.stack(parts), dataset.names
+            logits, names = check_rows(np.stack(parts), "the logits", dataset.title), dataset.names
             found, scores = accuracy(logits, ids[:, 0], names) if labels.most == 1 else several(logits, ids, names)
             details = confusion(logits, ids[:, 0], classes) if labels.most == 1 else {}
             return EvalResult(
@@ -64,7 +66,7 @@ def several(scores: np.ndarray, ids: np.ndarray, names: Sequence[str] = ()) -> t
     """Returns mAP, the mean over classes of the average precision, and top1, with chance levels; and the scores.
 
     Args:
-      scores: [samples, classes]; ties count against the sample.
+      scores: [samples, classes]; for ties see `ranking`.
       ids: the classes of each sample, [samples, most], -1 fills up.
       names: of the samples.
     """
@@ -72,8 +74,7 @@ def several(scores: np.ndarray, ids: np.ndarray, names: Sequence[str] = ()) -> t
     right = np.zeros((rows, classes + 1), bool)
     right[np.arange(rows)[:, None], ids] = True  # -1 is the last column
     right = right[:, :classes]
-    best = np.max(np.where(right, scores, -np.inf), axis=1, keepdims=True)
-    top1 = ~np.any((scores >= best) & ~right, axis=1)
+    top1 = ranks(scores, right) == 0
     present = np.flatnonzero(right.any(axis=0))
     precision = [average_precision(scores[:, c], right[:, c]) for c in present]
     share = float(right.mean())
@@ -86,8 +87,8 @@ def several(scores: np.ndarray, ids: np.ndarray, names: Sequence[str] = ()) -> t
 
 
 def average_precision(scores: np.ndarray, right: np.ndarray) -> float:
-    """Area under precision over recall, by its steps; of equal scores the wrong ones come first."""
-    order = np.lexsort((right, -scores))
+    """Area under precision over recall, by its steps; for ties and NaN see `ranking`."""
+    order = np.lexsort((right, -np.where(np.isnan(scores), np.where(right, -np.inf, np.inf), scores)))
     hits = right[order]
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return float(precision[hits].mean())

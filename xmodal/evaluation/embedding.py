@@ -9,10 +9,14 @@ from jax.experimental import multihost_utils
 from data_pipelines.evalset import EvalSet
 from xmodal.distributed.mesh import num_batch_shards, process_shard, to_global
 from xmodal.evaluation.base import EvalContext
+from xmodal.finite import check_rows
 
 
 class Embedder:
-    """Unit embeddings of images and texts as float32 NumPy arrays [samples, dim], complete on every process."""
+    """Unit embeddings of images and texts as float32 NumPy arrays [samples, dim], complete on every process.
+
+    An embedding that is not finite is an error that names its sample (`xmodal.finite.NotFinite`).
+    """
 
     def __init__(self, context: EvalContext, batch_size: int):
         self._context, self._batch_size = context, batch_size_for(context, batch_size)
@@ -22,14 +26,17 @@ class Embedder:
         parts = [None] * len(dataset)
         for batch, index in image_batches(dataset, self._context, self._batch_size):
             scatter(parts, index, gather(self._context.embed["image"](params, batch)))
-        return np.stack(parts)
+        return check_rows(np.stack(parts), "the embedding of the image", dataset.title)
 
     def texts(self, params: Mapping, texts: list[str]) -> np.ndarray:
-        """Embeds texts, which are captions of a set or else went through `EvalContext.prepare`."""
-        parts = [None] * len(texts)
-        for batch, index in text_batches(texts, self._context, self._batch_size):
+        """Embeds texts, which are captions of a set or else went through `EvalContext.prepare`; equal ones once."""
+        different = list(dict.fromkeys(texts))
+        parts = [None] * len(different)
+        for batch, index in text_batches(different, self._context, self._batch_size):
             scatter(parts, index, gather(self._context.embed["text"](params, batch)))
-        return np.stack(parts)
+        found = check_rows(np.stack(parts), "the embedding", lambda i: f"the text {different[i]!r}")
+        place = {text: i for i, text in enumerate(different)}
+        return found if len(different) == len(texts) else found[[place[text] for text in texts]]
 
 
 def batch_size_for(context: EvalContext, batch_size: int) -> int:

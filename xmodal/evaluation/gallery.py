@@ -58,7 +58,7 @@ def retrieval_gallery(
             "rank": int(to_text[i]) + 1,
             "candidates": [
                 {"text": texts[j], "score": float(scores[j]), "correct": (i, int(j)) in belongs}
-                for j in np.argsort(-scores)[:SHOWN_TEXTS]
+                for j in np.argsort(-scores, kind="stable")[:SHOWN_TEXTS]
             ],
         })  # fmt: skip
     for j in choose(to_image == 0, count):
@@ -71,7 +71,7 @@ def retrieval_gallery(
                     "image": thumbnail(dataset, int(i)), "title": own[i][0], "score": float(scores[i]),
                     "correct": (int(i), j) in belongs,
                 }
-                for i in np.argsort(-scores)[:SHOWN_IMAGES]
+                for i in np.argsort(-scores, kind="stable")[:SHOWN_IMAGES]
             ],
         })  # fmt: skip
     return gallery

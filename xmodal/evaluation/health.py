@@ -34,7 +34,7 @@ class EmbeddingHealth(Evaluator):
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
         dataset = self.open(name, context)
-        texts = [record["captions"][0] for record in dataset.records]
+        texts = [record.captions[0] for record in dataset.records]
         embedder, prefix = Embedder(context, self.batch_size), f"embeddings/{name}"
         embed = dict(image=lambda params: embedder.images(params, dataset), text=lambda p: embedder.texts(p, texts))
 

@@ -14,6 +14,7 @@ import optax
 from data_pipelines.errors import DataError
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import batch_size_for, gather, text_batches
+from xmodal.finite import check_rows
 from xmodal.objectives.masked_text import MaskedText as Objective
 
 
@@ -44,7 +45,7 @@ class MaskedText(Evaluator):
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
         dataset, prefix = self.open(name, context, images=False), f"masked_text/{name}"
-        texts = list(dict.fromkeys(text for record in dataset.records for text in record["captions"]))
+        texts = list(dict.fromkeys(text for record in dataset.records for text in record.captions))
         size = batch_size_for(context, self.batch_size)
         turns = self.repeats
         if self.hide == "each":
@@ -56,6 +57,8 @@ class MaskedText(Evaluator):
                 for turn in range(turns):
                     nll, right, targets, valid = map(gather, guess(params, batch, turn))
                     counts = valid & (index >= 0)[:, None]
+                    named = lambda i: f"the text {texts[index[i]]!r}"  # noqa: B023 (used at once)
+                    check_rows(np.where(counts, nll, 0), "the loss of a hidden token", named)
                     yield nll[counts], right[counts], targets[counts]
 
         def run(params: Mapping) -> EvalResult:
@@ -88,7 +91,8 @@ class MaskedText(Evaluator):
             (logits,) = context.model(params, hidden, self.needs).values()
             targets = hidden["text_targets"]
             nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-            return nll, jnp.argmax(logits, axis=-1) == targets, targets, hidden["text_targets_valid"]
+            right = (jnp.argmax(logits, axis=-1) == targets) & jnp.isfinite(nll)
+            return nll, right, targets, hidden["text_targets_valid"]
 
         return guess
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.evalset import EvalRecord, texts_of
 from data_pipelines.text.fields import lookup
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import Embedder
@@ -14,7 +15,7 @@ from xmodal.reporting.scores import Scores, digest_of
 
 @dataclasses.dataclass(frozen=True)
 class Pairs(Evaluator):
-    """Two forms. Ties count against the model in both.
+    """Two forms. In both the wrong candidates count as listed first (see `ranking`): a tie is a miss.
 
     An image with a right caption and wrong ones (SugarCrepe, ARO): `captions=("{caption}",), wrong=
     ("negative_caption",)`. `text` is the share of images whose right caption scores above all wrong ones.
@@ -45,9 +46,9 @@ class Pairs(Evaluator):
         embedder, prefix = Embedder(context, self.batch_size), f"pairs/{name}"
         own = self._two_images if self.images else self._wrong_captions
         records, names, scored, chance = own(name, context, embedder)
-        by = [str(value) if (value := lookup(record, self.by)) is not None else "" for record in records]
+        by = texts_of(records, self.by)
         if self.by and not any(by):
-            fields = ", ".join(sorted(records[0]))
+            fields = ", ".join(sorted(records[0].fields))
             raise DataError(f"by: no example has the field {self.by!r}; fields there: {fields}")
         by, groups = np.array(by), sorted(set(by) - {""}) if self.by else []
 
@@ -69,7 +70,7 @@ class Pairs(Evaluator):
     def _wrong_captions(self, name: str, context: EvalContext, embedder: Embedder):
         dataset = self.open(name, context)
         wrong = [self._wrong(record, context) for record in dataset.records]
-        right = [record["captions"][0] for record in dataset.records]
+        right = [record.captions[0] for record in dataset.records]
         rows = np.repeat(np.arange(len(wrong)), [len(texts) for texts in wrong])
         texts = list(dict.fromkeys([*right, *(text for own in wrong for text in own)]))
         place = {text: i for i, text in enumerate(texts)}
@@ -83,12 +84,12 @@ class Pairs(Evaluator):
 
         return dataset.records, dataset.names, scored, {"text": 1 / (1 + np.bincount(rows))}
 
-    def _wrong(self, record: Mapping, context: EvalContext) -> list[str]:
-        found = [text for field in self.wrong for text in _texts(lookup(record, field))]
+    def _wrong(self, record: EvalRecord, context: EvalContext) -> list[str]:
+        found = [text for field in self.wrong for text in _texts(lookup(record.fields, field))]
         if not found:
             raise DataError(
-                f"wrong: sample {record['key']} of {record['shard']} has no text in "
-                f"{', '.join(map(repr, self.wrong))}; fields there: {', '.join(sorted(record))}"
+                f"wrong: {record.title} has no text in {', '.join(map(repr, self.wrong))}; fields there: "
+                f"{', '.join(sorted(record.fields))}"
             )
         return [context.prepare(text) for text in found]
 
@@ -96,15 +97,16 @@ class Pairs(Evaluator):
         sets = [
             self.open(name, context, data=self.source | dict(image=column), where="source") for column in self.images
         ]
-        places = [{own: i for i, own in enumerate(dataset.names)} for dataset in sets]
-        names = [own for own in places[0] if own in places[1]]  # an example counts if both its images can be used
-        if not names:
+        places = [{(record.path, record.key): i for i, record in enumerate(dataset.records)} for dataset in sets]
+        both = [own for own in places[0] if own in places[1]]  # an example counts if both its images can be used
+        if not both:
             raise DataError(f"no example of {sets[0].where} has both images")
-        rows = [np.array([own[name] for name in names]) for own in places]
-        records = [sets[0].records[i] for i in rows[0]]
-        if bad := next((record for record in records if len(record["captions"]) != 2), None):
-            raise DataError(f"sample {bad['key']} of {bad['shard']} has not two captions: {bad['captions']}")
-        texts = [text for record in records for text in record["captions"]]
+        rows = [np.array([own[place] for place in both]) for own in places]
+        named = list(zip(sets[0].records, sets[0].names))
+        records, names = zip(*(named[i] for i in rows[0]))
+        if bad := next((record for record in records if len(record.captions) != 2), None):
+            raise DataError(f"{bad.title} has not two captions: {bad.captions}")
+        texts = [text for record in records for text in record.captions]
 
         def scored(params: Mapping) -> dict[str, np.ndarray]:
             images = np.stack([embedder.images(params, s)[r] for s, r in zip(sets, rows)], axis=1)

@@ -11,11 +11,13 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
+from data_pipelines.evalset import EvalRecord, EvalSet, texts_of
+from data_pipelines.text.fields import lookup
 from xmodal.distributed.mesh import process_shard, to_global
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import batch_size_for, gather, image_batches
 from xmodal.evaluation.word_maps import grid_of, overlay, score_words, token_places
+from xmodal.finite import check_rows
 from xmodal.reporting.scores import Scores, digest_of
 
 SHOWN = 8  # examples in the report
@@ -104,8 +106,10 @@ class Pointing(Evaluator):
             ids, valid = context.tokenizer.encode([case.text for case in own], text.length)
             batch = dict(image=np.stack([case.image for case in own]), text=ids, text_valid=valid)
             batch = to_global(batch, context.mesh)
-            patches = gather(context.embed_local["image"](params, {"image": batch["image"]})["x"])
-            words = gather(context.embed_local["text"](params, batch)["x"])
+            named = lambda i: f"the text {cases[min(start + i, len(cases) - 1)].text!r}"  # noqa: B023 (used at once)
+            patches = context.embed_local["image"](params, {"image": batch["image"]})["x"]
+            patches = check_rows(gather(patches), "a patch of the image beside", named)
+            words = check_rows(gather(context.embed_local["text"](params, batch)["x"]), "a word's embedding", named)
             grid = grid_of(context.model.spec.towers["image"], patches.shape[1])
             for i, case in enumerate(cases[start : start + size]):
                 maps = []
@@ -115,11 +119,11 @@ class Pointing(Evaluator):
                 yield case, maps
 
     def _pairs(self, dataset: EvalSet, context: EvalContext) -> list[Case]:
-        labels = [str(record.get(self.label_field) or "") for record in dataset.records]
+        labels = texts_of(dataset.records, self.label_field)
         if not any(labels):
             raise DataError(
                 f"label_field: no sample of {dataset.where} has the field {self.label_field!r}; "
-                f"fields there: {', '.join(sorted(dataset.records[0]))}"
+                f"fields there: {', '.join(sorted(dataset.records[0].fields))}"
             )
         if not all(place in self.template for place in ("{left}", "{right}")):
             raise DataError(f"template: {self.template!r} needs both {{left}} and {{right}}")
@@ -131,7 +135,7 @@ class Pointing(Evaluator):
         images = _images(dataset, context, range(len(dataset)))
         cases = []
         for i, record in enumerate(dataset.records):
-            for entry in record.get(self.boxes) or ():
+            for entry in lookup(record.fields, self.boxes) or ():
                 text, box = _entry(entry, record, self.boxes)
                 text = context.prepare(text)
                 cases.append(Case(images[i], text, ((0, len(text), box),)))
@@ -140,7 +144,7 @@ class Pointing(Evaluator):
         return cases
 
 
-def _entry(entry: Any, record: Mapping, field: str) -> tuple[str, tuple[float, float, float, float]]:
+def _entry(entry: Any, record: EvalRecord, field: str) -> tuple[str, tuple[float, float, float, float]]:
     try:
         text, box = str(entry["text"]), tuple(float(x) for x in entry["box"])
         left, top, right, bottom = box
@@ -149,7 +153,7 @@ def _entry(entry: Any, record: Mapping, field: str) -> tuple[str, tuple[float, f
     except (KeyError, TypeError, ValueError):
         pass
     raise DataError(
-        f"boxes: sample {record['key']} of {record['shard']} has {entry!r} in its field {field!r}; expected "
+        f"boxes: {record.title} has {entry!r} in its field {field!r}; expected "
         '{"text": ..., "box": [left, top, right, bottom]} with shares from 0 to 1'
     )
 

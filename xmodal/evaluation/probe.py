@@ -12,6 +12,7 @@ from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.classes import number, open_labelled
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.linear import fit_logistic, fit_means, fit_ridge
+from xmodal.evaluation.ranking import class_ranks
 from xmodal.evaluation.zero_shot import accuracy, confusion
 from xmodal.reporting.scores import Scores, digest_of
 
@@ -101,7 +102,7 @@ class LinearProbe(Probe):
     def _penalty(self, x: np.ndarray, y: np.ndarray, held: np.ndarray, classes: int) -> tuple[float, float]:
         """Returns the penalty that is best on the samples that are held out, and the accuracy there."""
         kernels, biases = fit_logistic(x[~held], y[~held], classes, np.array(self.l2), self.iterations)
-        right = [float(np.mean(np.argmax(x[held] @ k + b, axis=1) == y[held])) for k, b in zip(kernels, biases)]
+        right = [float(np.mean(class_ranks(x[held] @ k + b, y[held]) == 0)) for k, b in zip(kernels, biases)]
         top1, l2 = max(zip(right, self.l2))  # of equals the stronger penalty
         return l2, top1
 
@@ -146,7 +147,7 @@ class FewShot(Probe):
                 for draw in range(self.draws):
                     rows = drawn(own, k, draw)
                     kernel, bias = fit(features[rows], own[rows], len(classes), *options)
-                    hits.append(np.argmax(seen @ kernel + bias, axis=1) == labels[used])
+                    hits.append(class_ranks(seen @ kernel + bias, labels[used]) == 0)
                 group = f"{prefix}/{k}_shot"
                 scores[group] = Scores({"top1": np.mean(hits, axis=0)}, digest)
                 metrics |= {f"{group}/top1": float(np.mean(hits)), f"{group}/chance/top1": 1 / len(classes)}

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.evalset import EvalRecord, texts_of
 from data_pipelines.text.fields import lookup
+from xmodal.evaluation import ranking
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.gallery import retrieval_gallery
@@ -43,7 +45,7 @@ class Retrieval(Evaluator):
         own = [self._captions(record, context) for record in dataset.records]
         texts, pairs = candidates(own, self.merge)
         embedder, prefix = Embedder(context, self.batch_size), f"retrieval/{name}"
-        by = np.array([str(record.get(self.by, "")) for record in dataset.records]) if self.by else None
+        by = np.array(texts_of(dataset.records, self.by)) if self.by else None
         if by is not None and not any(by):
             raise DataError(
                 f"by: no sample of {dataset.where} has the field {self.by!r}; {_fields(dataset.records[0])}"
@@ -51,7 +53,7 @@ class Retrieval(Evaluator):
 
         def run(params: Mapping) -> EvalResult:
             images, captions = embedder.images(params, dataset), embedder.texts(params, texts)
-            to_text = ranks(images, captions, pairs)
+            to_text = ranks(images, captions, pairs, number_of(texts))
             to_image = ranks(captions, images, pairs[:, ::-1])
             names, right = np.array(dataset.names), np.bincount(pairs[:, 0])
             asked = [*names, *(text.casefold() for text in texts)]  # models that lower-case are asked the same
@@ -73,29 +75,38 @@ class Retrieval(Evaluator):
 
         return run
 
-    def _captions(self, record: Mapping, context: EvalContext) -> Sequence[str]:
+    def _captions(self, record: EvalRecord, context: EvalContext) -> Sequence[str]:
         if not self.caption_list:
-            return record["captions"]
-        texts = lookup(record, self.caption_list)
+            return record.captions
+        texts = lookup(record.fields, self.caption_list)
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
             raise DataError(
-                f"caption_list: sample {record['key']} of {record['shard']} has no list of texts in its field "
+                f"caption_list: {record.title} has no list of texts in its field "
                 f"{self.caption_list!r}; {_fields(record)}"
             )
         return [context.prepare(text) for text in texts[: self.captions_per_image or None]]
 
 
-def _fields(record: Mapping) -> str:
-    return f"fields there: {', '.join(sorted(record))}"
+def _fields(record: EvalRecord) -> str:
+    return f"fields there: {', '.join(sorted(record.fields))}"
 
 
-def ranks(queries: np.ndarray, items: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Rank (0 is first) of the best right item of each query; ties count against the query.
+def number_of(texts: Sequence[str]) -> np.ndarray | None:
+    """Returns the first place of each text in the list, int [texts]; None where each is there once."""
+    place: dict[str, int] = {}
+    numbers = [place.setdefault(text, i) for i, text in enumerate(texts)]
+    return None if len(place) == len(texts) else np.array(numbers)
+
+
+def ranks(queries: np.ndarray, items: np.ndarray, pairs: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+    """Rank (0 is first) of the right item of each query that comes first; for ties see `ranking`.
 
     Args:
       queries: unit vectors [queries, dim].
       items: unit vectors [items, dim].
       pairs: int [n, 2] of (query, item) that belong together; every query occurs.
+      columns: for each item the number of the item whose score it has: equal texts then tie, however scores are
+        rounded. None: its own.
 
     Returns:
       int32 [queries].
@@ -107,15 +118,14 @@ def ranks(queries: np.ndarray, items: np.ndarray, pairs: np.ndarray) -> np.ndarr
         inside = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + ROWS)]
         right[inside[:, 0] - start, inside[:, 1]] = True
         padded = np.pad(rows, ((0, ROWS - len(rows)), (0, 0)))
-        found.append(np.asarray(_ranks(padded, items, right))[: len(rows)])
+        found.append(np.asarray(_ranks(padded, items, right, columns))[: len(rows)])
     return np.concatenate(found)
 
 
 @jax.jit
-def _ranks(queries: jax.Array, items: jax.Array, right: jax.Array) -> jax.Array:
+def _ranks(queries: jax.Array, items: jax.Array, right: jax.Array, columns: jax.Array | None) -> jax.Array:
     scores = jnp.einsum("qd,nd->qn", queries, items, precision=jax.lax.Precision.HIGHEST)
-    best = jnp.max(jnp.where(right, scores, -jnp.inf), axis=1, keepdims=True)
-    return jnp.sum((scores >= best) & ~right, axis=1)
+    return ranking.ranks(scores if columns is None else scores[:, columns], right, jnp)
 
 
 def candidates(own: Sequence[Sequence[str]], merge: bool) -> tuple[list[str], np.ndarray]:

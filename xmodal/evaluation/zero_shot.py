@@ -9,6 +9,7 @@ from data_pipelines.errors import DataError
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.classes import ensemble, number, open_labelled, read_names, read_prompts
 from xmodal.evaluation.embedding import Embedder
+from xmodal.evaluation.ranking import answers, class_ranks
 from xmodal.reporting.scores import Scores, digest_of
 
 CONFUSIONS = 20  # pairs of classes that are listed
@@ -39,14 +40,18 @@ class ZeroShot(Evaluator):
         classes = read_names(self.classes, "classes") if self.classes else sorted(set(values) - {""})
         labels = number(values, classes, self.labels, dataset.where)
         prompts = read_prompts(self.prompts, classes, "prompts")
-        texts = [context.prepare(prompt) for own in prompts for prompt in own]
+        # Classes with the same prompts get the same scores, bit by bit: which one comes first is the rule for ties.
+        kinds = list(dict.fromkeys(map(tuple, prompts)))
+        place = {own: i for i, own in enumerate(kinds)}
+        columns = [place[tuple(own)] for own in prompts]
+        texts = [context.prepare(prompt) for own in kinds for prompt in own]
         embedder, prefix = Embedder(context, self.batch_size), f"zero_shot/{name}"
         if not texts:
             raise DataError("prompts: there is none")
 
         def run(params: Mapping) -> EvalResult:
-            weights = ensemble(embedder.texts(params, texts), [len(own) for own in prompts])
-            similarities = embedder.images(params, dataset) @ weights.T
+            weights = ensemble(embedder.texts(params, texts), [len(own) for own in kinds])
+            similarities = (embedder.images(params, dataset) @ weights.T)[:, columns]
             metrics, scores = accuracy(similarities, labels, dataset.names)
             details = confusion(similarities, labels, classes)
             return EvalResult(
@@ -61,15 +66,14 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) 
     """Returns top1, top5 (with six classes or more) and mean_per_class, with chance levels; and what they are means of.
 
     Args:
-      scores: [samples, classes]; ties count against the sample.
+      scores: [samples, classes]; for ties see `ranking`.
       labels: [samples]; -1 leaves a sample out.
       names: of the samples.
     """
     used = labels >= 0
     scores, labels, names = scores[used], labels[used], [name for name, use in zip(names, used) if use]
     classes = scores.shape[1]
-    own = scores[np.arange(len(labels)), labels]
-    rank = np.sum(scores >= own[:, None], axis=1) - 1
+    rank = class_ranks(scores, labels)
     hits = {f"top{k}": rank < k for k in (1, 5) if k == 1 or classes > k}
     found = Scores(hits, digest_of(names), group=labels, macro={"mean_per_class": "top1"})
     chance = {"top1": 1 / classes, "top5": 5 / classes, "mean_per_class": 1 / classes}
@@ -83,11 +87,12 @@ def confusion(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
     """Returns how well each class is found and what it is taken for most, and the most frequent confusions.
 
     Args:
-      scores: [samples, classes].
+      scores: [samples, classes]; for ties see `ranking`.
       labels: [samples]; -1 leaves a sample out.
       classes: names.
     """
-    given, labels = np.argmax(scores[labels >= 0], axis=1), labels[labels >= 0]
+    scores, labels = scores[labels >= 0], labels[labels >= 0]
+    given = answers(scores, labels)
     counts = np.bincount(labels, minlength=len(classes))
     pairs, times = np.unique(np.stack([labels, given], axis=1), axis=0, return_counts=True)
     right = pairs[:, 0] == pairs[:, 1]

@@ -40,7 +40,7 @@ def generate(
       keys: per-sample random keys [batch], needed for sampling.
 
     Returns:
-      int32 [batch, length].
+      int32 [batch, length]; -1 stands for tokens that were chosen by logits with NaN.
     """
     if temperature and keys is None:
         raise ValueError("sampling (temperature > 0) needs per-sample random keys")
@@ -58,10 +58,12 @@ def generate(
         return out[f"{tower}.logits"][:, -1], out["caches"]
 
     def choose(logits, number):
-        if not temperature:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        own = key_tools.fold(keys, number)
-        return jax.vmap(jax.random.categorical)(own, logits / temperature).astype(jnp.int32)
+        if temperature:
+            draw = jax.vmap(jax.random.categorical)
+            ids = draw(key_tools.fold(keys, number), logits / temperature)
+        else:
+            ids = jnp.argmax(logits, axis=-1)
+        return jnp.where(jnp.isnan(logits).any(axis=-1), -1, ids).astype(jnp.int32)
 
     def step(carry, number):
         ids, ended, caches = carry

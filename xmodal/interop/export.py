@@ -1,11 +1,11 @@
-"""Models out: Hugging Face and open_clip folders, programs for JAX alone. Each is read back first.
+"""Models out: Hugging Face, open_clip and xmodal folders, programs for JAX alone. Each is read back first.
 
 What a format cannot express is refused with the reason, never approximated.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from data_pipelines.text.preparation import Preparation
 from xmodal.inference import Model
 from xmodal.interop import jax_programs, open_clip, preprocessing
 from xmodal.interop.clip import LEGACY_EOS
-from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder
+from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder, write_into
 from xmodal.interop.leaving import as_hf, as_open_clip
 from xmodal.interop.model_card import Card, write_card
 from xmodal.interop.pipelines import pipeline_misfit
-from xmodal.interop.tables import InteropError, fail
+from xmodal.interop.tables import InteropError
 from xmodal.interop.tokenizer_files import is_gemma, swap_ids, unsaid, write_tokenizer
 from xmodal.interop.weights import cast, write_weights
-from xmodal.paths import flatten_paths, map_paths
+from xmodal.paths import map_paths
 
 # Largest difference of a unit embedding's entries between the live model and what was read back.
 TOLERANCE = {"f32": 2e-5, "bf16": 5e-2}
@@ -41,7 +41,7 @@ class Exported:
 
     Attributes:
       folder: where.
-      kind: "hf", "open_clip" or "jax".
+      kind: "hf", "open_clip", "xmodal" or "jax".
       differences: largest difference of the unit embeddings' entries, by tower.
       notes: what the user should know about it.
     """
@@ -58,14 +58,15 @@ def export(stored: Stored, out: Path, *, to: str, dtype: str = "f32", card: Card
     Args:
       stored: the model.
       out: folder to make.
-      to: "hf" (Hugging Face transformers), "open_clip", or "jax" (programs that need JAX alone).
+      to: "hf" (Hugging Face transformers), "open_clip", "xmodal" (a folder that every command here takes, whatever
+        the towers are), or "jax" (programs that need JAX alone).
       dtype: of the weights, "f32" or "bf16".
       card: what the model card says beside how to use it.
 
     Raises:
       InteropError: the format has no such model, or what was read back is not the live model; nothing is left behind.
     """
-    writers = {"hf": _write_hf, "open_clip": _write_open_clip, "jax": _write_jax}
+    writers = {"hf": _write_hf, "open_clip": _write_open_clip, "xmodal": _write_xmodal, "jax": _write_jax}
     if to not in writers:
         raise InteropError(f"--to {to}: expected {', '.join(writers)}")
     with whole_folder(out) as folder:
@@ -169,6 +170,11 @@ def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable
     return lambda: Model(open_stored(f"open_clip:{folder}"), batch_size=8), notes
 
 
+def _write_xmodal(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Model], list[str]]:
+    write_into(folder, stored, dtype)
+    return lambda: Model(open_stored(folder), dtype="float32", batch_size=8), []
+
+
 def _write_jax(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Any], list[str]]:
     jax_programs.write(stored, folder, dtype)
     if stored.tokenizer is not None:
@@ -223,49 +229,3 @@ def _with_swapped_ids(stored: Stored, a: int, b: int) -> Stored:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def average(models: Iterable[Stored]) -> Stored:
-    """Returns the mean of several checkpoints of one run (Izmailov et al. 2018; Wortsman et al. 2022).
-
-    Raises:
-      InteropError: they are not of one model.
-    """
-    import jax
-
-    total, count, first = None, 0, None
-    for stored in models:
-        first = first or stored
-        if stored.spec != first.spec:
-            raise InteropError(f"{stored.origin}: steps {first.step} and {stored.step} are of different models")
-        arrays = jax.tree.map(lambda a: np.asarray(a, np.float64), stored.params)
-        total = arrays if total is None else jax.tree.map(np.add, total, arrays)
-        count += 1
-    mean = jax.tree.map(lambda a: (a / count).astype(np.float32), total)
-    return dataclasses.replace(first, params=mean, step=None)
-
-
-def interpolate(start: Stored, tuned: Stored, share: float) -> Stored:
-    """Returns `start` + `share` * (`tuned` - `start`), weight by weight (WiSE-FT, Wortsman et al. 2022).
-
-    Args:
-      start: the model that `tuned` began as.
-      tuned: the fine-tuned model.
-      share: 0 is `start`, 1 is `tuned`.
-
-    Raises:
-      InteropError: the share is not one, or they do not have the same weights.
-    """
-    if not 0.0 <= share <= 1.0:
-        raise InteropError(f"a share of {share} lies between no two models: expected 0 (as before) to 1 (as tuned)")
-    old, new = flatten_paths(start.params), flatten_paths(tuned.params)
-    problems = [f"missing in {start.origin}: {path}" for path in new if path not in old]
-    problems += [f"missing in {tuned.origin}: {path}" for path in old if path not in new]
-    problems += [
-        f"shape: {path} is {old[path].shape} in {start.origin} and {new[path].shape} in {tuned.origin}"
-        for path in new
-        if path in old and old[path].shape != new[path].shape
-    ]
-    fail(f"{start.origin} and {tuned.origin} cannot be interpolated", problems)
-    mix = lambda path, b: (np.asarray(old[path], np.float64) * (1 - share) + share * np.asarray(b)).astype(np.float32)
-    return dataclasses.replace(tuned, params=map_paths(mix, tuned.params), step=None)

@@ -18,23 +18,25 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 import xmodal
+from data_pipelines.errors import DataError
+from data_pipelines.images.arrays import SHOWN
+from data_pipelines.images.device import check_normalisation
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError, from_json, make_spec, to_json, validate, with_new_options
+from xmodal.finite import not_finite
 from xmodal.interop import OPEN_CLIP, open_clip, preprocessing
 from xmodal.interop.huggingface import family_of
 from xmodal.interop.lora import merge_lora
 from xmodal.interop.settings import bounded, shown
 from xmodal.interop.tables import Family, InteropError, fail
 from xmodal.interop.tokenizer_files import read_tokenizer
-from xmodal.interop.weights import open_weights, refuse_pickles, write_weights
-from xmodal.models.embed import PatchSpec
+from xmodal.interop.weights import cast, open_weights, refuse_pickles, write_weights
+from xmodal.models.embed import PatchSpec, inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.paths import flatten_paths
 
 FORMAT = 1
 _SECTIONS = ("image", "text", "label")  # of `data`, that a model brings with it
-# Of `data.image`: all that decides how a picture is shown to the towers when nothing is augmented.
-_IMAGE = ("size", "resize", "filter", "rounding", "exif", "mean", "std")
 WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.json", "config.json"
 
 
@@ -64,7 +66,7 @@ class Stored:
     def fingerprint(self) -> str:
         """Returns what tells this model from all whose embeddings may differ: towers, weights, preparation."""
         config = json.loads(to_json(self.config))
-        image = {key: config["data"]["image"][key] for key in _IMAGE}
+        image = {key: config["data"]["image"][key] for key in SHOWN}
         image["squash"] = config["data"]["image"]["crop"] == "squash"
         text = {key: config["data"]["text"][key] for key in ("length", "lower")}
         if (clean := config["data"]["text"]["clean"]) != "none":
@@ -89,14 +91,23 @@ def open_stored(where: str | Path, *, step: int | None = None, ema: bool | None 
       ema: averaged or trained weights of a run; None takes those that its evaluations used.
 
     Raises:
-      InteropError: there is no such folder, or it is incomplete, damaged or of an unknown kind.
+      InteropError: there is no such folder, it is incomplete, damaged or of an unknown kind, or its weights are not
+        finite.
     """
     kind, path = parse(where)
     if kind == "run":
         return _open_run(path, step, ema)
     if step is not None or ema is not None:
         raise InteropError(f"{where} is not a run: it has no other steps and no averaged weights")
-    return {"own": _open_own, "hf": _open_hf, "open_clip": _open_open_clip}[kind](path)
+    stored = {"own": _open_own, "hf": _open_hf, "open_clip": _open_open_clip}[kind](path)
+    try:
+        check_normalisation(stored.config.data.image)
+    except DataError as error:
+        raise InteropError(f"{where}: {error}") from None
+    fail(f"{where} holds weights that are NaN or infinite", not_finite(stored.params))
+    if "image" not in inputs_of(stored.config.model.towers).values():
+        stored.config.data.modalities = ("text",)
+    return stored
 
 
 def parse(where: str | Path) -> tuple[str, Path]:
@@ -123,7 +134,10 @@ def parse(where: str | Path) -> tuple[str, Path]:
             if key in config:
                 return kind, path
     if any(path.glob("*.jaxexport")):
-        raise InteropError(f"{path} holds programs for JAX alone: its README.md says how to call them")
+        raise InteropError(
+            f"{path} holds programs for JAX alone, not a model: its README.md says how to call them. `python -m xmodal "
+            "export --to xmodal` makes a folder of the same model that can be opened here"
+        )
     raise InteropError(
         f"{path} is no model that is known here: expected a run (checkpoints/), an imported model, a Hugging Face "
         f"folder (config.json with model_type) or an open_clip folder ({open_clip.CONFIG})"
@@ -137,17 +151,23 @@ def write_stored(stored: Stored, out: Path) -> None:
       InteropError: `out` exists already.
     """
     with whole_folder(out) as folder:
-        config = json.loads(json.dumps(stored.config.to_dict()))
-        config = {
-            "xmodal": {"format": FORMAT, "version": xmodal.__version__, "origin": stored.origin},
-            "model": config["model"], "objectives": config["objectives"],
-            "data": {key: config["data"][key] for key in _SECTIONS},
-        }  # fmt: skip
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if stored.tokenizer is not None:
-            (folder / TOKENIZER).write_text(stored.tokenizer.json, encoding="utf-8")
-        arrays = {path: np.asarray(a, np.float32) for path, a in flatten_paths(stored.params).items()}
-        write_weights(folder / WEIGHTS, arrays, {"format": f"xmodal {FORMAT}"})
+        write_into(folder, stored)
+
+
+def write_into(folder: Path, stored: Stored, dtype: str = "f32") -> None:
+    """Writes the files of our own folder; `dtype` of the weights is "f32" or "bf16"."""
+    config = json.loads(json.dumps(stored.config.to_dict()))
+    config = {
+        "xmodal": {"format": FORMAT, "version": xmodal.__version__, "origin": stored.origin},
+        "model": config["model"], "objectives": config["objectives"],
+        "data": {key: config["data"][key] for key in _SECTIONS},
+    }  # fmt: skip
+    if stored.tokenizer is not None:
+        config["data"]["text"]["tokenizer"] = TOKENIZER
+        (folder / TOKENIZER).write_text(stored.tokenizer.json, encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    arrays = {path: np.asarray(a, np.float32) for path, a in flatten_paths(stored.params).items()}
+    write_weights(folder / WEIGHTS, cast(arrays, dtype), {"format": f"xmodal {FORMAT}"})
 
 
 @contextlib.contextmanager
@@ -200,7 +220,7 @@ def _open_own(path: Path) -> Stored:
         if name in weights and weights[name].shape != shape
     ]
     fail(f"{path / WEIGHTS} does not hold the model of {CONFIG}", problems)
-    params = unflatten_dict({name: weights[name] for name in weights}, sep="/")
+    params = unflatten_dict({name: np.asarray(weights[name], np.float32) for name in weights}, sep="/")
     params.setdefault("objectives", {})
     tokenizer = Tokenizer.load(path / TOKENIZER) if (path / TOKENIZER).is_file() else None
     if tokenizer is None and _has_text(config):

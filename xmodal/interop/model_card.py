@@ -44,6 +44,14 @@ tokenizer = open_clip.get_tokenizer("local-dir:DIR")
 ```
 
 Before a push to the Hub, set `text_cfg.hf_tokenizer_name` in `open_clip_config.json` to the repository's name.""",
+    "xmodal": """```python
+import xmodal
+
+model = xmodal.load("DIR")
+embeddings = model.embed_image("picture.jpg")
+```
+
+So do `python -m xmodal eval`, `embed` and `export`, and a recipe's `init_from`.""",
 }
 _USE_SIGMOID = """```python
 from transformers import AutoImageProcessor, AutoModel, PreTrainedTokenizerFast
@@ -104,7 +112,7 @@ def write_card(
         for place in ("urls", "source", "train", "val"):  # where data lie is nobody's business, and may hold a password
             entry.pop(place, None)
     (folder / "xmodal_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    library = {"hf": "transformers", "open_clip": "open_clip", "jax": "jax"}[to]
+    library = {"hf": "transformers", "open_clip": "open_clip", "xmodal": "xmodal", "jax": "jax"}[to]
     task, use = _use(stored, to)
     head = ["---", f"library_name: {library}", f"pipeline_tag: {task}", "tags: [xmodal]", "---"]
     parts = [
@@ -123,6 +131,8 @@ def write_card(
 
 def _use(stored: Stored, to: str) -> tuple[str, str]:
     """Returns what the model is for, in the Hub's words, and how it is used."""
+    if to == "xmodal":
+        return "feature-extraction", _USE[to]
     if to == "hf" and list(stored.spec.towers) == ["text"]:
         if stored.spec.towers["text"].head == "masked":
             return "fill-mask", _USE_TEXTS.format(head="ForMaskedLM", output="logits")

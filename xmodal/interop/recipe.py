@@ -4,13 +4,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from data_pipelines.images.arrays import SHOWN
 from xmodal.config import load_saved
 from xmodal.interop.folder import CONFIG, TOKENIZER, parse
 from xmodal.interop.tables import InteropError
 from xmodal.models.embed import inputs_of
 from xmodal.objectives import OBJECTIVES
 
-_IMAGE, _TEXT = ("size", "mean", "std", "resize", "filter", "rounding"), ("length", "lower", "clean")
+_TEXT = ("length", "lower", "clean")
 
 
 def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
@@ -35,7 +36,7 @@ def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
     alone = {name: OBJECTIVES[entry.type].without_teacher(entry) for name, entry in saved.objectives.items()}
     config.objectives = {name: entry for name, entry in alone.items() if entry is not None}
     config.init_from_except += tuple(f"objectives/{name}/.*" for name, entry in alone.items() if entry is None)
-    config.data.image.update({key: saved.data.image[key] for key in _IMAGE if key in saved.data.image})
+    config.data.image.update({key: saved.data.image[key] for key in SHOWN if key in saved.data.image})
     config.data.image.naflex.update(saved.data.image.get("naflex", {}))
     whole = ("squash", "whole")
     if saved.data.image.crop in whole or config.data.image.crop in whole:

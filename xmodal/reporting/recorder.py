@@ -143,6 +143,13 @@ class Recorder:
             self._history.add(step, result.metrics)
             write_json(self.workdir / "gallery.json", self._galleries)
 
+    def without_result(self, step: int, evaluation: str, why: object) -> None:
+        """Says why an evaluation has no result, and forgets its earlier ones, which are those of other weights."""
+        self.message(f"! step {step}: no result of {evaluation}: {why}")
+        for kept in (self._evaluations, self._galleries, self._scores, self._details):
+            for name in [name for name in kept if name.split("/")[1] == evaluation]:  # <type>/<name>/...
+                del kept[name]
+
     def finish(self, step: int, samples: int) -> dict[str, Any]:
         """Writes results.json and report.html, prints tables and what comes next, returns the nested results."""
         head = dict(step=step, samples=samples)

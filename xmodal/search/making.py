@@ -28,6 +28,7 @@ from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources import Source
 from xmodal.config import ConfigError
+from xmodal.finite import check_rows
 from xmodal.inference import Model
 from xmodal.reporting.files import write_json, write_text
 from xmodal.search.index import FORMAT, MANIFEST, read_manifest
@@ -253,8 +254,9 @@ def _make_part(job: Job, part: int, known: Known, seen: Iterator[_Seen], advance
     embeddings = {} if images is None else {"image": images[good]}
     if "text" in options.what:
         embeddings["text"] = known.model.embed_text([rows[i].record["caption"] for i in good])
-    if not all(np.isfinite(values).all() for values in embeddings.values()):
-        raise DataError(f"{known.about['origin']} gives embeddings that are not finite: its weights are damaged")
+    named = lambda i: f"{rows[good[i]].record['key']} of {rows[good[i]].record['shard']}"
+    for kind, values in embeddings.items():
+        check_rows(values, f"the {kind} embedding", named)
     listed = [Fault(rows[i].record["shard"], rows[i].record["key"], rows[i].reason) for i in bad[:_LISTED]]
     write_part(
         job.folder,

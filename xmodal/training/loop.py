@@ -24,6 +24,7 @@ from xmodal.distributed.mesh import (
 from xmodal.distributed.runtime import Runtime
 from xmodal.distributed.watchdog import Watchdog
 from xmodal.errors import TrainingError
+from xmodal.finite import NotFinite
 from xmodal.reporting.environment import write_environment
 from xmodal.reporting.files import write_text
 from xmodal.reporting.recorder import Recorder
@@ -210,11 +211,16 @@ class Loop:
         for name in names:
             if name in self._measured:
                 continue
-            with self.watchdog.slow(f"evaluating {name}"):
-                result = self.evaluators[name][1](params)
-            self._measured[name] = result.metrics
-            again = self._start >= self.task.total_steps  # a finished run that is run again has its rows
-            self.recorder.evaluated(step, self.stream.position, result, write=not again)
+            self._measured[name] = {}
+            try:
+                with self.watchdog.slow(f"evaluating {name}"):
+                    result = self.evaluators[name][1](params)
+            except NotFinite as error:  # without its metric a step is never the best
+                self.recorder.without_result(step, name, error)
+            else:
+                self._measured[name] = result.metrics
+                again = self._start >= self.task.total_steps  # a finished run that is run again has its rows
+                self.recorder.evaluated(step, self.stream.position, result, write=not again)
             self.recorder.pause()
 
     def save(self, state: dict, step: int, wait: bool = False) -> None:

@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
@@ -22,6 +22,7 @@ from xmodal.training.manifest import checksums, compare, describe, nest, seal, s
 FORMAT = 1
 MARKER = "_CHECKPOINT_METADATA"  # Orbax writes it last
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
@@ -43,20 +44,28 @@ def list_steps(folder: str | os.PathLike) -> list[int]:
     return sorted(int(path.name) for path in numbered(epath.Path(folder)) if (path / MARKER).exists())
 
 
-def latest_valid(workdir: str | os.PathLike) -> epath.Path:
-    """Returns the folder of the newest step of a run whose document can be read.
+def open_newest(workdir: str | os.PathLike, open_one: Callable[[epath.Path], T]) -> T:
+    """Opens the newest step of a run that is whole; one line says which newer ones are damaged.
+
+    Args:
+      workdir: the run folder.
+      open_one: opens the step in a folder; raises DamagedError for one whose files are incomplete or altered.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: there is no step, or all are damaged.
     """
-    folder = checkpoint_folder(workdir)
+    folder, damaged = checkpoint_folder(workdir), []
     for step in reversed(list_steps(folder)):
         try:
-            read_meta(folder / str(step))
+            found = open_one(folder / str(step))
         except DamagedError as error:
-            _log.warning("checkpoint %s is damaged (%s): an older one is used", folder / str(step), error)
-        else:
-            return folder / str(step)
+            damaged.append(f"step {step} ({error})")
+            continue
+        if damaged:
+            _log.warning("checkpoints in %s: damaged: %s; step %d is used", folder, ", ".join(damaged), step)
+        return found
+    if damaged:
+        raise CheckpointError(f"all checkpoints in {folder} are damaged: {', '.join(damaged)}")
     raise CheckpointError(f"no complete checkpoint in {folder}: train first, or name another --workdir")
 
 

@@ -19,6 +19,7 @@ from xmodal.config import ConfigError, did_you_mean, make_spec
 from xmodal.distributed.mesh import num_batch_shards
 from xmodal.distributed.sharding import shardings
 from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
+from xmodal.finite import NotFinite, check_metrics, check_params
 from xmodal.models.embed import EMBEDDERS, NaflexSpec, TokenSpec, inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES, Objective
@@ -370,8 +371,25 @@ def _fill(section: ConfigDict, key: str, value: int, where: str, source: str, at
         raise ConfigError(f"{where} is {given}, but {source} is {value}: set it to 0 to take that, or make them agree")
 
 
+def _checked(evaluate: Callable[[Mapping], EvalResult], where: str) -> Callable[[Mapping], EvalResult]:
+    """Returns an evaluation that refuses weights and metrics that are not finite, whatever the evaluator does."""
+
+    def run(params: Mapping) -> EvalResult:
+        try:
+            check_params(params, "the model")
+            result = evaluate(params)
+            check_metrics(result.metrics)
+        except NotFinite as error:
+            raise NotFinite(f"{where}: {error}") from None
+        return result
+
+    return run
+
+
 def open_evaluators(config: ConfigDict, model: Functional, mesh, preprocess: Callable, tokenizer: Tokenizer) -> dict:
     """Opens every evaluator of a config; returns {name: (every, params -> EvalResult)}.
+
+    The functions raise NotFinite where weights, embeddings or metrics hold NaN or infinity.
 
     Raises:
       ConfigError: an entry, or its data, cannot be used with this model; the message names it.
@@ -384,7 +402,7 @@ def open_evaluators(config: ConfigDict, model: Functional, mesh, preprocess: Cal
         for need in sorted(evaluator.needs):
             _check_need(model.spec, need, where)
         try:
-            opened[name] = (evaluator.every, evaluator.prepare(name, context))
+            opened[name] = (evaluator.every, _checked(evaluator.prepare(name, context), where))
         except DataError as error:
             raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     return opened

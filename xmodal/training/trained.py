@@ -4,17 +4,19 @@ import dataclasses
 from pathlib import Path
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import from_json, with_new_options
 from xmodal.distributed.sharding import shardings
+from xmodal.finite import check_params
 from xmodal.training.losses import Losses
 from xmodal.training.saved_steps import (
     CheckpointError,
     checkpoint_folder,
-    latest_valid,
     list_steps,
+    open_newest,
     read_meta,
     restore_params,
 )
@@ -53,15 +55,22 @@ def load_run(workdir: Path, mesh: jax.sharding.Mesh, *, step: int | None = None,
       ema: the averaged weights or the trained ones; None takes the averaged ones where the run kept them.
 
     Raises:
-      CheckpointError: there is none, or it is damaged.
+      CheckpointError: there is none, or it is damaged; without a `step` an older one is used then, and a line says so.
+      NotFinite: its weights are.
       ConfigError: the run kept no averaged weights.
     """
-    path = latest_valid(workdir) if step is None else checkpoint_folder(workdir) / str(step)
+    if step is None:
+        return open_newest(workdir, lambda path: _load(path, mesh, ema))
+    path = checkpoint_folder(workdir) / str(step)
     try:
-        meta = read_meta(path)
+        return _load(path, mesh, ema)
     except CheckpointError as error:
         there = ", ".join(map(str, list_steps(path.parent))) or "none"
         raise CheckpointError(f"checkpoint {path} cannot be used: {error}. Complete steps there: {there}") from None
+
+
+def _load(path: epath.Path, mesh: jax.sharding.Mesh, ema: bool | None) -> TrainedRun:
+    meta = read_meta(path)
     config = with_new_options(from_json(meta["config"]))
     losses = build_losses(config, mesh)
     shapes = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
@@ -69,4 +78,5 @@ def load_run(workdir: Path, mesh: jax.sharding.Mesh, *, step: int | None = None,
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
     averaged = bool(config.optimizer.ema) if ema is None else ema
     params = restore_params(path, abstract, "ema" if averaged else "params")
+    check_params(params, f"{path} (other steps are named with --step)")
     return TrainedRun(config, Tokenizer(meta["tokenizer"], str(path)), losses, params, meta["step"], meta["position"])
