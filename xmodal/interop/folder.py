@@ -64,6 +64,8 @@ class Stored:
         config = json.loads(to_json(self.config))
         image = {key: config["data"]["image"][key] for key in _IMAGE}
         image["squash"] = config["data"]["image"]["crop"] == "squash"
+        if config["data"]["image"]["background"] != "white":  # older fingerprints are of models that show white
+            image["background"] = config["data"]["image"]["background"]
         text = {key: config["data"]["text"][key] for key in ("length", "lower")}
         model = {key: value for key, value in config["model"].items() if key != "dtype"}
         digest = hashlib.blake2b(json.dumps([model, image, text], sort_keys=True).encode(), digest_size=16)

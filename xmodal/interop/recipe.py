@@ -10,7 +10,8 @@ from xmodal.interop.tables import InteropError
 from xmodal.models.embed import inputs_of
 from xmodal.objectives import OBJECTIVES
 
-_IMAGE, _TEXT = ("size", "mean", "std", "resize", "filter", "rounding"), ("length", "lower", "clean")
+_IMAGE = ("size", "mean", "std", "resize", "filter", "rounding", "background")
+_TEXT = ("length", "lower", "clean")
 
 
 def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
