@@ -8,7 +8,7 @@ _READ = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"RIFF": "webp", 
 # Formats that are named instead of read: files of theirs often end in .jpg.
 _OTHER = {
     b"II*\0": "tiff", b"MM\0*": "tiff", b"\0\0\0\x0cjP  ": "jpeg 2000", b"\xff\x4f\xff\x51": "jpeg 2000",
-    b"\xff\x0a": "jpeg xl", b"\0\0\0\x0cJXL ": "jpeg xl", b"8BPS": "psd", b"%PDF": "pdf", b"\0\0\1\0": "ico",
+    b"\xff\x0a": "jpeg xl", b"\0\0\0\x0cJXL ": "jpeg xl", b"8BPS": "psd", b"\0\0\1\0": "ico",
     b"P5\n": "pgm", b"P6\n": "ppm",
 }  # fmt: skip
 _AVIF, _HEIF = (b"avif", b"avis"), (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -37,7 +37,6 @@ def image_format(data: bytes | memoryview) -> str:
         for name, known in (("avif", _AVIF), ("heic", _HEIF)):
             if any(brand in brands for brand in known):
                 raise BadSample(f"unsupported {name}")
-        raise BadSample("unsupported video")
     raise BadSample("not an image")
 
 

@@ -4,31 +4,29 @@ Needs transformers (5.24) and open_clip; torchvision is not used. The images are
 """
 
 import ast
+import importlib
 import importlib.util
 import io
 import json
 import pathlib
-
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "torchvision" else find_spec(name, *rest)
+from unittest import mock
 
 import numpy as np
 import PIL
-import transformers
 from PIL import Image
-from transformers.image_utils import load_image
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 SIZE = 24
-CONVERTING = dict(
-    CLIPImageProcessor=CLIPImageProcessorPil, SiglipImageProcessor=SiglipImageProcessorPil,
-    BitImageProcessor=BitImageProcessorPil,
-)  # fmt: skip
-OTHERS = dict(ViTImageProcessor=ViTImageProcessorPil, ConvNextImageProcessor=ConvNextImageProcessorPil)
+CONVERTING, OTHERS = ("CLIP", "Siglip", "Bit"), ("ViT", "ConvNext")  # processors that convert to RGB unless told not to
+find_spec = importlib.util.find_spec
+
+
+def processor_of(name: str):
+    """The class of a processor that needs no torchvision; none must be found, or all import it."""
+    module = name.lower()
+    hidden = lambda name, *rest: None if name.split(".")[0] == "torchvision" else find_spec(name, *rest)
+    with mock.patch("importlib.util.find_spec", hidden):
+        module = importlib.import_module(f"transformers.models.{module}.image_processing_pil_{module}")
+    return getattr(module, f"{name}ImageProcessorPil")
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -77,22 +75,23 @@ def shown(processor, data: bytes) -> np.ndarray:
 def main() -> None:
     plain = dict(do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False)
     encoded_files, arrays, configs = files(), {}, {}
-    for name, kind in CONVERTING.items():
-        processor = kind(**plain)
+    for kind in CONVERTING:
+        name, processor = f"{kind}ImageProcessor", processor_of(kind)(**plain)
         configs[name] = dict(image_processor_type=name)
         arrays[name] = np.stack([shown(processor, data) for data in encoded_files.values()])
-    for name, kind in OTHERS.items():  # take no such image, and say so; pipelines convert before
+    transformers = importlib.import_module("transformers.image_utils")
+    for kind in OTHERS:  # they take no such image; pipelines convert before
+        name, told = f"{kind}ImageProcessor", processor_of(kind)(**plain, do_convert_rgb=True)
+        loaded = [transformers.load_image(Image.open(io.BytesIO(data))) for data in encoded_files.values()]
         configs[name] = dict(image_processor_type=name)
-        loaded = [load_image(Image.open(io.BytesIO(data))) for data in encoded_files.values()]
         arrays[name] = np.stack([np.asarray(image) for image in loaded])
-        told = kind(**plain, do_convert_rgb=True)
         configs[f"{name}, told"] = dict(image_processor_type=name, do_convert_rgb=True)
         arrays[f"{name}, told"] = np.stack([shown(told, data) for data in encoded_files.values()])
     convert = open_clips_conversion()
     arrays["open_clip"] = np.stack(
         [np.asarray(convert(Image.open(io.BytesIO(data)))) for data in encoded_files.values()]
     )
-    versions = {m.__name__: m.__version__ for m in (transformers, PIL, np)}
+    versions = {m.__name__: m.__version__ for m in (importlib.import_module("transformers"), PIL, np)}
     path = pathlib.Path(__file__).with_name("backgrounds.npz")
     np.savez_compressed(
         path,

@@ -83,7 +83,7 @@ def test_the_background_is_checked():
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """A CLIP from transformers, which shows white, written as open_clip writes it, which drops alpha, and both opened."""
+    """A CLIP of transformers, which shows white, the export to open_clip, which drops alpha, and that one opened."""
     folder = tmp_path_factory.mktemp("models")
     hf = open_stored(folders.hugging_face(folder / "hf", "clip_vit"))
     done = export(hf, folder / "open_clip", to="open_clip")

@@ -226,8 +226,8 @@ def _common(config: Mapping[str, Any], default: int) -> tuple[list[str], int]:
 def _background(config: Mapping[str, Any], kind: str = "") -> str:
     """What a Hugging Face image processor makes of transparent images, as `data.image.background`.
 
-    Processors that convert to RGB put them on white since transformers 5. The others take RGB alone, and what feeds them
-    (`load_image`, and with it all pipelines) converts with Pillow's `convert("RGB")`.
+    Processors that convert to RGB put them on white (transformers 5.24; older ones drop alpha). The others take RGB
+    alone, and what feeds them (`load_image`, and with it all pipelines) converts with Pillow's `convert("RGB")`.
     """
     kind = config.get("image_processor_type") or config.get("feature_extractor_type") or kind
     converts = config.get("do_convert_rgb")
