@@ -132,6 +132,9 @@ def _image() -> dict:
             patch_size=16,  # pixels of a patch's side
         ),
         exif=False,  # turn photographs as their EXIF orientation says; published CLIP and SigLIP models were not
+        # Of transparent images: white | black | drop (the colours under the transparency, as OpenAI's CLIP and
+        # open_clip show them). Imported models say what their reference does.
+        background="white",
         max_pixels=2**26,  # larger images are bad samples; a small file can claim any size
         mean=(0.48145466, 0.4578275, 0.40821073),  # of RGB in 0..1; subtracted on the device
         std=(0.26862954, 0.26130258, 0.27577711),  # of the same; divides on the device

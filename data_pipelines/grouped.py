@@ -23,7 +23,7 @@ from data_pipelines.io.storage import Files, printable
 from data_pipelines.measures import Measure
 from data_pipelines.order import Order, WindowKey, WindowPlan
 from data_pipelines.samples import Sample
-from data_pipelines.sources.base import Source
+from data_pipelines.sources.base import Source, faults_of
 from data_pipelines.sources.sample_lists import name_hashes, names_of
 
 _REASON = "in no whole group"
@@ -100,7 +100,9 @@ class Grouped(Source):
         """See `Source`."""
         yield from self._source.faults()
         if self._left_out:
-            yield Fault(self.name, f"{self._left_out} samples", _REASON)
+            alone = np.ones(self._source.samples, bool)
+            alone[self._members.reshape(-1)] = False
+            yield from faults_of(self._source, alone, _REASON)
 
 
 class GroupedOrder:

@@ -9,12 +9,15 @@ import cv2
 import numpy as np
 
 from data_pipelines.errors import BadSample
-from data_pipelines.images.decode import image_header
+from data_pipelines.images.decode import Options, small_pixels
 from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.tokenizers import Tokenizer
 
 _STEP = 2.0  # of 255 that count as brighter: in a plain background noise would decide
 _SIDE = 8  # of the grid of a perceptual hash: 64 comparisons, 64 bits
+_DECODED = 4 * _SIDE  # pixels of both sides that a JPEG is decoded to, at least
+_NOTHING = (0, 2**64 - 1)  # hashes of images that get brighter nowhere, or everywhere
+_ANY = Options()
 
 
 class Measure(abc.ABC):
@@ -62,14 +65,23 @@ class ImageHash(Measure):
     """Two samples are alike if their images look alike: the difference hash (dHash) of both is the same.
 
     It says for 8 x 8 places whether the image gets brighter to the right. Copies of other sizes, qualities and formats
-    differ in few of these bits, and good ones in none. Pictures without any contrast are all alike to it.
+    differ in few of these bits, and good ones in none. An image without contrast is like another one only if both are
+    the same bytes.
+
+    Args:
+        options: how images are decoded, the background of transparent ones among it.
     """
 
-    dtype, signature, needs_image = np.uint64, "image", True
+    dtype, needs_image = np.uint64, True
+
+    def __init__(self, options: Options = _ANY):
+        self._options = Options(options.exif, options.max_pixels, background=options.background)
+        changed = [value for value, usual in zip(self._options, _ANY) if value != usual]
+        self.signature = json.dumps(["image", 2, *changed])
 
     def of(self, key: str, record: Record, image: bytes | memoryview) -> int:
         """See `Measure`."""
-        return difference_hash(image)
+        return difference_hash(image, self._options)
 
 
 class TokenCount(Measure):
@@ -90,31 +102,30 @@ class TokenCount(Measure):
 LIKENESS = ("key", "caption", "image")
 
 
-def likeness(kind: str, captions: Captions) -> Measure:
-    """Returns the measure of an entry of LIKENESS: samples with the same number are duplicates."""
-    return dict(key=KeyHash, caption=lambda: CaptionHash(captions), image=ImageHash)[kind]()
+def likeness(kind: str, captions: Captions, options: Options) -> Measure:
+    """Returns the measure of an entry of LIKENESS: samples with the same number are duplicates.
+
+    Args:
+        kind: the entry.
+        captions: of the samples.
+        options: how their images are decoded.
+    """
+    return dict(key=KeyHash, caption=lambda: CaptionHash(captions), image=lambda: ImageHash(options))[kind]()
 
 
-def difference_hash(image: bytes | memoryview) -> int:
-    """Returns 64 bits of which small changes of an image turn few; of bytes that are no image, their hash."""
-    grey = _grey(image)
-    if grey is None:
-        return _hash64(bytes(image))
-    grid = cv2.resize(grey.astype(np.float32), (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)
-    return int.from_bytes(np.packbits(np.diff(grid) > _STEP).tobytes(), "big")
+def difference_hash(image: bytes | memoryview, options: Options = _ANY) -> int:
+    """Returns 64 bits of which small changes of an image turn few; of images without contrast, the hash of their bytes.
 
-
-def _grey(image: bytes | memoryview) -> np.ndarray | None:
-    """Returns an image in shades of grey, as small as still does; None where it cannot or must not be decoded."""
+    Bytes that are no image are hashed, too. `options` say how it is decoded.
+    """
     try:
-        image_header(image)  # a small file can claim any size
-        for reduction in (cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_GRAYSCALE):  # JPEG decoders give away the first
-            grey = cv2.imdecode(np.frombuffer(image, np.uint8), reduction)
-            if grey is None or min(grey.shape) >= 4 * _SIDE:
-                break
-        return grey
-    except (BadSample, cv2.error):
-        return None
+        pixels = small_pixels(image, _DECODED, options)
+    except BadSample:
+        return _hash64(bytes(image))
+    grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    grid = cv2.resize(grey, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)
+    bits = int.from_bytes(np.packbits(np.diff(grid) > _STEP).tobytes(), "big")
+    return _hash64(bytes(image)) if bits in _NOTHING else bits
 
 
 def first_of_each(numbers: np.ndarray) -> np.ndarray:

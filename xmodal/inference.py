@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images.arrays import ImageArrays
-from data_pipelines.images.decode import full_image, on_white
+from data_pipelines.images.decode import full_image, to_rgb
 from data_pipelines.images.device import preprocess_batch
 from data_pipelines.text.preparation import Preparation
 from xmodal.config import ConfigError, make_spec
@@ -300,7 +300,7 @@ def _decoded(number: int, picture: Picture, arrays: ImageArrays) -> Image.Image:
                 raise BadSample(f"expected uint8 [height, width, 3], got {picture.dtype} {picture.shape}")
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):
-            return on_white(picture)
+            return to_rgb(picture, arrays.options.background)
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
         return full_image(data, arrays.options)
     except (BadSample, OSError, ValueError) as error:

@@ -74,6 +74,7 @@ class Survey:
         shorter: shorter side of each image.
         aspect: width / height of each image.
         small: images whose shorter side is less than what the model sees.
+        transparent: images with an alpha channel or a transparent colour.
         bytes: of each image.
         repeats: "key", "caption" and "image" -> copies.
         fields: of the json members.
@@ -90,13 +91,14 @@ class Survey:
     shorter: Distribution = field(default_factory=Distribution)
     aspect: Distribution = field(default_factory=Distribution)
     small: int = 0
+    transparent: int = 0
     bytes: Distribution = field(default_factory=Distribution)
     repeats: dict[str, Repeats] = field(default_factory=lambda: {kind: Repeats() for kind in LIKENESS})
     fields: dict[str, FieldSurvey] = field(default_factory=dict)
 
     def merge(self, other: "Survey") -> None:
         """Adds the figures of other samples."""
-        for name in ("samples", "cut", "small"):
+        for name in ("samples", "cut", "small", "transparent"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.bad.update(other.bad)
         self.kinds.update(other.kinds)
@@ -118,6 +120,7 @@ class Survey:
             **{name: getattr(self, name).summary() for name in names},
             captions_cut=self.cut,
             images_smaller=self.small,
+            images_transparent=self.transparent,
             duplicates={
                 kind: dict(share=repeats.share, looked_at=repeats.kept, most=repeats.most(10))
                 for kind, repeats in self.repeats.items()
@@ -173,7 +176,7 @@ def _measure(part: Part, sources: Sequence[Source], tables: Sequence[Blocks], ru
     _measure_texts([captions.every(sample.record) for sample in samples], rules, found)
     if captions.images:
         _measure_images(samples, rules, found)
-    kinds = {kind: likeness(kind, captions) for kind in LIKENESS if kind != "key" or source.keyed}
+    kinds = {kind: likeness(kind, captions, rules.options) for kind in LIKENESS if kind != "key" or source.keyed}
     for sample in samples:
         name = f"{sample.key} of {sample.shard.rpartition('/')[2]}"
         for kind, measure in kinds.items():
@@ -211,6 +214,7 @@ def _measure_images(samples: list[Sample], rules: Rules, found: Survey) -> None:
     shorter = [min(header.width, header.height) for header in headers]
     found.shorter.add(shorter)
     found.small += sum(side < rules.size for side in shorter)
+    found.transparent += sum(header.transparent for header in headers)
 
 
 def _measure_fields(record: Mapping[str, Any], fields: dict[str, FieldSurvey]) -> None:

@@ -14,7 +14,7 @@ from data_pipelines.images.decode import Options, evaluation_pixels, resized, tr
 
 # Of `data.image`: all that decides how an image is shown to a tower when nothing is augmented, beside `naflex` and what
 # `crop` says (squash, whole). The one such list: what identifies a model and what fine-tuning takes over use it.
-SHOWN = ("size", "resize", "filter", "rounding", "exif", "mean", "std")
+SHOWN = ("size", "resize", "filter", "rounding", "exif", "background", "mean", "std")
 
 
 class ImageArrays:

@@ -2,7 +2,10 @@
 
 JPEG goes through simplejpeg in strict mode, the one decoder that also rejects a tail of zeros; for training it decodes
 no finer than 1.5 times what the crop needs, which costs a third of a full decode. Other formats, and CMYK, go through
-Pillow.
+Pillow. What would take much longer than its pixels do is refused before it is decoded.
+
+Transparent images are put on white, on black, or lose their transparency as in Pillow's `convert("RGB")`: see
+`Options.background`.
 
 EXIF orientation is ignored unless `Options.exif` says otherwise: the loaders that CLIP, SigLIP and open_clip were
 trained with show the pixels as they are stored. Switch it on for photographs that come straight from phones.
@@ -10,7 +13,7 @@ trained with show the pixels as they are stored. Switch it on for photographs th
 
 import io
 import math
-import zlib
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,8 +22,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import BadSample, DataError, did_you_mean
 from data_pipelines.images.augment import Box
+from data_pipelines.images.formats import check_png, check_scans, image_format, without_stray_bytes
 
 MAX_PIXELS = 2**26  # of a decoded image; a small file can claim any size
 _LONGEST = 16  # resized side / shown side above which the evaluation resizes only the part that it shows
@@ -33,9 +37,12 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST
 }  # fmt: skip
 _ROUNDINGS = {"even": round, "down": math.floor}
-_FORMATS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
+BACKGROUNDS = ("white", "black", "drop")
+_STRAYS = "extraneous bytes before marker"  # what simplejpeg says of bytes between segments
 
 cv2.setNumThreads(1)  # the stream has its own threads; cv2's would compete with them
+# Pillow's warnings name no file. What makes an image unusable is an error all the same.
+warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
 class Options(NamedTuple):
@@ -48,6 +55,8 @@ class Options(NamedTuple):
             central square; 0: as many as the square.
         filter: of the evaluation's resizing, "bicubic", "bilinear" or "nearest" (published EfficientNets).
         rounding: of an odd margin of the evaluation's square, "even" (torchvision) or "down" (transformers).
+        background: of transparent images, "white" or "black"; "drop" shows the colours under the transparency, as
+            Pillow's `convert("RGB")` does, and with it OpenAI's CLIP and open_clip.
     """
 
     exif: bool = False
@@ -55,6 +64,7 @@ class Options(NamedTuple):
     resize: int = 0
     filter: str = "bicubic"
     rounding: str = "even"
+    background: str = "white"
 
     @classmethod
     def of(cls, image: Any) -> "Options":
@@ -68,7 +78,12 @@ class Options(NamedTuple):
             raise DataError(f"data.image.rounding is {image.rounding!r}; expected {' or '.join(_ROUNDINGS)}")
         if image.resize and image.resize < image.size:
             raise DataError(f"data.image.resize is {image.resize}, less than data.image.size, which is cut out of it")
-        return cls(image.exif, image.max_pixels, image.resize, image.filter, image.rounding)
+        if image.background not in BACKGROUNDS:
+            raise DataError(
+                f"data.image.background is {image.background!r}; expected {', '.join(BACKGROUNDS)}"
+                f"{did_you_mean(str(image.background), BACKGROUNDS)}"
+            )
+        return cls(image.exif, image.max_pixels, image.resize, image.filter, image.rounding, image.background)
 
     @property
     def resampling(self) -> Image.Resampling:
@@ -101,13 +116,12 @@ def training_image(
     Raises:
         BadSample: the data are no image, damaged or too large.
     """
-    if stored := _jpeg_size(data, options.max_pixels):
-        height, width = stored
+    if jpeg := _jpeg(data, options.max_pixels):
+        height, width = jpeg.height, jpeg.width
         orientation = _jpeg_orientation(data) if options.exif else 1
         box = _stored(crop, height, width, orientation)
         down, across = _shape(size, box, orientation)
-        pixels = _jpeg(
-            data,
+        pixels = jpeg.pixels(
             min_height=min(height, math.ceil(_OVERSAMPLING * down * height / box.height)),
             min_width=min(width, math.ceil(_OVERSAMPLING * across * width / box.width)),
         )
@@ -181,26 +195,33 @@ def _nearest(side: int, size: int) -> np.ndarray:
 
 
 class Header(NamedTuple):
-    """What an image says of itself, upright; `kind` is "jpeg", "png", "webp", "gif" or "bmp"."""
+    """What an image says of itself, upright.
+
+    Attributes:
+        kind: "jpeg", "png", "webp", "gif" or "bmp".
+        height: in pixels.
+        width: in pixels.
+        transparent: it has an alpha channel or a transparent colour.
+    """
 
     kind: str
     height: int
     width: int
+    transparent: bool = False
 
 
 def image_header(data: bytes | memoryview, options: Options = _DEFAULT) -> Header:
     """Returns format and size of an image without decoding it. Raises BadSample."""
-    kind = _format(data)
+    kind = image_format(data)
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             (width, height), turn = image.size, _orientation(image) if options.exif else 1
-    except Image.DecompressionBombError:
-        raise BadSample("image too large") from None
-    except Exception:  # see `_pillow`
-        raise BadSample(f"corrupt {kind}") from None
+            transparent = image.has_transparency_data
+    except Exception as error:
+        raise BadSample(_reason(error, kind)) from None
     _check_size(height, width, options.max_pixels)
     swap = _TURNS.get(turn, _NO_TURN)[0]
-    return Header(kind, width, height) if swap else Header(kind, height, width)
+    return Header(kind, width, height, transparent) if swap else Header(kind, height, width, transparent)
 
 
 def check_image(data: bytes | memoryview, options: Options = _DEFAULT) -> None:
@@ -209,34 +230,69 @@ def check_image(data: bytes | memoryview, options: Options = _DEFAULT) -> None:
 
 
 def full_image(data: bytes | memoryview, options: Options = _DEFAULT) -> Image.Image:
-    """Decodes an image at its own size to RGB, on white where it is transparent. Raises BadSample."""
-    if _jpeg_size(data, options.max_pixels):
-        pixels, orientation = _jpeg(data), _jpeg_orientation(data) if options.exif else 1
+    """Decodes an image at its own size to RGB, on the background where it is transparent. Raises BadSample."""
+    return Image.fromarray(np.ascontiguousarray(small_pixels(data, 0, options)))
+
+
+def small_pixels(data: bytes | memoryview, side: int, options: Options = _DEFAULT) -> np.ndarray:
+    """Decodes an image to RGB, a JPEG at a fraction of its size if that has at least `side` pixels along both sides.
+
+    Args:
+        data: encoded image.
+        side: pixels of both sides that are wanted; 0 decodes all.
+        options: what to turn and what to refuse.
+
+    Returns:
+        uint8 [height, width, 3], upright.
+
+    Raises:
+        BadSample: the data are no image, damaged or too large.
+    """
+    if jpeg := _jpeg(data, options.max_pixels):
+        pixels = jpeg.pixels(**(dict(min_height=side, min_width=side) if side else {}))
+        orientation = _jpeg_orientation(data) if options.exif else 1
     else:
         pixels, orientation = _pillow(data, options)
-    return Image.fromarray(np.ascontiguousarray(_upright(pixels, orientation)))
+    return _upright(pixels, orientation)
 
 
-def _format(data: bytes | memoryview) -> str:
-    head = bytes(data[:12])
-    for magic, name in _FORMATS.items():
-        if head.startswith(magic) and (name != "webp" or head[8:] == b"WEBP"):
-            return name
-    raise BadSample("not an image")
+class _Jpeg(NamedTuple):
+    """A JPEG that simplejpeg decodes."""
+
+    data: bytes | memoryview
+    height: int
+    width: int
+
+    def pixels(self, **kwargs: int) -> np.ndarray:
+        """Decodes it: uint8 [height, width, 3]. Raises BadSample."""
+        try:
+            return simplejpeg.decode_jpeg(self.data, "RGB", **kwargs)
+        except ValueError:
+            raise BadSample("corrupt jpeg") from None
 
 
-def _jpeg_size(data: bytes | memoryview, max_pixels: int) -> tuple[int, int] | None:
-    """Returns height and width of a JPEG that simplejpeg decodes; None for CMYK and for other formats."""
-    if _format(data) != "jpeg":
+def _jpeg(data: bytes | memoryview, max_pixels: int) -> _Jpeg | None:
+    """Returns a JPEG that simplejpeg decodes; None for CMYK and for other formats. Raises BadSample."""
+    if image_format(data) != "jpeg":
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        data, (height, width, colours, _) = _jpeg_header(data)
     except ValueError:
         raise BadSample("corrupt jpeg") from None
-    if colours in ("CMYK", "YCCK"):
-        return None
     _check_size(height, width, max_pixels)
-    return height, width
+    check_scans(data, height * width, max_pixels)
+    return None if colours in ("CMYK", "YCCK") else _Jpeg(data, height, width)
+
+
+def _jpeg_header(data: bytes | memoryview) -> tuple[bytes | memoryview, tuple]:
+    """Returns a JPEG as strict decoders take it, and its height, width, colour space and sampling."""
+    try:
+        return data, simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        mended = without_stray_bytes(data) if _STRAYS in str(error) else None
+        if mended is None:
+            raise
+        return mended, simplejpeg.decode_jpeg_header(mended)
 
 
 def _jpeg_orientation(data: bytes | memoryview) -> int:
@@ -283,52 +339,42 @@ def _stored(crop: Callable[[int, int], Box], height: int, width: int, orientatio
     return Box(left, top, box_width, box_height) if swap else Box(top, left, box_height, box_width)
 
 
-def _jpeg(data: bytes | memoryview, **kwargs: int) -> np.ndarray:
-    try:
-        return simplejpeg.decode_jpeg(data, "RGB", **kwargs)
-    except ValueError:
-        raise BadSample("corrupt jpeg") from None
-
-
 def _pillow(data: bytes | memoryview, options: Options) -> tuple[np.ndarray, int]:
     """Returns the stored pixels, uint8 [height, width, 3], and their orientation."""
-    kind = _format(data)
+    kind = image_format(data)
     try:
         if kind == "png":
-            _check_png(data)
+            check_png(data)
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             _check_size(image.height, image.width, options.max_pixels)
-            return np.asarray(on_white(image)), _orientation(image) if options.exif else 1
+            return np.asarray(to_rgb(image, options.background)), _orientation(image) if options.exif else 1
     except (BadSample, MemoryError):
         raise
-    except Image.DecompressionBombError:
-        raise BadSample("image too large") from None
-    except Exception:  # Pillow's plugins raise errors of many types on damaged input, SyntaxError among them
-        raise BadSample(f"corrupt {kind}") from None
+    except Exception as error:
+        raise BadSample(_reason(error, kind)) from None
 
 
-def _check_png(data: bytes | memoryview) -> None:
-    """Verifies the checksums of all chunks, which Pillow's decoder does not wait for."""
-    position, kind = 8, b""
-    while kind != b"IEND":
-        length = int.from_bytes(data[position : position + 4], "big")
-        kind = bytes(data[position + 4 : position + 8])
-        end = position + 8 + length
-        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big") or end + 4 > len(data):
-            raise BadSample("corrupt png")
-        position = end + 4
+def _reason(error: Exception, kind: str) -> str:
+    """Says why Pillow refuses an image; its plugins raise errors of many types on damage, SyntaxError among them."""
+    if isinstance(error, Image.DecompressionBombError):
+        return "image too large"
+    if kind == "png" and isinstance(error, ValueError) and "too large" in str(error):  # compressed texts and profiles
+        return "png metadata too large"
+    return f"corrupt {kind}"
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """Converts a picture of any mode to RGB, on white where it is transparent."""
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Converts an image of any mode to RGB, with the background of `Options` where it is transparent."""
+    if background == "drop":
+        return image.convert("RGB")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
         grey = np.clip(np.asarray(image), 0, 65535) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image)
-        return white
+        shown = Image.new("RGB", image.size, background)
+        shown.paste(image, mask=image)
+        return shown
     return image.convert("RGB")
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines import index
 from data_pipelines.errors import DataError, did_you_mean
+from data_pipelines.images.decode import Options
 from data_pipelines.io.storage import Files
 from data_pipelines.labels import open_labels
 from data_pipelines.measures import LIKENESS, KeyHash, Measure, TokenCount, first_of_each, likeness
@@ -159,7 +160,7 @@ def _plan(
         raise DataError("unique is 'image', and by data.modalities samples have none")
     if spec.unique == "key" and not cls.keyed:
         raise DataError(f"unique is 'key', and {kind} samples have none; expected 'caption' or 'image'")
-    unique = likeness(spec.unique, captions) if spec.unique else None
+    unique = likeness(spec.unique, captions, Options.of(config.image)) if spec.unique else None
     tokens = TokenCount(captions, tokenizer, config.text.length) if tokenizer else None
     return _Opening(cls, spec, captions, unique, tokens)
 

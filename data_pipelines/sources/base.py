@@ -21,6 +21,8 @@ from data_pipelines.samples import Sample
 from data_pipelines.text.captions import Captions
 
 _MEASURED_BYTES = 8 * 2**20  # read at a time to measure samples
+_NAMED, _NAMED_BLOCKS = 10_000, 1000  # samples left out that are named, and blocks looked into for it
+_NAMED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,13 @@ class Source(abc.ABC):
             DataError: the data cannot be read, or have changed.
         """
 
+    def names(self, blocks: Blocks, i: int) -> list[tuple[str, str]]:
+        """Returns (shard, key) of the samples of a block, as `read` gives them, without their images where it can."""
+        return [(sample.shard, sample.key) for sample in self.read(blocks, i)]
+
     @abc.abstractmethod
     def shard_names(self) -> list[str]:
-        """Returns the file names of the shards, in the order of `Blocks.shard`: those of its samples' `shard`."""
+        """Returns the `shard` of its samples, in the order of `Blocks.shard`."""
 
     @abc.abstractmethod
     def identity(self) -> Any:
@@ -135,6 +141,29 @@ class Source(abc.ABC):
     def faults(self) -> Iterator[Fault]:
         """Yields the samples left out; of very many the first, and a line that says how many more."""
         yield from ()
+
+
+def faults_of(source: Source, left_out: np.ndarray, reason: str) -> Iterator[Fault]:
+    """Yields a fault for each sample that is left out of a source; of very many the first, and how many more there are.
+
+    Args:
+        source: the whole.
+        left_out: bool [samples of the source].
+        reason: why.
+    """
+    blocks = source.blocks(1)
+    ends = np.cumsum(blocks.count)
+    starts = ends - blocks.count
+    named, wanted = 0, [i for i in range(len(blocks)) if left_out[starts[i] : ends[i]].any()]
+    with ThreadPoolExecutor(_NAMED_AT_ONCE) as pool:  # requests, where the source is far away
+        for i, names in zip(wanted, pool.map(lambda i: source.names(blocks, i), wanted[:_NAMED_BLOCKS])):
+            gone = [name for name, out in zip(names, left_out[starts[i] : ends[i]]) if out][: _NAMED - named]
+            yield from (Fault(shard, key, reason) for shard, key in gone)
+            named += len(gone)
+            if named == _NAMED:
+                break
+    if more := int(left_out.sum()) - named:
+        yield Fault(source.name, f"and {more} more", reason)
 
 
 def read_spec(cls: type[SourceSpec], entry: Mapping[str, Any], where: str) -> SourceSpec:

@@ -97,9 +97,15 @@ class FilesSource(Source):
                 numbers += [measure.of(listing.name(row), record, b"") for row, record in rows]
         return np.array(numbers, measure.dtype)
 
+    def names(self, blocks: Blocks, i: int) -> list[tuple[str, str]]:
+        """See `Source`."""
+        shard = int(blocks.shard[i])
+        rows = self._rows(shard, int(blocks.start[i]), int(blocks.end[i]))
+        return [(printable(self._lists[shard].path), self._lists[shard].name(row)) for row, _ in rows]
+
     def shard_names(self) -> list[str]:
         """See `Source`."""
-        return [basename(listing.path) for listing in self._lists]
+        return [printable(listing.path) for listing in self._lists]
 
     def identity(self) -> list[tuple[str, int, int]]:
         """See `Source`."""

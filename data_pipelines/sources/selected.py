@@ -11,7 +11,7 @@ from data_pipelines.blocks import Blocks
 from data_pipelines.errors import Fault
 from data_pipelines.measures import Measure
 from data_pipelines.samples import Sample
-from data_pipelines.sources.base import Source
+from data_pipelines.sources.base import Source, faults_of
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Selected(Source):
         """See `Source`."""
         return self._source.column(measure)[self._keep]
 
+    def names(self, blocks: Blocks, i: int) -> list[tuple[str, str]]:
+        """See `Source`."""
+        names, first = self._source.names(blocks.whole, int(blocks.place[i])), blocks.first[i]
+        return [name for name, keep in zip(names, self._keep[first : first + len(names)]) if keep]
+
     def shard_names(self) -> list[str]:
         """See `Source`."""
         return self._source.shard_names()
@@ -84,4 +89,4 @@ class Selected(Source):
         """See `Source`."""
         yield from self._source.faults()
         if self._reason and self._left_out:
-            yield Fault(self.name, f"{self._left_out} samples", self._reason)
+            yield from faults_of(self._source, ~self._keep, self._reason)

@@ -10,11 +10,11 @@ from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.host import Memory
 from data_pipelines.io.storage import Files, basename, printable
-from data_pipelines.io.tar import TarDamage, groups
+from data_pipelines.io.tar import Group, Member, Read, TarDamage, groups
 from data_pipelines.measures import Measure
 from data_pipelines.samples import Sample, image_member, read_record
 from data_pipelines.sources.base import Source, SourceSpec
-from data_pipelines.text.captions import Captions
+from data_pipelines.text.captions import Captions, Record
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,20 @@ class TarSource(Source):
         path = shard.path
         content = self._files.read(path, start, end, shard.version, self._memory)
         samples = parse_block(path, content, start, self.captions)
-        if len(samples) != blocks.count[i]:
-            raise DataError(
-                f"stale index: bytes {start:,} to {end:,} of {printable(path)} hold {len(samples)} usable samples and "
-                f"not the {blocks.count[i]} of its index; the shard changed during the run. Start the run again"
-            )
+        self._check(blocks, i, len(samples))
         return samples
+
+    def names(self, blocks: Blocks, i: int) -> list[tuple[str, str]]:
+        """See `Source`."""
+        shard, start, end = self._index.shards[blocks.shard[i]], int(blocks.start[i]), int(blocks.end[i])
+        with self._files.buffered(shard.path, shard.bytes) as read:
+            keys = [group.key for group, _, _ in _usable(shard.path, read, start, end, self.captions)]
+        self._check(blocks, i, len(keys))
+        return [(printable(shard.path), key) for key in keys]
 
     def shard_names(self) -> list[str]:
         """See `Source`."""
-        return [basename(shard.path) for shard in self._index.shards]
+        return [printable(shard.path) for shard in self._index.shards]
 
     def identity(self) -> list[tuple[str, int]]:
         """See `Source`."""
@@ -88,22 +92,40 @@ class TarSource(Source):
                 if unlisted:
                     yield Fault(printable(shard.path), f"and {unlisted} more", reason)
 
+    def _check(self, blocks: Blocks, i: int, samples: int) -> None:
+        """Raises DataError where a block holds another number of usable samples than its index says."""
+        if samples != blocks.count[i]:
+            path = printable(self._index.shards[blocks.shard[i]].path)
+            raise DataError(
+                f"stale index: bytes {blocks.start[i]:,} to {blocks.end[i]:,} of {path} hold {samples} usable samples "
+                f"and not the {blocks.count[i]} of its index; the shard changed during the run. Start the run again"
+            )
+
 
 def parse_block(path: str, content: bytes | memoryview, start: int, captions: Captions) -> list[Sample]:
     """Returns the usable samples of a block that starts at byte `start` of its shard; images are views, not copies."""
-    view, path = memoryview(content), printable(path)
+    view = memoryview(content)
     read = lambda offset, size: bytes(view[offset - start : offset - start + size])
     samples = []
+    for group, image, record in _usable(path, read, start, start + len(content), captions):
+        pixels = b"" if image is None else view[image.offset - start : image.offset - start + image.size]
+        samples.append(Sample(printable(path), group.key, pixels, record))
+    return samples
+
+
+def _usable(
+    path: str, read: Read, start: int, end: int, captions: Captions
+) -> Iterator[tuple[Group, Member | None, Record]]:
+    """Yields the usable samples of the bytes [start, end) of a shard, with their image and their text side."""
     try:
-        for group in groups(read, start, start + len(content)):
+        for group in groups(read, start, end):
             try:
                 image = image_member(group, captions.images, captions.members.image)
                 record = read_record(group, lambda member: read(member.offset, member.size), captions)
                 captions.check(record)
             except BadSample:  # counted when the shard was indexed
                 continue
-            pixels = b"" if image is None else view[image.offset - start : image.offset - start + image.size]
-            samples.append(Sample(path, group.key, pixels, record))
+            yield group, image, record
     except TarDamage as damage:
-        raise DataError(f"stale index: {path} was readable when it was indexed and is not now: {damage}") from None
-    return samples
+        where = printable(path)
+        raise DataError(f"stale index: {where} was readable when it was indexed and is not now: {damage}") from None

@@ -102,7 +102,7 @@ class TfdsSource(Source):
 
     def shard_names(self) -> list[str]:
         """See `Source`."""
-        return [os.path.basename(path) for path, _ in self._files]
+        return [path for path, _ in self._files]
 
     def identity(self) -> tuple[str, str, list[tuple[str, int]]]:
         """See `Source`."""

@@ -102,7 +102,7 @@ def test_palettes():
     image.putpalette([255, 0, 0, 0, 0, 255])
     pixels = decode.training_image(encoded(image, "PNG", transparency=bytes([255, 51])), 40, whole)
     assert (pixels[:, :20] == (255, 0, 0)).all() and (pixels[:, 20:] == (204, 204, 255)).all()
-    assert (np.asarray(decode.on_white(image.convert("PA"))) == np.asarray(image.convert("RGB"))).all()
+    assert (np.asarray(decode.to_rgb(image.convert("PA"))) == np.asarray(image.convert("RGB"))).all()
     pixels = decode.training_image(encoded(image, "GIF", transparency=1), 40, whole)
     assert (pixels[:, :20] == (255, 0, 0)).all() and (pixels[:, 20:] == 255).all()
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import time
 from collections import Counter
 
@@ -54,8 +55,12 @@ def test_duplicates_are_left_out_and_counted(config, tmp_path, unique):
         assert stream.counters()["data/skipped/duplicate"] == 80
         seen = Counter(captions_of(config, [next(stream) for _ in range(21)]))
     assert set(seen.values()) == {1} and len(seen) == 42
-    (line,) = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
-    assert json.loads(line) == dict(shard="main", key="80 samples", reason="duplicate")
+    lines = list(map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()))
+    named = {(os.path.basename(line["shard"]), line["key"]) for line in lines}
+    wanted = {
+        (f"r-{shard}.tar", f"{turn}-{20 * shard + i:03d}") for shard in range(2) for turn in (1, 2) for i in range(20)
+    }
+    assert named == wanted and len(lines) == 80 and {line["reason"] for line in lines} == {"duplicate"}
 
 
 def test_the_first_of_equal_keys_stays(config, tmp_path):
@@ -114,6 +119,47 @@ def test_difference_hash_knows_a_picture_again():
     whole = difference_hash(encode(7, size=(320, 240)))
     assert (whole ^ same).bit_count() <= 2 and (whole ^ other).bit_count() > 12
     assert difference_hash(b"no image") != difference_hash(b"no picture")
+
+
+def transparent(i: int, colour: int = 0) -> bytes:
+    """A logo: all is in the alpha channel, and the colours are the same everywhere."""
+    alpha = np.asarray(Image.open(io.BytesIO(encode(i, size=(48, 48)))).convert("L"))
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack([np.full((48, 48, 3), colour, np.uint8), alpha])).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def left_of(config, tmp_path, images: list[bytes], background: str = "white") -> list[str]:
+    """The keys of the images that `unique` keeps."""
+    config.image.background = background
+    write_tar(tmp_path / "u.tar", {f"{i}": dict(png=data, txt=b"text") for i, data in enumerate(images)})
+    with Files() as files:
+        source = open_source("main", dict(urls=str(tmp_path / "u.tar"), unique="image"), config, files)
+        assert len(list(source.faults())) == len(images) - source.samples
+        return [sample.key for sample in source.read(source.blocks(2**20), 0)]
+
+
+def test_images_are_alike_as_the_model_sees_them(config, tmp_path):
+    """Images that differ in their transparency alone are different, however that is shown."""
+    logos = [transparent(i) for i in range(12)]
+    for background in ("white", "black", "drop"):
+        assert len(left_of(config, tmp_path, logos, background)) == 12, background
+    smaller = io.BytesIO()
+    on_white = Image.new("RGBA", (48, 48), "white")
+    on_white.alpha_composite(Image.open(io.BytesIO(logos[0])))
+    on_white.convert("RGB").save(smaller, "WEBP", lossless=True)
+    assert left_of(config, tmp_path, [logos[0], smaller.getvalue(), logos[1]]) == ["0", "2"]
+    assert left_of(config, tmp_path, [logos[0], smaller.getvalue(), logos[1]], "black") == ["0", "1", "2"]
+
+
+def test_images_without_contrast_are_alike_only_byte_by_byte(config, tmp_path):
+    def plain(colour: str, kind: str) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (40, 40), colour).save(buffer, kind)
+        return buffer.getvalue()
+
+    images = [plain("red", "PNG"), plain("red", "PNG"), plain("blue", "PNG"), plain("red", "WEBP"), plain("red", "PNG")]
+    assert left_of(config, tmp_path, images) == ["0", "2", "3"]
 
 
 def test_a_bomb_is_not_decoded_for_its_hash():

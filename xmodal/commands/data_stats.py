@@ -53,6 +53,10 @@ def run(args: argparse.Namespace) -> None:
         print(f"{cut:.2%} of the captions are longer than data.text.length={data.text.length} tokens and are cut")
     else:
         print("tokens were not counted: name a tokenizer with --tokenizer FILE")
+    if transparent := stats.whole.transparent:
+        shown = dict(drop="lose their alpha channel").get(data.image.background, f"are put on {data.image.background}")
+        share = transparent / max(1, stats.whole.shorter.count)
+        print(f"{transparent:,} images ({share:.2%}) are transparent and {shown}: see data.image.background")
     if args.out:
         write_json(args.out / "stats.json", stats.as_json())
         print(write_text(args.out / "stats.html", data_stats.render(stats)))

@@ -87,7 +87,8 @@ def compare(live: Model, reread: Any, limit: float) -> dict[str, float]:
     Raises:
       InteropError: a difference is larger.
     """
-    probes = {"image": pictures(live.stored.config.data.image), "text": _TEXTS}
+    backgrounds = {live.stored.config.data.image.background, reread.stored.config.data.image.background}
+    probes = {"image": pictures(live.stored.config.data.image, alpha=len(backgrounds) == 1), "text": _TEXTS}
     found = {}
     for kind in live.inputs:
         a, b = (getattr(model, f"embed_{kind}")(probes[kind]) for model in (live, reread))
@@ -100,12 +101,15 @@ def compare(live: Model, reread: Any, limit: float) -> dict[str, float]:
     return found
 
 
-def pictures(image: Mapping[str, Any]) -> list[Image.Image]:
-    """A few pictures of different shapes and modes; the margins of their central squares are even."""
+def pictures(image: Mapping[str, Any], alpha: bool = True) -> list[Image.Image]:
+    """A few pictures of different shapes and modes, one of them transparent where `alpha` says so.
+
+    The margins of their central squares are even.
+    """
     rng, size = np.random.default_rng(0), image["resize"] or image["size"]
     shapes = [(size, size), (size + 6 * (size // 4), size), (size, size + 2), (2 * size, 2 * size)]
     draw = lambda shape: Image.fromarray(rng.integers(0, 256, (5, 4, 4), np.uint8), "RGBA").resize(shape)
-    return [draw(shape).convert(mode) for shape, mode in zip(shapes, ("RGB", "RGBA", "L", "RGB"))]
+    return [draw(shape).convert(mode) for shape, mode in zip(shapes, ("RGB", "RGBA" if alpha else "RGB", "L", "RGB"))]
 
 
 # ---------------------------------------------------------------------------------------------- formats
@@ -134,6 +138,7 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
         image = stored.config.data.image
         processor = preprocessing.to_processor(image, family.image_processor, family.processor)
         _write_json(folder / "preprocessor_config.json", processor)
+        notes += preprocessing.background_note(image, "hf")
         if image.naflex.lengths:
             notes += _packing_notes(image)
         elif image.crop != "squash" and image.rounding != "down":
@@ -167,6 +172,7 @@ def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable
     weights = cast(family.to_weights(stored.params, stored.spec), dtype)
     write_weights(folder / open_clip.WEIGHTS, weights, {"format": "pt"})
     notes = ["on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
+    notes += preprocessing.background_note(stored.config.data.image, "open_clip")
     return lambda: Model(open_stored(f"open_clip:{folder}"), batch_size=8), notes
 
 

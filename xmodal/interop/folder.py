@@ -68,6 +68,8 @@ class Stored:
         config = json.loads(to_json(self.config))
         image = {key: config["data"]["image"][key] for key in SHOWN}
         image["squash"] = config["data"]["image"]["crop"] == "squash"
+        if image["background"] == "white":  # as in fingerprints that are older than this option
+            del image["background"]
         text = {key: config["data"]["text"][key] for key in ("length", "lower")}
         if (clean := config["data"]["text"]["clean"]) != "none":
             text["clean"] = clean

@@ -69,11 +69,15 @@ def write(stored: Stored, folder: Path, dtype: str) -> list[str]:
 
 
 class Programs:
-    """What `write` wrote, read back: embeds as `xmodal.Model` does, with its preparation of pictures and texts."""
+    """What `write` wrote, read back: embeds as `xmodal.Model` does, with its preparation of pictures and texts.
+
+    Attributes:
+      stored: the model that was written.
+    """
 
     def __init__(self, folder: Path, stored: Stored):
         """Reads the programs of the towers of `stored`."""
-        self._prepare = Model(stored, batch_size=8)
+        self.stored, self._prepare = stored, Model(stored, batch_size=8)
         self._towers = {}
         for name, kind in own_inputs(Functional.build(stored.spec)).items():
             program = jax.export.deserialize((folder / f"{name}.jaxexport").read_bytes())

@@ -85,7 +85,9 @@ embeddings = tower.call(weights, {{{inputs}}})
 ```
 
 {preparation}"""
-_IMAGE = """Pictures are RGB, {how} with Pillow's {filter} filter; the program normalises them."""
+_IMAGE = """Pictures are RGB, {background}{how} with Pillow's {filter} filter; the program normalises them."""
+_BACKGROUNDS = dict(drop="without their alpha channel, ", white="on white where they are transparent, ",
+                    black="on black where they are transparent, ")  # fmt: skip
 _PATCHES = """resized to at most {length} patches of {patch} x {patch} pixels at their own aspect ratio (as
 `Siglip2ImageProcessor` does it, `image_grid` says how many down and across), cut into them row by row,"""
 _TEXT = """Texts are tokenised by `tokenizer.json` (`tokenizers.Tokenizer.from_file`) to {length} ids, cut in front of
@@ -155,7 +157,8 @@ def _jax_use(stored: Stored) -> str:
         if tower.embed.input == "image":
             shapes = ImageArrays(image).shapes().items()
             inputs = ", ".join(f'"{key}": np.ones({(2, *shape)}, np.{kind.__name__})' for key, (shape, kind) in shapes)
-            preparation = _IMAGE.format(how=_shown(image), filter=image.filter)
+            shown = dict(how=_shown(image), filter=image.filter, background=_BACKGROUNDS[image.background])
+            preparation = _IMAGE.format(**shown)
         else:
             shape = f"(2, {text.length})"
             inputs = f'"text": np.zeros({shape}, np.int32), "text_valid": np.ones({shape}, bool)'

@@ -11,6 +11,7 @@ from xmodal.interop.tables import InteropError, fail
 
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # numbers of Pillow
 _UNIT = 1 / 255
+_NOT_TO_RGB = ("ViT", "ConvNext", "EfficientNet", "Siglip2")  # processors that convert only where they are told to
 
 
 def read_processor(folder: Path) -> dict:
@@ -101,9 +102,9 @@ def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
         problems.append(f"it makes pictures of {shown[0]} x {shown[1]} pixels, and the model takes {size} x {size}")
     fail(f"{where}: these pictures cannot be prepared here", problems)
     numbers = config["image_mean"], config["image_std"]
-    if both is not None:
-        return _image(size, *numbers, _FILTERS[kind], both[0], "down", squash=True)
-    return _image(size, *numbers, _FILTERS[kind], short, "down")
+    resized = short if both is None else both[0]
+    shown = _image(size, *numbers, _FILTERS[kind], resized, "down", squash=both is not None)
+    return shown | dict(background=_background(config))
 
 
 def from_packing_processor(config: Mapping[str, Any], patch_size: int, where: str) -> dict:
@@ -124,7 +125,8 @@ def from_packing_processor(config: Mapping[str, Any], patch_size: int, where: st
     lengths = (config.get("max_num_patches", 256),)
     numbers = {key: tuple(map(float, config.get(f"image_{key}", (0.5,) * 3))) for key in ("mean", "std")}
     naflex = dict(lengths=lengths, weights=(), length=0, patch_size=patch_size)
-    return dict(crop="whole", filter=_FILTERS[kind], naflex=naflex, **numbers)
+    background = _background(config, "Siglip2")
+    return dict(crop="whole", filter=_FILTERS[kind], background=background, naflex=naflex, **numbers)
 
 
 def to_processor(image: Mapping[str, Any], image_processor: str, processor: str) -> dict:
@@ -169,7 +171,8 @@ def from_open_clip(config: Mapping[str, Any], size: int, where: str) -> dict:
         raise InteropError(f"{where}: preprocess_cfg.interpolation {kind!r} is not known: known are bicubic, bilinear")
     mean = config.get("mean", (0.48145466, 0.4578275, 0.40821073))
     std = config.get("std", (0.26862954, 0.26130258, 0.27577711))
-    return _image(size, mean, std, kind, size, "even", squash=mode == "squash")
+    shown = _image(size, mean, std, kind, size, "even", squash=mode == "squash")
+    return shown | dict(background="drop")  # its transforms convert with Pillow's `convert("RGB")`
 
 
 def to_open_clip(image: Mapping[str, Any]) -> dict:
@@ -183,6 +186,21 @@ def to_open_clip(image: Mapping[str, Any]) -> dict:
         size=image["size"], mode="RGB", mean=list(image["mean"]), std=list(image["std"]), fill_color=0,
         interpolation=image["filter"], resize_mode="squash" if image["crop"] == "squash" else "shortest",
     )  # fmt: skip
+
+
+def background_note(image: Mapping[str, Any], to: str) -> list[str]:
+    """Says how a model shows transparent images, as a list of one line, where the target shows them in another way.
+
+    Args:
+      image: `data.image`.
+      to: "hf" or "open_clip".
+    """
+    theirs = dict(hf="white", open_clip="drop")[to]
+    if image["background"] == theirs:
+        return []
+    ours = "drops the alpha channel" if image["background"] == "drop" else f"is shown them on {image['background']}"
+    does = dict(hf="transformers' image processors put them on white", open_clip="open_clip drops the alpha channel")
+    return [f"transparent images: this model {ours}, and {does[to]}; convert them to RGB before"]
 
 
 def read_json(path: Path) -> dict:
@@ -209,6 +227,17 @@ def _common(config: Mapping[str, Any], default: int) -> tuple[list[str], int]:
     if kind not in _FILTERS:
         problems.append(f"resample is {kind}, needs 0 (nearest), 2 (bilinear) or 3 (bicubic)")
     return problems, kind
+
+
+def _background(config: Mapping[str, Any], kind: str = "") -> str:
+    """What a Hugging Face image processor makes of transparent images, as `data.image.background`.
+
+    Processors that convert to RGB put them on white (transformers 5.24; older ones drop alpha). The others take RGB
+    alone, and what feeds them (`load_image`, and with it all pipelines) converts with Pillow's `convert("RGB")`.
+    """
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or kind
+    converts = config.get("do_convert_rgb")
+    return "white" if (not kind.startswith(_NOT_TO_RGB) if converts is None else converts) else "drop"
 
 
 def _image(

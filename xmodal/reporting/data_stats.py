@@ -124,6 +124,8 @@ def _cards(stats: Stats) -> list[Markup]:
     cards.append(card("image", side, "median width and height"))
     cards.append(card("enlarged", percent(small), f"shorter side below {stats.size} pixels"))
     cards.append(card("same caption", percent(repeats["caption"]), f"same image {percent(repeats['image'])}"))
+    if whole.transparent:
+        cards.append(card("transparent", percent(whole.transparent / max(1, whole.shorter.count)), "of the images"))
     return cards
 
 
