@@ -156,7 +156,7 @@ def _model(scores: dict[str, float], given: Sequence[str] = ("",), unknown: int 
 def _reestimate(scores: dict[str, float], words: Sequence[tuple[str, int]]) -> dict[str, float]:
     """Returns the log frequencies of the pieces in the best segmentations; longer pieces that are in none are gone."""
     counts: Counter = Counter()
-    found = _model(scores).encode_batch_fast([word for word, _ in words], add_special_tokens=False)
+    found = _model(scores).encode_batch([word for word, _ in words], add_special_tokens=False)
     for (_, count), encoding in zip(words, found):
         for piece in encoding.tokens:
             counts[piece] += count
