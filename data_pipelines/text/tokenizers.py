@@ -274,30 +274,39 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(bpe.to_str())
 
 
-def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_wordpiece(
+    captions: Iterable[str], vocab_size: int, *, lower: bool = False, special: Sequence[str] = ()
+) -> Tokenizer:
     """Trains a WordPiece (Schuster and Nakajima 2012) with BERT's marks: its [MASK] is what masked modelling needs.
 
-    Case and accents are kept (`data.text.lower` lower-cases before); every ideograph is a word.
+    Accents are kept; every ideograph is a word.
 
     Args:
         captions: the texts.
+        lower: the tokenizer lower-cases texts; otherwise case is kept (`data.text.lower` lower-cases before).
+        special: more special tokens, after BERT's.
         vocab_size: ids at most, of which [PAD]=0, [UNK]=1, [CLS]=2, [SEP]=3, [MASK]=4 and the single characters are
             given.
 
     Raises:
         DataError: the vocabulary has no room for the characters.
     """
-    captions, pieces = list(captions), wordpiece([*_BERT], lower=False)
+    how = dict(
+        lower=lower, strip_accents=False if lower else None
+    )  # without accents, Japanese loses its voiced syllables
+    captions, pieces = list(captions), wordpiece([*_BERT], **how)
     words = Counter(word for text in captions for word, _ in _words(pieces, text))
     first, inner = ({*letters} for letters in ((w[0] for w in words), (c for w in words for c in w[1:])))
     # In a fixed order: the library numbers characters as they come out of its hash tables, and breaks ties by number.
-    given = [*_BERT, *sorted(first | inner), *(f"##{letter}" for letter in sorted(inner))]
+    given = [*_BERT, *special, *sorted(first | inner), *(f"##{letter}" for letter in sorted(inner))]
     if vocab_size < len(given):
         raise DataError(f"vocab_size={vocab_size} is too small: marks and single characters take {len(given)}")
     trainer = hf.trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=given, show_progress=False)
     pieces.train_from_iterator(captions, trainer)
     vocab = pieces.get_vocab(with_added_tokens=True)
-    return Tokenizer(wordpiece(sorted(vocab, key=vocab.get), lower=False).to_str())
+    pieces = wordpiece(sorted(vocab, key=vocab.get), **how)
+    pieces.add_special_tokens([hf.AddedToken(name, special=True, normalized=False) for name in special])
+    return Tokenizer(pieces.to_str())
 
 
 def wordpiece(

@@ -15,6 +15,7 @@ ACTIONS = {
     "verify": "read every sample, decode every image, and name every fault",
     "stats": "lengths, sizes, shapes, duplicates and fields, with plots",
     "preview": "a page of samples as the model sees them",
+    "tokenizer": "train a tokenizer on the captions, in any script",
     "filter": "keep the pairs whose picture and caption fit together, by an index of embeddings",
     "duplicates": "pictures that are nearly the same, by an index of embeddings",
     "overlap": "test pictures among the training pictures, by two indexes of embeddings",
