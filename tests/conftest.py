@@ -26,11 +26,24 @@ os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nor need it know the lin
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # By how long their files take.
 ROOMS = ("tests", "training", "interop", "models", "objectives", "generation", "evaluation", "data", "search")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz", type=int, default=60, help="damaged inputs a reader in the fuzz tests (a thorough run: 5000)"
+    )
+
+
+@pytest.fixture
+def fuzz_cases(request) -> int:
+    """How many damaged inputs each reader gets: the option `--fuzz`."""
+    return request.config.getoption("--fuzz")
 
 
 def pytest_collection_modifyitems(items):
