@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
 from data_pipelines.errors import DataError
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options, full_image, image_header, to_rgb, training_image
 from tests.interop import folders
+from xmodal.configs import base
 from xmodal.inference import Model
 from xmodal.interop import preprocessing
 from xmodal.interop.export import export

@@ -128,14 +128,34 @@ def test_the_summary_shows_text_as_it_is():
     assert not any("empty" in line for line in lines) and "\x1b" not in shown(console)
 
 
-def test_tables_are_not_cut_in_a_log_and_fit_a_terminal():
-    long = "image/trunk/layers/" + "x" * 90
-    console = plain_console()
-    print_table("rules", ["path", "lr"], [[long, 0.5], ["[b]", 1]], console)
-    assert long in shown(console) and "[b]" in shown(console)
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    print_table("rules", ["path", "lr"], [[long, 0.5]], console)
-    assert max(map(len, shown(console).splitlines())) <= 80
+def lines_of(monkeypatch, capsys, columns, *table):
+    """What a table looks like in a log file where COLUMNS says so."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    print_table(*table)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("columns", [None, 60, 200])
+def test_tables_keep_to_the_width_and_lose_nothing(monkeypatch, capsys, columns):
+    names = ["set", *(f"metric {i}" for i in range(14))]
+    rows = [[f"set {row} of them", *(Figure("R@1", 0.5 + (row * 14 + i) / 100) for i in range(14))] for row in range(2)]
+    lines = lines_of(monkeypatch, capsys, columns, "wide", names, rows)
+    assert max(map(len, lines)) <= (columns or 120)
+    text = "\n".join(lines)
+    assert all(name in text for name in names) and all(str(cell) in text for row in rows for cell in row)
+    pieces = sum("metric" in line for line in lines)
+    assert text.count("set 1 of them") == pieces and (pieces > 1) == (columns != 200)
+
+
+def test_long_texts_fold(monkeypatch, capsys):
+    long = "image/trunk/layers/" + "x" * 90 + "y" * 40
+    lines = lines_of(monkeypatch, capsys, 70, "rules", ["path", "lr"], [[long, 0.5], ["[b]", 1]])
+    assert max(map(len, lines)) <= 70 and "[b]" in "".join(lines)
+    assert "".join(line.split()[0] for line in lines[4:-2]) == long
+    lines = lines_of(monkeypatch, capsys, None, "rules", ["path", "lr"], [[long[:100], 0.5]])
+    assert any(long[:100] in line for line in lines)
 
 
 def test_nested_results_come_back_from_disk(tmp_path):

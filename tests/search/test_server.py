@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 import zlib
 
 import numpy as np
@@ -21,6 +22,8 @@ from safetensors.numpy import load_file, save_file
 
 from data_pipelines.errors import DataError
 from tests.search.conftest import GOOD, caption, picture
+from xmodal.search import connections
+from xmodal.search import query as querying
 from xmodal.search import server as serving
 from xmodal.search.index import Index
 from xmodal.search.models import model_of
@@ -47,9 +50,11 @@ def _serving(searcher):
     with SearchServer(searcher) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.02))
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _replace_caption(folder, part, text):
@@ -199,7 +204,7 @@ def test_uploads_are_bounded(server):
     assert "corrupt" in error(post(picture(1)[:200]), 400)
     assert "nothing is looked for" in error(post(b""), 400)
     for kind in ("image/svg+xml", "text/html", "multipart/form-data; boundary=x", "application/json"):
-        assert "a picture is image/jpeg" in error(post(picture(1), kind), 415), kind
+        assert "an image is image/jpeg" in error(post(picture(1), kind), 415), kind
     head = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     huge = raw(server, head + b"Content-Length: 99999999999\r\n\r\n" + bytes(1000))  # refused before it is read
     assert huge.startswith(b"HTTP/1.1 413 ") and b"16 MiB" in huge and b"Connection: close" in huge
@@ -285,32 +290,135 @@ def test_maps_that_cannot_be(server, index_copy):
         del arrays["thumbnail_end"]
         save_file(arrays, path, metadata=dict(note=json.dumps(note)))
     with _serving(Searcher(Index(index_copy), server.searcher.model)) as bare:
-        assert "no word maps: the index keeps no pictures" in error(ask(bare, "/api/map/0?text=w9"), 400)
-        assert json.loads(ask(bare, "/api/index")[2])["no_maps"] == "the index keeps no pictures"
-        assert " · no word maps: the index keeps no pictures</p>" in ask(bare, "/")[2].decode()
+        assert "no word maps: the index keeps no images" in error(ask(bare, "/api/map/0?text=w9"), 400)
+        assert json.loads(ask(bare, "/api/index")[2])["no_maps"] == "the index keeps no images"
+        assert " · no word maps: the index keeps no images</p>" in ask(bare, "/")[2].decode()
     assert (
         json.loads(ask(server, "/api/index")[2])["no_maps"] == ""
         and b"no word maps:" not in ask(server, "/")[2].partition(b"<script>")[0]
     )
 
 
-def test_connections_are_bounded(server, monkeypatch):
-    monkeypatch.setattr(serving, "_CONNECTIONS", 2)
-    get = b"GET /api/index HTTP/1.1\r\nHost: localhost\r\n\r\n"
+GET = b"GET /api/index HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def held_open(server, count, content=GET):
+    """Opens connections and sends something on each of them."""
+    held = [socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=20) for _ in range(count)]
+    for connection in held:
+        connection.sendall(content)
+    return held
+
+
+def waited_for(server, count):
+    """Waits until so many clients are waited for."""
+    for _ in range(2000):
+        if len(server._receiving) == count:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"{len(server._receiving)} clients are waited for, not {count}")
+
+
+@pytest.mark.parametrize("slow", [b"", b"GET /api/index HT", GET[:-2], b"POST /api/search HTTP/1.1\r\nHost: localhost\r\n"
+                                  b"Content-Type: image/png\r\nContent-Length: 999\r\n\r\nabc"])  # fmt: skip
+def test_slow_clients_shut_nobody_out(server, monkeypatch, slow):
+    monkeypatch.setattr(connections, "CONNECTIONS", 3)
     with _serving(server.searcher) as small:
-        held = [socket.create_connection(("127.0.0.1", small.server_address[1]), timeout=20) for _ in range(2)]
-        for connection in held:  # until it has a thread
-            connection.sendall(get)
-            assert connection.recv(12) == b"HTTP/1.1 200"
-        with pytest.raises((ConnectionError, http.client.BadStatusLine)):
-            ask(small, "/api/index")
+        held = held_open(small, 3, slow)
+        waited_for(small, 3)
+        for _ in range(9):
+            assert ask(small, "/api/index")[0] == 200
         for connection in held:
             connection.close()
-        for _ in range(1000):
-            with contextlib.suppress(ConnectionError, http.client.BadStatusLine):
-                assert ask(small, "/api/index")[0] == 200
-                return
-        pytest.fail("the places were not given back")
+
+
+def test_connections_that_are_answered_are_not_cut(server, monkeypatch):
+    monkeypatch.setattr(connections, "CONNECTIONS", 2)
+    go_on, answer = threading.Event(), serving.ROUTES["GET", "/api/index"]
+    with _serving(server.searcher) as small:
+        monkeypatch.setitem(serving.ROUTES, ("GET", "/api/index"), lambda *a: go_on.wait(20) and answer(*a))
+        held = held_open(small, 2)
+        waited_for(small, 0)
+        time.sleep(0.1)
+        with pytest.raises((ConnectionError, http.client.BadStatusLine)):
+            ask(small, "/api/samples")
+        go_on.set()
+        for connection in held:
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            connection.close()
+        assert ask(small, "/api/samples")[0] == 200
+
+
+@pytest.mark.parametrize("part", ["IDLE", "HEAD", "BODY"])
+def test_each_part_of_a_request_has_a_deadline(server, monkeypatch, part):
+    monkeypatch.setattr(connections, part, 0.4)
+    content = dict(IDLE=b"", HEAD=b"GET / HTTP/1.1\r\nA: ", BODY=b"POST /api/search HTTP/1.1\r\nHost: localhost\r\n"
+                   b"Content-Type: image/png\r\nContent-Length: 999\r\n\r\n")[part]  # fmt: skip
+    with _serving(server.searcher) as small:
+        (connection,) = held_open(small, 1, content)
+        began, answer = time.monotonic(), b""
+        with contextlib.suppress(ConnectionError), connection:
+            connection.settimeout(0.05)
+            while time.monotonic() < began + 10:  # a byte now and then does not keep it open
+                if part != "IDLE":
+                    connection.sendall(b"x")
+                with contextlib.suppress(TimeoutError):
+                    if not (received := connection.recv(4096)):
+                        break
+                    answer += received
+        assert time.monotonic() - began < 5
+        assert answer.startswith(b"HTTP/1.1 408 ") == (part == "BODY")
+
+
+def test_bodies_are_bounded_together(server, monkeypatch):
+    monkeypatch.setattr(connections, "BODY_BYTES", 1000)
+    with _serving(server.searcher) as small:
+        big = ask(small, "/api/search", "POST", bytes(2000), Content_Type="image/png")
+        assert "ask again in a while" in error(big, 503)
+        for _ in range(5):  # what was held is given back
+            assert "not an image" in error(ask(small, "/api/search", "POST", bytes(900), Content_Type="image/png"), 400)
+
+
+def test_a_picture_that_is_decoded_keeps_nobody_waiting(server, monkeypatch):
+    go_on, began = threading.Event(), threading.Event()
+
+    def slowly(data, options):
+        began.set()
+        assert go_on.wait(20)
+        return decode(data, options)
+
+    decode = querying.full_image
+    monkeypatch.setattr(querying, "full_image", slowly)
+    answers = []
+    post = lambda: answers.append(ask(server, "/api/search", "POST", picture(1), Content_Type="image/png")[0])
+    threads = [threading.Thread(target=post) for _ in range(querying._DECODERS)]
+    for thread in threads:
+        thread.start()
+    assert began.wait(20)
+    assert ask(server, "/api/search?text=w9")[0] == 200 and not answers
+    monkeypatch.setattr(querying, "_PATIENCE", 0.05)
+    late = ask(server, "/api/search", "POST", picture(1), Content_Type="image/png")
+    assert "other images are still being read" in error(late, 400)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * len(threads)
+
+
+def test_errors_name_no_folders(server, index_copy):
+    folders = {str(index_copy), str(index_copy.parent)}
+    with _serving(Searcher(Index(index_copy), server.searcher.model)) as damaged:
+        (index_copy / "00000.jsonl").unlink()
+        (index_copy / "00000.thumbnails").unlink()
+        (index_copy / "00000.thumbnails").symlink_to("/etc/passwd")
+        for path in ("/api/samples", "/api/thumbnail/0", "/api/search?text=w9&among=sound", "/api/search?sample=0"):
+            answer = ask(damaged, path)
+            text = error(answer, 400)
+            assert not any(folder in answer[2].decode() for folder in folders) and "root:" not in text, text
+            assert "pictures" in text or "00000." in text, text
+    without = serving._without_folders
+    assert without("cannot read /data/c/00000.jsonl: gone", index_copy) == "cannot read 00000.jsonl: gone"
+    assert without("an image is image/jpeg, image/png", index_copy) == "an image is image/jpeg, image/png"
 
 
 def test_a_fault_of_ours_says_nothing_of_itself(server, monkeypatch):

@@ -1,7 +1,12 @@
-"""Start-up summary and tables for the terminal: coloured where colours work, plain and uncut in a log file."""
+"""Start-up summary and tables for the terminal: coloured where colours work, plain in a log file, never cut.
+
+A table keeps to the width of the terminal, or to `COLUMNS` where that is set: one that is too wide is printed in
+several pieces, each of which repeats the columns that name its rows.
+"""
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +23,9 @@ from xmodal.reporting.results import Figure, evaluation_tables
 if TYPE_CHECKING:
     from xmodal.reporting.comparison import Line
 
-LOG_WIDTH = 240  # a log file does not wrap, so its tables may be as wide as this
+LOG_WIDTH = 120  # columns of a log file where COLUMNS does not say otherwise
+_GAP = 3  # between two cells
+_FOLDED = 24  # columns that a text needs, which can be folded; a number cannot
 
 
 def print_summary(title: str, sections: Mapping[str, object], console: Console | None = None) -> None:
@@ -36,15 +43,27 @@ def print_summary(title: str, sections: Mapping[str, object], console: Console |
     for label, value in sections.items():
         if value is not None and value != "" and value != () and value != {}:
             grid.add_row(Text(label), _lines(value))
-    console = console or Console(highlight=False)
+    console = console or open_console()
     console.print()
     console.print(Text(title, style="bold"))
-    _print(console, grid)
+    console.print(grid)
     console.print()
+
+
+def open_console() -> Console:
+    """Returns standard output; as wide as its terminal, as `COLUMNS` says, or as suits a log file."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=LOG_WIDTH)
+    return console
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], console: Console | None = None
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    console: Console | None = None,
+    names: int = 1,
 ) -> None:
     """Prints a table; columns that hold only numbers or figures are aligned right.
 
@@ -53,18 +72,45 @@ def print_table(
       columns: column names.
       rows: cells; floats are shortened to four digits, `""` and None stay empty.
       console: where to print; standard output by default.
+      names: number of the first columns that name a row, repeated in each piece of a table that is too wide.
     """
+    console = console or open_console()
     rows = [list(row) for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
-    for index, name in enumerate(columns):
-        cells = [row[index] for row in rows if row[index] not in ("", None)]
-        right = bool(cells) and not any(isinstance(cell, str | bool) for cell in cells)
-        table.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=right)
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    console = console or Console(highlight=False)
+    cells = [[_cell(row[index]) for row in rows] for index in range(len(columns))]
+    right = [_is_numeric(row[index] for row in rows) for index in range(len(columns))]
     console.print(Text(title, style="bold"))
-    _print(console, table)
+    widths = [_room(console, (Text(name), *own), number) for name, own, number in zip(columns, cells, right)]
+    for piece in _pieces(widths, console.width, min(names, len(columns))):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+        for index in piece:
+            justify = "right" if right[index] else "left"
+            table.add_column(Text(columns[index]), justify=justify, overflow="fold", no_wrap=right[index])
+        for row in range(len(rows)):
+            table.add_row(*(cells[index][row] for index in piece))
+        console.print(table)
+
+
+def _is_numeric(cells: Iterable[object]) -> bool:
+    filled = [cell for cell in cells if cell not in ("", None)]
+    return bool(filled) and not any(isinstance(cell, str | bool) for cell in filled)
+
+
+def _room(console: Console, cells: Sequence[Text], number: bool) -> int:
+    widest = max(Measurement.get(console, console.options.update(max_width=10_000), cell).maximum for cell in cells)
+    return _GAP + (widest if number else min(widest, _FOLDED))
+
+
+def _pieces(widths: Sequence[int], room: int, names: int) -> list[list[int]]:
+    """Which columns stand side by side: as many as there is room for, behind those that name the rows."""
+    first = list(range(names))
+    pieces, left = [list(first)], room - sum(widths[:names])
+    for index in range(names, len(widths)):
+        if widths[index] > left and len(pieces[-1]) > names:
+            pieces.append(list(first))
+            left = room - sum(widths[:names])
+        pieces[-1].append(index)
+        left -= widths[index]
+    return pieces
 
 
 def print_evaluation(results: Mapping[str, object], console: Console | None = None) -> None:
@@ -84,7 +130,7 @@ def print_comparison(names: Sequence[str], lines: "Sequence[Line]", console: Con
       lines: `comparison.lines` of them.
       console: where to print; standard output by default.
     """
-    console = console or Console(highlight=False)
+    console = console or open_console()
     columns = ["set", "figure", *names, *(f"{name} - {names[0]}" for name in names[1:])]
     for evaluator, own in itertools.groupby(lines, key=lambda line: line.path[0]):
         rows, place = [], None
@@ -93,7 +139,7 @@ def print_comparison(names: Sequence[str], lines: "Sequence[Line]", console: Con
             apart = [_Apart(line.metric, d) if d else "" for d in line.differences]
             rows.append([line.place if line.place != place else "", words(line.metric), *figures, *apart])
             place = line.place
-        print_table(words(evaluator), columns, rows, console)
+        print_table(words(evaluator), columns, rows, console, names=2)
     notes = "Below each figure and difference: 95 % bootstrap interval. * it leaves out zero."
     if any(d and not d.paired and d.low == d.low for line in lines for d in line.differences):
         notes += " ~ not the same queries: unpaired."
@@ -133,12 +179,3 @@ def _cell(value: object) -> Text:
         return _cell(str(dataclasses.replace(value, interval=None))) + Text(f"\n{value.between}", "dim")
     head, bracket, tail = str(value).partition(" (")
     return Text.assemble(head, (bracket + tail, "dim"))
-
-
-def _print(console: Console, table: Table) -> None:
-    width = None
-    if not console.is_terminal:
-        options = console.options.update(max_width=LOG_WIDTH)
-        width = max(console.width, Measurement.get(console, options, table).maximum)
-        console = Console(file=console.file, width=width, highlight=False)
-    console.print(table, width=width)

@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.errors import DataError
-from xmodal.reporting.files import read_json
-from xmodal.search.parts import KINDS, Part
+from xmodal.search.parts import KINDS, Part, open_plain
 from xmodal.search.vectors import Vectors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 2**24  # bytes
 
 
 class Index:
@@ -41,14 +41,23 @@ class Index:
             )
         if not self.manifest["complete"]:
             raise DataError(f"the index {folder} is not complete; run the same `embed` command again, which goes on")
-        self.parts = [Part(folder, number) for number in range(self.manifest["parts"])]
         self.dim = self.manifest["model"]["dim"]
         self.kinds = tuple(kind for kind in KINDS if kind in self.manifest["options"]["what"])
+        self.parts = [self._opened(number) for number in range(self.manifest["parts"])]
         self._ends = np.cumsum([len(part) for part in self.parts])
-        if len(self) != self.manifest["samples"]:
+        if len(self) != self.manifest.get("samples"):
             raise DataError(
                 f"the parts of {folder} hold {len(self)} samples, and its {MANIFEST} says otherwise; embed again"
             )
+
+    def _opened(self, number: int) -> Part:
+        part = Part(self.folder, number)
+        for kind in self.kinds:
+            if kind not in part.arrays or part.arrays[kind].shape[1] != self.dim:
+                raise DataError(
+                    f"{part.path} holds no {kind} embeddings of width {self.dim}; delete it and run `embed` again"
+                )
+        return part
 
     @property
     def has_thumbnails(self) -> bool:
@@ -70,7 +79,8 @@ class Index:
             raise DataError(
                 f"{self.folder} holds no embeddings of the kind {kind!r}, only of {' and '.join(self.kinds)}"
             )
-        return Vectors([part.arrays[kind] for part in self.parts], self.dim)
+        names = [str(part.path) for part in self.parts]
+        return Vectors([part.arrays[kind] for part in self.parts], self.dim, names)
 
     def record(self, row: int) -> dict[str, Any]:
         """Returns `shard`, `key` and `caption` of a sample."""
@@ -94,10 +104,48 @@ class Index:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Returns the manifest of an index, complete or begun; None where there is none. Raises DataError."""
+    path = folder / MANIFEST
     try:
-        manifest = read_json(folder / MANIFEST)
-    except (ValueError, OSError) as error:
-        raise DataError(str(error)) from None
-    if manifest is not None and (not isinstance(manifest, dict) or manifest.get("format") != FORMAT):
-        raise DataError(f"{folder / MANIFEST} is not of an index in format {FORMAT}, which this version reads")
+        with open_plain(path) as file:
+            manifest = json.loads(file.read(_LARGEST_MANIFEST).decode())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"{path} is not valid JSON; restore it from a copy, or embed into another folder") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path} is not of an index in format {FORMAT}, which this version reads")
+    if wrong := next((name for name, fits in _FIELDS.items() if not fits(_at(manifest, name))), None):
+        raise DataError(f"{path} is damaged ({wrong}); restore it from a copy, or embed into another folder")
     return manifest
+
+
+def _at(tree: Any, name: str) -> Any:
+    for part in name.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+# What a manifest must hold before anything of it is used.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "complete": lambda value: isinstance(value, bool),
+    "parts": _is_count,
+    "samples": lambda value: value is None or _is_count(value),
+    "model.origin": _is_text,
+    "model.fingerprint": _is_text,
+    "model.dim": lambda value: _is_count(value) and 0 < value < 2**20,
+    "model.step": lambda value: value is None or _is_count(value),
+    "model.compute": lambda value: value is None or _is_text(value),
+    "data": lambda value: isinstance(value, dict),
+    "options": lambda value: isinstance(value, dict),
+    "options.what": lambda value: isinstance(value, list) and value and all(kind in KINDS for kind in value),
+}

@@ -342,10 +342,17 @@ def _is_there(job: Job, part: int) -> bool:
     if not part_path(job.folder, part).exists():
         return False
     try:
-        Part(job.folder, part)
+        return _is_note(Part(job.folder, part).note)
     except DataError:  # damaged by a crash of the disk: made anew
         return False
-    return True
+
+
+def _is_note(note: dict[str, Any]) -> bool:
+    """Whether the note of a part is as `_complete` reads it."""
+    skipped, listed = note.get("skipped"), note.get("listed")
+    counts = isinstance(skipped, dict) and all(type(count) is int for count in skipped.values())
+    faults = isinstance(listed, list) and all(isinstance(fault, list) and len(fault) == 3 for fault in listed)
+    return counts and faults
 
 
 def _complete(job: Job, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,19 @@
 `00012.safetensors` holds `image` and `text` ([samples, dim], float16 or float32, unit vectors), and `record_end` and
 `thumbnail_end` (int64 [samples]): where each sample's line of `00012.jsonl` and its JPEG in `00012.thumbnails` end. It
 is written last, and renamed into place: a part is whole when it is there.
+
+An index may come from elsewhere, and disks fail: nothing that its files say is believed before it was checked, and
+only plain files are read. A link would let a stranger's index show any file of this machine.
 """
 
 import json
 import math
 import os
+import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors.numpy import save
@@ -21,8 +25,11 @@ from xmodal.reporting.files import clear_disk_errors
 
 KINDS = ("image", "text")
 _LONGEST_HEADER = 10**8  # bytes, as the safetensors library has it
+_LARGEST_BLOB = 2**26  # bytes of a record or a thumbnail
 _TYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
+_ENDS = ("record_end", "thumbnail_end")
 _NOTE = "note"
+_RECORD = ("shard", "key", "caption")
 
 
 def part_path(folder: Path, number: int) -> Path:
@@ -72,57 +79,139 @@ class Part:
         self.path = part_path(folder, number)
         try:
             self.arrays, self.note = _open(self.path)
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise DataError(
-                f"{self.path} is missing or damaged ({error}); delete it and run `embed` again, which makes it anew"
-            ) from None
+        except OSError as error:
+            raise self._damaged(error.strerror or str(error)) from None
+        except ValueError as error:
+            raise self._damaged(str(error)) from None
 
     def __len__(self) -> int:
         return len(self.arrays["record_end"])
 
     def record(self, row: int) -> dict[str, Any]:
-        """Returns the record of a sample of the part."""
-        return json.loads(self._blob(".jsonl", "record_end", row))
+        """Returns the record of a sample of the part. Raises DataError where it is damaged."""
+        return self._record(self._blob(".jsonl", "record_end", row))
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yields the records of all samples."""
-        with open(self.path.with_suffix(".jsonl"), encoding="utf-8") as file:
-            yield from map(json.loads, file)
+        """Yields the records of all samples. Raises DataError where one is damaged."""
+        path, start = self.path.with_suffix(".jsonl"), 0
+        try:
+            with open_plain(path) as file:
+                for end in self.arrays["record_end"].tolist():
+                    yield self._record(self._checked(path, file.read(self._length(start, end)), start, end))
+                    start = end
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
     def thumbnail(self, row: int) -> bytes | None:
-        """Returns the JPEG of a sample of the part; None where none is kept."""
-        return self._blob(".thumbnails", "thumbnail_end", row) if "thumbnail_end" in self.arrays else None
+        """Returns the JPEG of a sample of the part; None where none is kept. Raises DataError where it is damaged."""
+        if "thumbnail_end" not in self.arrays:
+            return None
+        content = self._blob(".thumbnails", "thumbnail_end", row)
+        if content and not content.startswith(b"\xff\xd8"):
+            raise self._damaged(f"a thumbnail in {self.path.stem}.thumbnails is no JPEG")
+        return content
 
     def _blob(self, extension: str, ends: str, row: int) -> bytes:
         start, end = int(self.arrays[ends][row - 1]) if row else 0, int(self.arrays[ends][row])
-        path = self.path.with_suffix(extension)
+        path, length = self.path.with_suffix(extension), self._length(start, end)
         try:
-            with open(path, "rb") as file:
+            with open_plain(path) as file:
                 file.seek(start)
-                content = file.read(end - start)
+                return self._checked(path, file.read(length), start, end)
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from None
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+    def _length(self, start: int, end: int) -> int:
+        if not 0 <= start <= end <= start + _LARGEST_BLOB:
+            raise self._damaged(f"a sample lies from byte {start:,} to {end:,}")
+        return end - start
+
+    def _checked(self, path: Path, content: bytes, start: int, end: int) -> bytes:
         if len(content) != end - start:
-            raise DataError(f"{path} is shorter than its index says; delete {self.path.name} and run `embed` again")
+            raise self._damaged(f"{path.name} is shorter than it says")
         return content
+
+    def _record(self, line: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in _RECORD):
+            raise self._damaged(f"a line of {self.path.stem}.jsonl is no record")
+        return {name: record[name] for name in _RECORD}
+
+    def _damaged(self, why: str) -> DataError:
+        return DataError(
+            f"{self.path} is missing or damaged ({why}); delete it and run `embed` again, which makes it anew"
+        )
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Opens a file to read. Raises OSError where there is none, or where it is a link or a device."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if path.is_symlink():
+        raise OSError(f"{path.name} is a link, which is not followed: copy the index, `cp -rL` does it")
+    file = os.fdopen(os.open(path, flags), "rb")  # O_NONBLOCK: a pipe would wait for ever
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path.name} is no plain file")
+    return file
 
 
 def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns the arrays of a safetensors file as memory maps, which the library does not give, and the note."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > _LONGEST_HEADER:
+    """Returns the arrays of a safetensors file as memory maps, which the library does not give, and the note.
+
+    Raises:
+      OSError: there is no such file.
+      ValueError: it is damaged.
+    """
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > min(_LONGEST_HEADER, size - 8):
             raise ValueError("no safetensors file")
-        header = json.loads(file.read(length))
-        size = file.seek(0, os.SEEK_END)
-    note, arrays = json.loads(header.pop("__metadata__")[_NOTE]), {}
-    whole = np.memmap(path, np.uint8, "r")  # one for all: their number is limited
-    for name, about in header.items():
-        dtype, shape, (start, end) = np.dtype(_TYPES[about["dtype"]]), tuple(about["shape"]), about["data_offsets"]
-        if end - start != dtype.itemsize * math.prod(shape) or 8 + length + end > size:
-            raise ValueError(f"{name} does not fit into the file")
-        arrays[name] = whole[8 + length + start : 8 + length + end].view(dtype).reshape(shape)
+        header = _json(file.read(length))
+        note = _json(_field(_field(header, "__metadata__", dict), _NOTE, str))
+        whole = np.memmap(file, np.uint8, "r")  # one for all: their number is limited
+    names = [name for name in (*KINDS, *_ENDS) if name in header]
+    arrays = {name: _array(name, _field(header, name, dict), whole[8 + length :]) for name in names}
+    if "record_end" not in arrays:
+        raise ValueError("it has no record_end")
+    if len({len(array) for array in arrays.values()}) > 1:
+        raise ValueError("its arrays differ in length")
     return arrays, note
+
+
+def _json(text: str | bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError("its header is no JSON object")
+    return found
+
+
+def _field(header: Mapping[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(header.get(name), kind):
+        raise ValueError(f"its header says nothing of {name}")
+    return header[name]
+
+
+def _array(name: str, about: Mapping[str, Any], content: np.ndarray) -> np.ndarray:
+    """One array of a file, whose bytes behind the header are `content`."""
+    shape, span, kind = about.get("shape"), about.get("data_offsets"), about.get("dtype")
+    allowed = (["I64"], 1) if name in _ENDS else (["F16", "F32"], 2)
+    whole = lambda numbers, count: (
+        isinstance(numbers, list) and len(numbers) == count and all(type(n) is int and 0 <= n < 2**62 for n in numbers)
+    )
+    if kind not in allowed[0] or not whole(shape, allowed[1]) or not whole(span, 2):
+        raise ValueError(f"its header says nothing sensible of {name}")
+    dtype, (start, end) = np.dtype(_TYPES[kind]), span
+    if end - start != dtype.itemsize * math.prod(shape) or end > len(content):
+        raise ValueError(f"{name} does not fit into the file")
+    return content[start:end].view(dtype).reshape(shape)
 
 
 def _ends(blobs: Sequence[bytes]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Questions to an index: a text, a picture, or both, become one vector, and the nearest samples the answer."""
+"""Questions to an index: a text, an image, or both, become one vector, and the nearest samples the answer."""
 
 import dataclasses
 import functools
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images.decode import Options, full_image
 from xmodal.evaluation.word_maps import WordMap
 from xmodal.inference import Model
+from xmodal.reporting.messages import Message, reason, say, term
 from xmodal.search.index import Index
 from xmodal.search.models import model_of
 from xmodal.search.top_k import Nearest, open_nearest
@@ -19,11 +21,13 @@ from xmodal.search.top_k import Nearest, open_nearest
 MOST = 1000  # results of one question
 LONGEST = 2000  # characters of a text; towers read some 77 tokens
 _MAPS = 16  # word maps that are kept: another word of the same text is asked for next
+_DECODERS = 2  # pictures decoded at a time: each may fill as much memory as `data.image.max_pixels` allows
+_PATIENCE = 20.0  # seconds that a picture waits for one of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """What is looked for: at least one of text, picture and sample.
+    """What is looked for: at least one of text, image and sample.
 
     Attributes:
       text: in any language that the model has learnt; "" for none.
@@ -43,15 +47,17 @@ class Query:
 
     def __post_init__(self):
         if not self.text.strip() and not self.image and self.sample is None:
-            raise DataError("nothing is looked for: give a text, a picture or both")
+            raise DataError(say("nothing is looked for: give a text, an image or both"))
         if self.image and self.sample is not None:
-            raise DataError("a picture and a sample are given; look for one of them")
+            raise DataError(say("an image and a sample are given; look for one of them"))
         if len(self.text) > LONGEST:
-            raise DataError(f"the text has {len(self.text):,} characters; at most {LONGEST:,} are read")
+            raise DataError(_too_long(self.text))
         if not 0 <= self.weight <= 1:
-            raise DataError(f"the weight is {self.weight}; expected 0 (the text alone) to 1 (the picture alone)")
+            raise DataError(
+                say("the weight is {weight}; expected 0 (the text alone) to 1 (the image alone)", weight=self.weight)
+            )
         if not 1 <= self.top <= MOST:
-            raise DataError(f"{self.top} results are asked for; expected 1 to {MOST:,}")
+            raise DataError(say("{top} results are asked for; expected 1 to {most:,}", top=self.top, most=MOST))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +74,9 @@ class Hit:
 
 
 class Searcher:
-    """An index with its model, ready to be asked; several threads may ask, and take turns.
+    """An index with its model, ready to be asked; several threads may ask, and take turns at the model.
+
+    Pictures are decoded before a question's turn comes: one that takes long keeps no other question waiting.
 
     Attributes:
       index: see `Index`.
@@ -80,6 +88,7 @@ class Searcher:
         """Loads what the index is first asked for when it is asked; `engine` as for `open_nearest`."""
         self.index, self.model, self.among = index, model, index.kinds
         self._engine, self._nearest, self._lock = engine, dict[str, Nearest](), threading.Lock()
+        self._decoders = threading.BoundedSemaphore(_DECODERS)
         self._word_map = functools.lru_cache(_MAPS)(self._mapped)
 
     @classmethod
@@ -108,9 +117,10 @@ class Searcher:
         Raises:
           DataError: the picture cannot be read, or the index or its model do not have what is asked for.
         """
+        picture = self._uploaded(query.image) if query.image else None
         with self._lock:
             nearest = self.load(query.among)
-            scores, rows = nearest.top(self.vector(query)[None], query.top)
+            scores, rows = nearest.top(self.vector(query, picture)[None], query.top)
         found = zip(rows[0].tolist(), scores[0].tolist())
         # Half precision makes some vectors a little longer than 1.
         return [Hit(row, min(score, 1.0), self.index.record(row)) for row, score in found]
@@ -118,7 +128,7 @@ class Searcher:
     @property
     def no_maps(self) -> str:
         """Why there are no word maps; "" where there are."""
-        return self.model.no_word_maps or ("" if self.index.has_thumbnails else "the index keeps no pictures")
+        return reason(self.model.no_word_maps or ("" if self.index.has_thumbnails else "the index keeps no images"))
 
     def word_map(self, row: int, text: str) -> WordMap:
         """Says which patches of a sample's small picture each word of a text points to.
@@ -127,25 +137,27 @@ class Searcher:
           DataError: there is no such sample, it has no picture, the text has no words, or the model has no word maps.
         """
         if self.no_maps:
-            raise DataError(f"there are no word maps: {self.no_maps}")
+            raise DataError(say("there are no word maps: {reason}", reason=self.no_maps))
         if len(text) > LONGEST:
-            raise DataError(f"the text has {len(text):,} characters; at most {LONGEST:,} are read")
-        with self._lock:
-            return self._word_map(row, text)
+            raise DataError(_too_long(text))
+        return self._word_map(row, text)
 
     def _mapped(self, row: int, text: str) -> WordMap:
-        picture = self.index.thumbnail(row)
-        if not picture:
-            raise DataError(f"the index keeps no picture of sample {row}")
-        return self.model.word_map(picture, text)
+        content = self.index.thumbnail(row)
+        if not content:
+            raise DataError(say("the index keeps no image of sample {row}", row=row))
+        picture = self._decoded(content)
+        with self._lock:
+            return self.model.word_map(picture, text)
 
-    def vector(self, query: Query) -> np.ndarray:
-        """Returns a query as a unit vector, float32 [dim]."""
+    def vector(self, query: Query, picture: Image.Image | None = None) -> np.ndarray:
+        """Returns a query as a unit vector, float32 [dim]; `picture` is that of the query, where it is decoded."""
         parts = []
         if query.text.strip():
             parts.append((1 - query.weight, self._embed("text", query.text)))
         if query.image:
-            parts.append((query.weight, self._embed("image", query.image)))
+            picture = self._decoded(query.image) if picture is None else picture
+            parts.append((query.weight, self._embed("image", picture)))
         elif query.sample is not None:
             self.index.record(query.sample)  # or an error that says how many there are
             kind = "image" if "image" in self.among else "text"
@@ -154,20 +166,38 @@ class Searcher:
             return _unit(parts[0][1])
         return _unit(sum(weight * _unit(vector) for weight, vector in parts))
 
-    def _embed(self, kind: str, what: str | bytes) -> np.ndarray:
+    def _embed(self, kind: str, what: str | Image.Image) -> np.ndarray:
+        self._check_reads(kind)
+        return (self.model.embed_text if kind == "text" else self.model.embed_image)(what)[0]
+
+    def _check_reads(self, kind: str) -> None:
         if kind not in self.model.inputs:
-            raise DataError(f"the model of this index does not read {kind}s: look for something else")
-        if kind == "text":
-            return self.model.embed_text(what)[0]
+            raise DataError(
+                say("the model of this index does not read {kind}: look for something else", kind=term(f"{kind}s"))
+            )
+
+    def _uploaded(self, content: bytes) -> Image.Image:
+        if not self._decoders.acquire(timeout=_PATIENCE):
+            raise DataError(say("other images are still being read; ask again in a while"))
         try:
-            picture = full_image(what, Options.of(self.model.stored.config.data.image))
+            return self._decoded(content)
+        finally:
+            self._decoders.release()
+
+    def _decoded(self, content: bytes) -> Image.Image:
+        self._check_reads("image")
+        try:
+            return full_image(content, Options.of(self.model.stored.config.data.image))
         except BadSample as bad:
-            raise DataError(f"the picture cannot be read: {bad.reason}") from None
-        return self.model.embed_image(picture)[0]
+            raise DataError(say("the image cannot be read: {reason}", reason=reason(bad.reason))) from None
+
+
+def _too_long(text: str) -> Message:
+    return say("the text has {count:,} characters; at most {most:,} are read", count=len(text), most=LONGEST)
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
     length = float(np.linalg.norm(vector))
     if length < 1e-6:
-        raise DataError("text and picture are opposites for this model, and cancel out; give another weight")
+        raise DataError(say("text and image are opposites for this model, and cancel out; give another weight"))
     return (vector / length).astype(np.float32)

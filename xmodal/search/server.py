@@ -11,8 +11,8 @@
 A further question about a result is one more entry of `ROUTES`; results carry the number of their sample, `row`.
 
 Nothing is read but the index, by number. A request must name a host that the server goes by, so that no other site can
-reach it through a name of its own (DNS rebinding), and the API answers no page of another origin. Pictures are bounded
-in bytes, type and pixels, and decoded one at a time.
+reach it through a name of its own (DNS rebinding), and the API answers no page of another origin. Images are bounded
+in bytes, type and pixels, connections as `connections` says. Errors name files, not the folders that they lie in.
 """
 
 import base64
@@ -23,10 +23,9 @@ import logging
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -34,12 +33,12 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from xmodal.evaluation.word_maps import WordMap
+from xmodal.reporting.messages import in_chinese, say
+from xmodal.search.connections import BoundedHandler, BoundedServer, TooMuch
 from xmodal.search.page import TYPES, document
 from xmodal.search.query import Query, Searcher
 
-LARGEST = 16 * 2**20  # bytes of a picture that is looked for
-_SECONDS = 30.0  # to receive one
-_CONNECTIONS = 64  # at a time
+LARGEST = 16 * 2**20  # bytes of an image that is looked for
 _SHOWN = 24  # samples where nothing is looked for
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _SEARCHED = dict(text=str, sample=int, weight=float, among=str, top=int)  # parameters and their types
@@ -52,6 +51,7 @@ _ALWAYS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
+_BUSY = say("others are sending images; ask again in a while")
 _NOTHING = "default-src 'none'; frame-ancestors 'none'"  # policy of all answers but the page
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Request(NamedTuple):
     body: bytes
 
 
-class SearchServer(ThreadingHTTPServer):
+class SearchServer(BoundedServer):
     """Serves one index.
 
     Attributes:
@@ -94,13 +94,10 @@ class SearchServer(ThreadingHTTPServer):
       url: of the page.
     """
 
-    daemon_threads = True
-
     def __init__(self, searcher: Searcher, host: str = "127.0.0.1", port: int = 0, names: Iterable[str] = ()):
         """Binds the address; `names` are further ones that browsers reach it by. Raises DataError where it is taken."""
         self.searcher, self.names = searcher, {name.lower() for name in (*_LOCAL, host, *names)}
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._free = threading.BoundedSemaphore(_CONNECTIONS)
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
@@ -108,20 +105,6 @@ class SearchServer(ThreadingHTTPServer):
                 f"{host} port {port} cannot be bound: {error.strerror}; choose another with --port"
             ) from None
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
-
-    def process_request(self, request: Any, address: Any) -> None:
-        """Handles a connection in a thread, as long as there are not too many."""
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, address)
-
-    def process_request_thread(self, request: Any, address: Any) -> None:
-        """Gives the place back when the connection ends."""
-        try:
-            super().process_request_thread(request, address)
-        finally:
-            self._free.release()
 
     def handle_error(self, request: Any, address: Any) -> None:
         """Notes a connection that broke; there is nobody to tell."""
@@ -194,14 +177,14 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
 def _thumbnail(searcher: Searcher, request: Request) -> Answer:
     content = searcher.index.thumbnail(_row(searcher, request))
     if content is None:
-        raise Refused(http.HTTPStatus.NOT_FOUND, "there is no such picture")
+        raise Refused(http.HTTPStatus.NOT_FOUND, say("there is no such image"))
     return Answer(content, "image/jpeg", {"Cache-Control": "private, max-age=86400, immutable"})
 
 
 def _row(searcher: Searcher, request: Request) -> int:
     if re.fullmatch(r"[0-9]{1,12}", request.rest) and int(request.rest) < len(searcher.index):
         return int(request.rest)
-    raise Refused(http.HTTPStatus.NOT_FOUND, "there is no such picture")
+    raise Refused(http.HTTPStatus.NOT_FOUND, say("there is no such image"))
 
 
 def _map(searcher: Searcher, request: Request) -> Answer:
@@ -209,7 +192,7 @@ def _map(searcher: Searcher, request: Request) -> Answer:
     found = searcher.word_map(row, given.get("text", ""))
     word, last = given.get("word", found.clearest), len(found.words) - 1
     if not 0 <= word <= last:
-        raise DataError(f"there is no word with this number: the text has those from 0 to {last}")
+        raise DataError(say("there is no word with this number: the text has those from 0 to {last}", last=last))
     answer = dict(row=row, caption=searcher.index.record(row)["caption"], word=word, words=found.words)
     return Answer(json.dumps(answer | _drawn(found, word), ensure_ascii=False).encode("utf-8", "replace"))
 
@@ -240,13 +223,11 @@ ROUTES: dict[tuple[str, str], Callable[[Searcher, Request], Answer]] = {
 }
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(BoundedHandler):
     """One connection."""
 
     server: SearchServer
-    protocol_version = "HTTP/1.1"
     server_version, sys_version = "xmodal", ""
-    timeout = _SECONDS
 
     def do_GET(self) -> None:
         self._answer()
@@ -257,14 +238,14 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             answer = self._routed()
         except Refused as refused:
-            self.send_error(refused.status, str(refused))
+            self.send_error(refused.status, refused.args[0])
         except DataError as error:
-            self.send_error(http.HTTPStatus.BAD_REQUEST, str(error))
+            self.send_error(http.HTTPStatus.BAD_REQUEST, error.args[0])
         except OSError:  # the other side went away or was too slow
             raise
         except Exception:
             _log.exception("request failed")
-            self.send_error(http.HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its terminal says why")
+            self.send_error(http.HTTPStatus.INTERNAL_SERVER_ERROR, say("the server failed; its terminal says why"))
         else:
             self._send(http.HTTPStatus.OK, answer)
 
@@ -304,11 +285,14 @@ class _Handler(BaseHTTPRequestHandler):
         if length > LARGEST:
             raise Refused(
                 http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"a picture may have {LARGEST // 2**20} MiB, not {length:,} bytes",
+                say("an image may have {most} MiB, not {count:,} bytes", most=LARGEST // 2**20, count=length),
             )
         kind = self.headers.get_content_type()
         if length and kind not in TYPES:
-            raise Refused(http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"a picture is {', '.join(TYPES)}, not {kind[:60]!r}")
+            raise Refused(
+                http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                say("an image is {types}, not {kind}", types=", ".join(TYPES), kind=repr(kind[:60])),
+            )
         return length
 
     def _check_origin(self) -> None:
@@ -319,22 +303,21 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(http.HTTPStatus.FORBIDDEN, "only the page of this server may ask")
 
     def _read(self, length: int) -> bytes:
-        parts, left, deadline = [], length, time.monotonic() + _SECONDS
-        while left:
-            part = self.rfile.read1(min(left, 2**16))
-            if not part or time.monotonic() > deadline:
-                raise Refused(http.HTTPStatus.REQUEST_TIMEOUT, "the picture did not arrive")
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
+        try:
+            body = self.read_body(length)
+        except TooMuch:
+            raise Refused(http.HTTPStatus.SERVICE_UNAVAILABLE, _BUSY) from None
+        if len(body) < length:
+            raise Refused(http.HTTPStatus.REQUEST_TIMEOUT, say("the image did not arrive"))
+        return body
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answers with {"error": message}, and closes the connection, on which a body may be left unread."""
         self.close_connection = True
         text = message or http.HTTPStatus(code).phrase
-        self._send(
-            http.HTTPStatus(code), Answer(json.dumps(dict(error=text), ensure_ascii=False).encode("utf-8", "replace"))
-        )
+        index = self.server.searcher.index.folder
+        told = {"error": _without_folders(text, index), "zh": _without_folders(in_chinese(text), index)}
+        self._send(http.HTTPStatus(code), Answer(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")))
 
     def _send(self, status: http.HTTPStatus, answer: Answer) -> None:
         fields = {"Content-Type": answer.kind, "Content-Length": str(len(answer.content)), "Cache-Control": "no-store"}
@@ -348,6 +331,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, form: str, *values: Any) -> None:
         """Keeps what people look for out of the terminal."""
+
+
+def _without_folders(message: str, index: Path) -> str:
+    """Returns a message with names in place of paths: where files lie is nobody's business."""
+    for folder in sorted({str(index), str(index.absolute()), str(index.resolve())} - {"."}, key=len, reverse=True):
+        message = message.replace(folder + os.sep, "").replace(folder, index.resolve().name)
+    return re.sub(r"(?<![\w.:/])(?:/[^\s/:;,()'\"]+)+/(?=[^\s/])", "", message)
 
 
 def _host(header: str) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from data_pipelines.errors import DataError
+
 _BLOCK = 16_384  # rows widened at a time
 
 
@@ -15,10 +17,11 @@ class Vectors:
       dtype: in which they are kept.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray], dim: int):
-        """Joins arrays [rows, dim]."""
+    def __init__(self, parts: Sequence[np.ndarray], dim: int, names: Sequence[str] = ()):
+        """Joins arrays [rows, dim]; `names` are those of their files, for messages."""
         self.dim = dim
         self._parts = [part for part in parts if len(part)]
+        self._names = [name for name, part in zip(names, parts) if len(part)]
         self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
         self.dtype = self._parts[0].dtype if self._parts else np.dtype(np.float32)
 
@@ -26,22 +29,30 @@ class Vectors:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def pieces(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Yields the rows [start, stop) as they are kept, piece by piece."""
-        for part, end in zip(self._parts, self._ends):
+        """Yields the rows [start, stop) as they are kept, piece by piece.
+
+        Raises:
+          DataError: an embedding is not finite: such a row would be near to everything, or to nothing.
+        """
+        for number, (part, end) in enumerate(zip(self._parts, self._ends)):
             first = int(end) - len(part)
-            piece = part[max(start - first, 0) : max(stop - first, 0)]
-            if len(piece):
+            for block in range(max(start - first, 0), min(max(stop - first, 0), len(part)), _BLOCK):
+                piece = part[block : min(block + _BLOCK, stop - first)]
+                if not np.isfinite(piece).all():
+                    raise self._not_finite(number)
                 yield piece
+
+    def _not_finite(self, number: int) -> DataError:
+        name = self._names[number] if self._names else "a part"
+        return DataError(f"{name} holds embeddings that are NaN or infinite; delete it and run `embed` again")
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Returns the rows [start, stop), float32 [rows, dim]."""
         stop = min(stop, len(self))
         found, place = np.empty((max(stop - start, 0), self.dim), np.float32), 0
-        for piece in self.pieces(start, stop):
-            for block in range(0, len(piece), _BLOCK):  # of what is on disk little is in memory beside the copy
-                part = piece[block : block + _BLOCK]
-                found[place : place + len(part)] = part
-                place += len(part)
+        for piece in self.pieces(start, stop):  # of what is on disk little is in memory beside the copy
+            found[place : place + len(piece)] = piece
+            place += len(piece)
         return found
 
     def matrix(self) -> np.ndarray:
@@ -55,4 +66,6 @@ class Vectors:
         for owner in np.unique(owners).tolist():
             part, here = self._parts[owner], owners == owner
             found[here] = part[rows[here] - (int(self._ends[owner]) - len(part))]
+            if not np.isfinite(found[here]).all():
+                raise self._not_finite(owner)
         return found
