@@ -56,7 +56,7 @@ def get_config(variant: str = "B32"):
 
 def small_resnet():
     """The demo with a ResNet of CLIP's kind, for 64 pixels; text tower, data and schedule are the demo's."""
-    c = demo.get_config()
+    c = demo.get_config("stem")
     stages = dict(depths=(1, 2, 3), widths=(64, 128, 256), stem_width=32, style="clip")
     c.model.towers.image = presets.resnet_tower(stages, init="clip", pool="attention", embed_dim=256)
     return c

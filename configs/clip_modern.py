@@ -34,13 +34,13 @@ def get_config(variant: str = "emoji"):
 
 
 def emoji():
-    c = demo.get_config()
+    c = demo.get_config("stem")
     c.model.towers.text = presets.modern_text_tower(256, 1, 4, embed_dim=256, qk_norm=True, scan=False)
     return c
 
 
 def multilingual():
-    c = demo.get_config()
+    c = demo.get_config("stem")
     c.model.towers.text = presets.modern_text_tower(256, 2, 4, embed_dim=256, qk_norm=True, scan=False)
     label = lambda language: f"{{labels.{language}}}"
     c.data.text.length = 48

@@ -20,7 +20,7 @@ VARIANTS = ("coca", "contrastive")
 
 def get_config(variant: str = "coca"):
     captions = {"coca": True, "contrastive": False}[variant]
-    c = demo.get_config()
+    c = demo.get_config("stem")
     c.model = presets.dual_tower(**demo.towers(hidden=1024))
     c.optimizer.lr = 1e-3
     c.schedule.total = "12epochs"

@@ -1,6 +1,6 @@
 """A small CLIP that learns from a larger one, on emoji: a quarter of the demo's parameters, taught by the demo.
 
-    python train.py --config configs/demo.py --workdir runs/demo
+    python train.py --config configs/demo.py:stem --workdir runs/demo_stem
     python train.py --config configs/distil.py:taught --workdir runs/taught
     python train.py --config configs/distil.py:untaught --workdir runs/untaught
 
@@ -34,14 +34,14 @@ def student() -> dict:
 
 
 def get_config(variant: str = "taught"):
-    c = demo.get_config()
+    c = demo.get_config("stem")
     c.model = presets.dual_tower(**student())
     c.optimizer.lr = 1e-3
     return {"taught": taught, "untaught": lambda c: c, "own": own}[variant](c)
 
 
 def taught(c):
-    c.teacher.model = "runs/demo"
+    c.teacher.model = "runs/demo_stem"
     c.objectives = dict(
         contrastive=dict(type="distillation", between=BETWEEN, soft=0.5, weight=2.0),
         features=dict(type="feature_matching", towers=BETWEEN, weight=16.0),

@@ -32,7 +32,7 @@ VARIANTS = tuple(OBJECTIVES)
 
 
 def get_config(variant: str = "filip"):
-    c = demo.get_config()
+    c = demo.get_config("stem")
     c.model = presets.dual_tower(**demo.towers(hidden=512))
     c.objectives = OBJECTIVES[variant]
     c.evals.pointing = dict(

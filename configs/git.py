@@ -14,7 +14,7 @@ from xmodal.models import presets
 
 
 def get_config():
-    c = demo.get_config()
+    c = demo.get_config("stem")
     c.batch_size = 64  # nothing here needs negatives, and more steps teach more than larger ones
     c.optimizer.lr = 1e-3
     c.schedule.total = "12epochs"

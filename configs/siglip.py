@@ -42,6 +42,6 @@ def get_config(variant: str = "B16"):
 
 def emoji():
     """The demo with the sigmoid loss."""
-    c = demo.get_config()
+    c = demo.get_config("stem")
     c.objectives = dict(contrastive=dict(type="sigmoid", between=("image", "text"), weight=1.0))
     return c

@@ -21,7 +21,7 @@ def task_of(config):
 
 
 def test_a_demo_teaches_a_quarter_of_itself(tmp_path):
-    demos = task_of(demo.get_config())
+    demos = task_of(demo.get_config("stem"))
     params = helpers.random_params(demos.losses.model) | {"objectives": {"contrastive": {"logit_scale": 2.5}}}
     write_stored(Stored(demos.config, params, demos.tokenizer, "a demo"), tmp_path / "demo")
     config, plain = distil.get_config(), task_of(distil.get_config("untaught"))

@@ -65,7 +65,7 @@ def test_full_size_recipes_fit_together(recipe):
 
 
 def test_the_variants_differ_from_the_demo_in_their_text_tower_alone():
-    demo, modern = load_config("configs/demo.py"), load_config("configs/clip_modern.py")
+    demo, modern = load_config("configs/demo.py:stem"), load_config("configs/clip_modern.py")
     assert demo.model.towers.text != modern.model.towers.text
     modern.model.towers.text = demo.model.towers.text
     assert demo == modern

@@ -53,26 +53,43 @@ def leaves_as(config: ConfigDict, paths: Collection[str]) -> str:
       config: of the recipe.
       paths: of its parameters, "objectives/contrastive/logit_scale" among them.
     """
-    spec = make_spec(ModelSpec, presets.without_lora(config.model), where="model")
-    formats, needs = [], []
+    spec = _spec(config)
+    formats, needs = _formats(spec, config, paths)
+    more = sorted(spec.towers.keys() - {"image", "text"})
+    without = f" (both without {', '.join(more)})" if formats and more else ""
+    only = "" if formats else " only"
+    names = [f"{kind} {family}".strip() for kind, family in formats.items()]
+    line = ", ".join([*names, *_ALWAYS]) if not without else f"{', '.join(names)}{without}, {', '.join(_ALWAYS)}"
+    return "; ".join([line + only, *needs])
+
+
+def target(config: ConfigDict, paths: Collection[str]) -> str:
+    """Returns the format in which a recipe's model serves most users: hf or open_clip where it can, else xmodal."""
+    formats, _ = _formats(_spec(config), config, paths)
+    return next(iter(formats), "xmodal")
+
+
+def _spec(config: ConfigDict) -> ModelSpec:
+    return make_spec(ModelSpec, presets.without_lora(config.model), where="model")
+
+
+def _formats(spec: ModelSpec, config: ConfigDict, paths: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Returns {format: its family of models} of what other libraries can read, and what stands in the way of others."""
+    formats, needs = {}, []
     try:
         family, _ = as_hf(spec)
         _check_objective(family, spec, paths)
-        formats.append(f"hf {family.model_type}")
+        formats["hf"] = family.model_type
     except InteropError:
         needs.append(_nearest(spec) or "hf has no model of such towers")
     try:
         family, _ = as_open_clip(spec, config.data.image)
         _check_objective(family, spec, paths)
-        formats.append("open_clip")
+        formats["open_clip"] = ""
     except InteropError as error:
-        if formats == ["hf clip"]:  # of any other family it is plain that open_clip has none
+        if formats == {"hf": "clip"}:  # of any other family it is plain that open_clip has none
             needs.append(f"open_clip would need: {_needed(error)}")
-    more = sorted(spec.towers.keys() - {"image", "text"})
-    without = f" (both without {', '.join(more)})" if formats and more else ""
-    only = "" if formats else " only"
-    line = ", ".join([*formats, *_ALWAYS]) if not without else f"{', '.join(formats)}{without}, {', '.join(_ALWAYS)}"
-    return "; ".join([line + only, *needs])
+    return formats, needs
 
 
 def _check_objective(family: Family, spec: ModelSpec, paths: Collection[str]) -> None:

@@ -88,7 +88,8 @@ def _train(config: ConfigDict, workdir: Path, runtime: Runtime, lock: RunLock | 
             workdir, config.log, batch_size=config.batch_size, epoch_size=task.epoch_size,
             total_steps=task.total_steps, start_step=start, chance_losses=task.chance_losses(),
             max_logit_scales=task.max_logit_scales(), flops_per_sample=facts.flops_per_sample,
-            best=(config.checkpoint.best, config.checkpoint.best_mode), commands=next_commands(workdir),
+            best=(config.checkpoint.best, config.checkpoint.best_mode),
+            commands=next_commands(config, abstract, workdir),
         )  # fmt: skip
         run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog, lock)
         with stream, checkpoints, recorder:

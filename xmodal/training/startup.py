@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.naflex import Naflex
@@ -17,7 +18,7 @@ from data_pipelines.samples import has_images
 from data_pipelines.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
-from xmodal.interop.leaving import leaves_as
+from xmodal.interop.leaving import leaves_as, target
 from xmodal.models.batch_norm import STATISTICS
 from xmodal.paths import flatten_paths
 from xmodal.reporting.flops import count_flops
@@ -101,12 +102,19 @@ def checkpoint_options(task: Task) -> dict[str, Any]:
     return options
 
 
-def next_commands(workdir: Path) -> tuple[str, ...]:
-    """What a user does with a finished run, a command each."""
-    return (
-        f"python -m xmodal export --workdir {workdir} --to hf --out exported/{workdir.name}",
-        f"python -m xmodal embed --model {workdir} DATA --out index",
-    )
+def next_commands(config: ConfigDict, abstract: dict, workdir: Path) -> tuple[str, ...]:
+    """What a user does with a finished run, a command each.
+
+    Args:
+      config: of the recipe.
+      abstract: shapes of the state.
+      workdir: the run folder.
+    """
+    to = target(config, flatten_paths(abstract["params"]))
+    export = f"python -m xmodal export --workdir {workdir} --to {to} --out exported/{workdir.name}"
+    search = f"python -m xmodal embed SHARDS --model {workdir} --out indexes/{workdir.name}"
+    aligned = any("between" in objective for objective in config.objectives.values())  # its embeddings can be compared
+    return (export, search) if aligned else (export,)
 
 
 def _data(summary: Mapping[str, Any]) -> dict[str, Any]:
