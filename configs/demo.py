@@ -58,10 +58,10 @@ def get_config(variant: str = "clip"):
 def clip(c):
     common = dict(act="gelu_tanh", embed_dim=256, scan=False, hidden=512)
     c.model = presets.dual_tower(
-        image=presets.image_tower(256, 3, 4, patch_size=16, **common), text=presets.text_tower(256, 1, 4, **common)
+        image=presets.image_tower(160, 3, 4, patch_size=8, **common), text=presets.text_tower(256, 1, 4, **common)
     )
-    c.data.image.rounding = "down"  # of odd margins, as transformers has it
-    c.optimizer.update(name="muon", lr=3e-3)
+    c.data.image.update(size=48, rounding="down")  # of odd margins, as transformers has it
+    c.optimizer.update(name="muon", lr=2e-3)
     c.schedule.total = "10epochs"
     return c
 
