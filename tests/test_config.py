@@ -97,7 +97,7 @@ def test_overrides(recipe):
         ("c.optimiser = dict(lr=1.0)", "Did you mean 'optimizer'?"),
         ("c.optimiser.lr = 1.0", "line 6, `c.optimiser.lr = 1.0`: unknown key 'optimiser'. Did you mean"),
         ("c['optimiser']['lr'] = 1.0", "Did you mean 'optimizer'?"),
-        ("c.log.zebra = 1", "Keys of log: compile_cache, every, intervals, tensorboard."),
+        ("c.log.zebra = 1", "Keys of log: compile_cache, every, intervals, tensorboard, wandb."),
         ("c.optimizer.lr = 'abc'", "optimizer.lr: expected a number, got 'abc' (str)"),
         ("c.batch_size = 2.5", "batch_size: expected an integer, got 2.5 (float)"),
         ("c.batch_size = True", "batch_size: expected an integer, got True (bool)"),
