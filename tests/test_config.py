@@ -153,8 +153,11 @@ def test_missing_recipes_and_variants(recipe, tmp_path):
     with pytest.raises(ConfigError, match="has no variants, got 'B16'"):
         load_config(f"{path}:B16")
     path = recipe("c.batch_size = {'B16': 1}[variant]", "variant='B16'")
-    with pytest.raises(ConfigError, match="has no variant 'B17'"):
+    with pytest.raises(ConfigError, match=r"has no variant 'B17'; a recipe that names its VARIANTS lists them"):
         load_config(f"{path}:B17")
+    path = recipe("c.batch_size = {'B16': 1}[variant.split('_')[0]]", "variant='B16'")
+    with pytest.raises(ConfigError, match="has no variant 'B17_long'"):
+        load_config(f"{path}:B17_long")
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match=r"from xmodal\.configs import base"):
         load_config(str(tmp_path / "empty.py"))

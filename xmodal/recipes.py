@@ -78,8 +78,11 @@ def call(spec: str, known: Sequence[str]) -> ConfigDict:
     try:
         return recipe.get_config(variant) if variant else recipe.get_config()
     except (AttributeError, KeyError) as error:
-        if variant and error.args == (variant,):
-            raise ConfigError(f"{path} has no variant {variant!r}") from error
+        key = str(error.args[0]) if error.args else ""
+        if isinstance(error, KeyError) and key and key in variant:  # the variant, or a part of it, is looked up
+            raise ConfigError(
+                f"{path} has no variant {variant!r}; a recipe that names its VARIANTS lists them"
+            ) from error
         frames = traceback.extract_tb(error.__traceback__)
         *_, caller = (f for f in frames if "ml_collections" not in f.filename)
         if caller is frames[-1] or caller.filename != recipe.__file__:

@@ -20,11 +20,8 @@ def run(args: argparse.Namespace) -> None:
     """Runs the recipe to its last step."""
     from xmodal.config import load_config
     from xmodal.distributed.runtime import Runtime
-    from xmodal.reporting.weights_and_biases import library
 
     config = load_config(args.config, args.overrides)
-    if config.log.wandb:
-        library(config.log.wandb)  # said before anything is built
     with Runtime.start(config.log.compile_cache) as runtime:
         from xmodal.training.loop import train  # after the runtime: JAX must not be touched before it
 
