@@ -97,11 +97,15 @@ def _import(file: Path, path: Path) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        hint = "start xmodal in the folder that holds it, put that into PYTHONPATH, or install its package"
-        if error.name == "configs":
-            hint = "xmodal's recipes are imported by `from xmodal.configs import base`"
-        raise ConfigError(f"{path}: there is no module {error.name!r}; {hint}") from error
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "configs":
+            raise ConfigError(f"{path}: {error}; xmodal's are imported by `from xmodal.configs import base`") from error
+        if not isinstance(error, ModuleNotFoundError):
+            raise
+        raise ConfigError(
+            f"{path}: there is no module {error.name!r}; start xmodal in the folder that holds it, put that into "
+            "PYTHONPATH, or install its package"
+        ) from error
     except SyntaxError as error:
         raise ConfigError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     if not callable(getattr(module, "get_config", None)):
