@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import xmodal
-from configs import base
 from data_pipelines.errors import DataError
 from tests import helpers, tiny_runs
 from tests.data.tiny_shards import encode, write_tar
 from tests.interop import folders
 from xmodal.__main__ import main
 from xmodal.config import ConfigError
+from xmodal.configs import base
 from xmodal.distributed.watchdog import Watchdog
 from xmodal.evaluation.base import EvalContext
 from xmodal.evaluation.pointing import Pointing

@@ -4,9 +4,9 @@ import helpers
 import jax
 import pytest
 
-from configs import demo, distil
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError
+from xmodal.configs import demo, distil
 from xmodal.distributed.mesh import make_mesh
 from xmodal.interop.folder import Stored, write_stored
 from xmodal.training.startup import model_facts

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_recipes_vision import task_of
 
-from configs import bert, clip_modern
 from data_pipelines.text.tokenizers import Tokenizer
 from tests import tiny_runs
 from xmodal.config import ConfigError, load_config
+from xmodal.configs import bert, clip_modern
 from xmodal.interop.export import export
 from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.recipe import continue_from

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import flip, lit
 from data_pipelines.text.tokenizers import Tokenizer
 from tests import tiny_runs
 from tests.interop.test_vision import PIXELS, hugging_face
 from xmodal.config import load_config
+from xmodal.configs import flip, lit
 from xmodal.distributed.mesh import make_mesh
 from xmodal.interop.folder import open_stored, write_stored
 from xmodal.paths import flatten_paths

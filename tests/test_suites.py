@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import xmodal
-from configs.base import get_config
 from tests.data.tiny_shards import encode, write_tar
 from tests.interop.folders import hugging_face
 from xmodal.__main__ import main
 from xmodal.commands.evaluate import evaluate
 from xmodal.commands.subject import read_suite
 from xmodal.config import ConfigError, make_spec
+from xmodal.configs.base import get_config
 from xmodal.evaluation import EVALUATORS
 from xmodal.reporting.bootstrap import differences
 from xmodal.reporting.scores import read_scores

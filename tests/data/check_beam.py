@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tiny_shards import sample, write_tar
 
-from configs.base import get_config
 from data_pipelines.io.storage import Files
 from data_pipelines.prepare.beam import beam_options, index_with_beam, run_beam
 from data_pipelines.prepare.building import Limits, build, plan
 from data_pipelines.prepare.writer import ImageRule
 from data_pipelines.sources import index_source, open_source
 from data_pipelines.text.captions import Captions
+from xmodal.configs.base import get_config
 
 
 def test_beam_gives_the_same_shards(tmp_path):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tiny_shards import FORMATS, sample, write_tar
 
-from configs.base import get_config
 from data_pipelines.text.tokenizers import train_bpe
+from xmodal.configs.base import get_config
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from configs.base import get_config
 from data_pipelines.io.storage import Files
 from data_pipelines.samples import Sample
 from data_pipelines.sources import SOURCES, Source
 from data_pipelines.sources.base import read_spec
 from data_pipelines.text.captions import Captions
+from xmodal.configs.base import get_config
 
 
 def open_it(files: Files, every_field: bool = False, images: bool = True, **entry: Any) -> Source:

@@ -14,7 +14,6 @@ import pytest
 from servers import FaultyServer, serving
 from tiny_shards import encode
 
-from configs.base import get_config
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files, join
 from data_pipelines.prepare.building import Limits, build, build_shard, plan
@@ -24,6 +23,7 @@ from data_pipelines.text.captions import Captions
 from data_pipelines.workers import interrupts_to
 from xmodal.__main__ import main
 from xmodal.commands.data_inputs import add_engine_arguments, beam_arguments
+from xmodal.configs.base import get_config
 
 LIMITS = Limits(bytes=40_000, samples=20)
 

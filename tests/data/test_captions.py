@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from configs.base import get_config
 from data_pipelines import rng
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.text.captions import Captions
 from data_pipelines.text.fields import field_names, lookup
+from xmodal.configs.base import get_config
 
 FIELDS = dict(label="Grinning  Face", tags=["smile", "", "Happy", "joy"], labels=dict(de="Gesicht"), n=3, none=None)
 WORDS = [int(w) for w in rng.row_words(0, 1000, 4, 0, "caption")[:, 0]]

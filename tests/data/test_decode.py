@@ -9,12 +9,12 @@ import pytest
 from PIL import Image, ImageOps
 from tiny_shards import encode
 
-from configs.base import get_config
 from data_pipelines import rng
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images import augment, decode
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options
+from xmodal.configs.base import get_config
 
 whole = lambda height, width: Box(0, 0, height, width)
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
-from configs.base import get_config
 from data_pipelines.errors import DataError
 from data_pipelines.images.device import blurred, check_augmentation, preprocess_images
 from data_pipelines.images.policies import make_policy
+from xmodal.configs.base import get_config
 
 
 @pytest.fixture

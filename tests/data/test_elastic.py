@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_shards import encode
 
-from configs.base import get_config
 from data_pipelines.stream import open_stream
+from xmodal.configs.base import get_config
 
 LANES, BATCH, BATCHES = 8, 16, 40
 KINDS = ("mixed", "by_source", "buckets")

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from tiny_shards import FORMATS, encode, write_tar
 
-from configs.base import get_config
 from data_pipelines.errors import DataError
 from data_pipelines.evalset import EvalSet
 from data_pipelines.images import naflex
@@ -21,6 +20,7 @@ from data_pipelines.images.naflex import Naflex, grid_for, pack, unpack
 from data_pipelines.io.paths import REPOSITORY
 from data_pipelines.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.configs.base import get_config
 
 GOLDEN = REPOSITORY / "tests" / "golden"
 SIZES = ((24, 20), (60, 15), (9, 40), (32, 32), (7, 5))  # width, height

@@ -314,7 +314,7 @@ def test_close_leaves_no_thread_and_may_be_repeated(config):
 
 def test_an_abandoned_stream_does_not_hold_the_process(config):
     code = f"""
-from configs.base import get_config
+from xmodal.configs.base import get_config
 from data_pipelines.io.paths import REPOSITORY
 from data_pipelines.stream import open_stream
 data = get_config().data

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tiny_shards import encode, sample, write_tar
 
-from configs.base import get_config
 from data_pipelines.errors import DataError
 from data_pipelines.evalset import EvalSet
 from data_pipelines.io.storage import Files
@@ -16,6 +15,7 @@ from data_pipelines.sources import open_source
 from data_pipelines.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
+from xmodal.configs.base import get_config
 
 TEXTS = [f"thing {i}" for i in range(48)]
 

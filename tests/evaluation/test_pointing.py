@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 import xmodal
-from configs import base
 from data_pipelines.errors import DataError
 from data_pipelines.text.tokenizers import train_bpe
 from tests.data.tiny_shards import write_tar
 from xmodal.commands import word_map as command
 from xmodal.config import make_spec, validate
+from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh
 from xmodal.evaluation import EvalContext
 from xmodal.evaluation.pointing import Pointing, _hit

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, finetune
 from tests import tiny_runs
 from xmodal.__main__ import main
 from xmodal.config import ConfigError, make_spec
+from xmodal.configs import base, finetune
 from xmodal.interop.export import interpolate
 from xmodal.interop.folder import open_stored
 from xmodal.interop.lora import merge_lora

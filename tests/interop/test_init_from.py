@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from configs import base
 from tests import tiny_runs
 from tests.interop import folders
 from tests.recipes.tiny import SHARDED
 from xmodal.config import ConfigError
+from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh
 from xmodal.interop import recipe
 from xmodal.interop.folder import open_stored, write_stored

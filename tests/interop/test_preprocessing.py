@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
 from data_pipelines.images.decode import Options, evaluation_image, evaluation_pixels
 from data_pipelines.images.device import preprocess_images
 from tests import helpers
 from tests.interop import folders
+from xmodal.configs import base
 from xmodal.interop import preprocessing
 from xmodal.interop.tables import InteropError
 from xmodal.objectives.contrastive import normalize

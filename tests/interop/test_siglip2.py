@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import xmodal
-from configs import base
 from tests.interop import folders
+from xmodal.configs import base
 from xmodal.interop import preprocessing
 from xmodal.interop.export import export
 from xmodal.interop.folder import open_stored, write_stored

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from configs.base import get_config
 from data_pipelines.io.storage import Files
 from data_pipelines.sources import open_source
 from tests.data.tiny_shards import write_tar
 from tests.search.conftest import GOOD, caption, embed, picture
 from tests.search.test_top_k import split, unit
 from xmodal.__main__ import main
+from xmodal.configs.base import get_config
 from xmodal.search import matches as matching
 from xmodal.search.index import Index
 from xmodal.search.matches import groups, matches

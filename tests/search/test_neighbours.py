@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from configs.base import get_config
 from data_pipelines.stream import open_stream
 from data_pipelines.text.tokenizers import train_bpe
 from tests.search.conftest import GOOD, caption
 from tests.search.test_choosing import crowded, data, refused
 from tests.search.test_top_k import split
+from xmodal.configs.base import get_config
 from xmodal.search import neighbours
 from xmodal.search.index import Index
 from xmodal.search.neighbours import mean_cosine, neighbour_groups

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base
 from xmodal.config import ConfigError
+from xmodal.configs import base
 from xmodal.paths import flatten_paths, map_paths
 from xmodal.training.optimizer import ema_update, make_optimizer
 

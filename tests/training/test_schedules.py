@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
 from xmodal.config import ConfigError
+from xmodal.configs import base
 from xmodal.training.schedules import learning_rate
 
 PEAK, TOTAL = 0.5, 100

@@ -11,8 +11,8 @@ import optax
 import pytest
 from test_losses import Brighter
 
-from configs import base
 from xmodal.config import ConfigError
+from xmodal.configs import base
 from xmodal.distributed.mesh import batch_sharding, to_global
 from xmodal.keys import sample_keys
 from xmodal.models import presets

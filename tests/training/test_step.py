@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base
+from xmodal.configs import base
 from xmodal.distributed.mesh import batch_sharding, replicated, to_global
 from xmodal.distributed.sharding import shardings
 from xmodal.keys import sample_keys

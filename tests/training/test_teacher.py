@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import xmodal
-from configs import base
 from data_pipelines.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests import tiny_runs
 from xmodal.config import load_config
+from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh, to_global
 from xmodal.interop.folder import Stored, open_stored, write_stored
 from xmodal.interop.recipe import continue_from
