@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
     c.log = dict(
         every=10,  # steps between metric rows
         tensorboard=True,  # also write events for TensorBoard, in the run folder
+        wandb="",  # project of Weights & Biases that gets the metrics, too (`pip install 'xmodal[wandb]'`); "" for none
         intervals="bca",  # bca | percentile | none: 95 % bootstrap intervals of the final evaluation's figures
         compile_cache="~/.cache/xmodal/jax",  # compiled programs shared by runs of this user; "" keeps none
     )

@@ -119,11 +119,19 @@ def test_a_recipe_that_does_not_exist(tmp_path, monkeypatch):
 def test_recipes_that_cannot_be_read(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from configs import base\n")
-    hint = r"mine\.py: there is no module 'configs'; .*`from xmodal\.configs import base`"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match=hint):
+    hint = r"mine\.py: No module named 'configs'; .*`from xmodal\.configs import base`"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(ROOT))])
         patch.delitem(sys.modules, "configs", raising=False)
-        load_config(str(path))
+        with pytest.raises(ConfigError, match=hint):
+            load_config(str(path))
+        (tmp_path / "configs").mkdir()  # a package of the user's
+        (tmp_path / "configs" / "__init__.py").write_text("")
+        patch.syspath_prepend(tmp_path)
+        with pytest.raises(
+            ConfigError, match=r"cannot import name 'base' from 'configs' .*xmodal\.configs import base"
+        ):
+            load_config(str(path))
     path.write_text("import nowhere.losses\n")
     with pytest.raises(ConfigError, match=r"mine\.py: there is no module 'nowhere'; start xmodal in the folder"):
         load_config(str(path))

@@ -97,7 +97,7 @@ def test_overrides(recipe):
         ("c.optimiser = dict(lr=1.0)", "Did you mean 'optimizer'?"),
         ("c.optimiser.lr = 1.0", "line 6, `c.optimiser.lr = 1.0`: unknown key 'optimiser'. Did you mean"),
         ("c['optimiser']['lr'] = 1.0", "Did you mean 'optimizer'?"),
-        ("c.log.zebra = 1", "Keys of log: compile_cache, every, intervals, tensorboard."),
+        ("c.log.zebra = 1", "Keys of log: compile_cache, every, intervals, tensorboard, wandb."),
         ("c.optimizer.lr = 'abc'", "optimizer.lr: expected a number, got 'abc' (str)"),
         ("c.batch_size = 2.5", "batch_size: expected an integer, got 2.5 (float)"),
         ("c.batch_size = True", "batch_size: expected an integer, got True (bool)"),
@@ -153,8 +153,11 @@ def test_missing_recipes_and_variants(recipe, tmp_path):
     with pytest.raises(ConfigError, match="has no variants, got 'B16'"):
         load_config(f"{path}:B16")
     path = recipe("c.batch_size = {'B16': 1}[variant]", "variant='B16'")
-    with pytest.raises(ConfigError, match="has no variant 'B17'"):
+    with pytest.raises(ConfigError, match=r"has no variant 'B17'; a recipe that names its VARIANTS lists them"):
         load_config(f"{path}:B17")
+    path = recipe("c.batch_size = {'B16': 1}[variant.split('_')[0]]", "variant='B16'")
+    with pytest.raises(ConfigError, match="has no variant 'B17_long'"):
+        load_config(f"{path}:B17_long")
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match=r"from xmodal\.configs import base"):
         load_config(str(tmp_path / "empty.py"))

@@ -78,8 +78,11 @@ def call(spec: str, known: Sequence[str]) -> ConfigDict:
     try:
         return recipe.get_config(variant) if variant else recipe.get_config()
     except (AttributeError, KeyError) as error:
-        if variant and error.args == (variant,):
-            raise ConfigError(f"{path} has no variant {variant!r}") from error
+        key = str(error.args[0]) if error.args else ""
+        if isinstance(error, KeyError) and key and key in variant:  # the variant, or a part of it, is looked up
+            raise ConfigError(
+                f"{path} has no variant {variant!r}; a recipe that names its VARIANTS lists them"
+            ) from error
         frames = traceback.extract_tb(error.__traceback__)
         *_, caller = (f for f in frames if "ml_collections" not in f.filename)
         if caller is frames[-1] or caller.filename != recipe.__file__:
@@ -94,11 +97,15 @@ def _import(file: Path, path: Path) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        hint = "start xmodal in the folder that holds it, put that into PYTHONPATH, or install its package"
-        if error.name == "configs":
-            hint = "xmodal's recipes are imported by `from xmodal.configs import base`"
-        raise ConfigError(f"{path}: there is no module {error.name!r}; {hint}") from error
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "configs":
+            raise ConfigError(f"{path}: {error}; xmodal's are imported by `from xmodal.configs import base`") from error
+        if not isinstance(error, ModuleNotFoundError):
+            raise
+        raise ConfigError(
+            f"{path}: there is no module {error.name!r}; start xmodal in the folder that holds it, put that into "
+            "PYTHONPATH, or install its package"
+        ) from error
     except SyntaxError as error:
         raise ConfigError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     if not callable(getattr(module, "get_config", None)):

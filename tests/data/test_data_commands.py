@@ -78,7 +78,7 @@ def test_data_must_be_named_once_and_exist(action, capsys, tmp_path):
 
 def test_recipes_and_plain_names_are_the_same(faulty, tmp_path, capsys):
     recipe = tmp_path / "recipe.py"
-    lines = ["from configs import base", "def get_config():", "    c = base.get_config()"]
+    lines = ["from xmodal.configs import base", "def get_config():", "    c = base.get_config()"]
     entry = dict(urls=faulty, templates=((1.0, "{label}"),), filter="group >= 3")
     recipe.write_text("\n".join([*lines, f"    c.data.sources = dict(data={entry})", "    return c"]))
     plain = [faulty, "--caption", "label", "--filter", "group >= 3"]

@@ -1,4 +1,4 @@
-"""The run's time series: one flat JSON object a line in `metrics.jsonl`, and TensorBoard beside it."""
+"""The run's time series: one flat JSON object a line in `metrics.jsonl`, and TensorBoard and W&B beside it."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal.reporting.files import clear_disk_errors, plain, read_json_lines, write_text
+from xmodal.reporting.weights_and_biases import WandbRun
 
 FILE = "metrics.jsonl"
 
@@ -20,19 +21,24 @@ class MetricsWriter:
     dropped first, so a run that was killed any number of times leaves the series of an unbroken one.
     """
 
-    def __init__(self, workdir: str | os.PathLike, tensorboard: bool, resume_step: int):
+    def __init__(self, workdir: str | os.PathLike, tensorboard: bool, resume_step: int, wandb: str = ""):
         """Opens the series of `workdir`.
 
         Args:
           workdir: the run folder; made if it does not exist.
           tensorboard: also write event files under `workdir/tensorboard`.
           resume_step: step of the state that training continues from; 0 for a new run.
+          wandb: project of Weights & Biases that gets the rows, too; "" for none.
+
+        Raises:
+          ConfigError: `wandb` names a project, and the library is not installed.
         """
         self.path = Path(workdir) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         keep_rows_until(self.path, resume_step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._board = _Board(self.path.parent / "tensorboard", resume_step) if tensorboard else None
+        self._wandb = WandbRun(wandb, self.path.parent) if wandb else None
 
     def write(self, step: int, samples: int, scalars: Mapping[str, float], alarms: Sequence[str] = ()) -> None:
         """Appends one row, flushed to the operating system: a killed process loses nothing.
@@ -56,6 +62,8 @@ class MetricsWriter:
             self._file.flush()
         if self._board is not None:
             self._board.write(int(step), now, scalars, alarms)
+        if self._wandb is not None:
+            self._wandb.write(int(step), int(samples), scalars, alarms)
 
     def flush(self) -> None:
         """Puts every row on the disk itself, for the moment before a checkpoint counts as saved."""
@@ -69,6 +77,8 @@ class MetricsWriter:
             with clear_disk_errors(self.path):
                 self._file.close()
         finally:
+            if self._wandb is not None:
+                self._wandb.close()
             if self._board is not None:
                 self._board.close()
 

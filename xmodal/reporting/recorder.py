@@ -45,7 +45,8 @@ class Recorder:
         self._batch_size, self._epoch_size = batch_size, epoch_size
         self._best, self._commands = best, commands
         self._main = jax.process_index() == 0
-        self._writer = MetricsWriter(workdir, log.tensorboard, start_step) if self._main else None
+        open_writer = lambda: MetricsWriter(workdir, log.tensorboard, start_step, log.get("wandb", ""))
+        self._writer = open_writer() if self._main else None
         self._progress = Progress(total_steps, enabled=self._main, start_step=start_step)
         self._alarms = Alarms(chance_losses, total_steps, max_logit_scales)
         self._flops, self._rows, self._last = flops_per_sample, [], (0, 0, {})

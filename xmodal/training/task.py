@@ -24,6 +24,7 @@ from xmodal.models.embed import EMBEDDERS, NaflexSpec, TokenSpec, inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES, Objective
 from xmodal.reporting.bootstrap import METHODS
+from xmodal.reporting.weights_and_biases import library
 from xmodal.training.durations import Pace, to_steps
 from xmodal.training.losses import Losses
 from xmodal.training.optimizer import OptimizerPlan, make_optimizer
@@ -161,6 +162,8 @@ def build_task(
     if config.log.intervals not in METHODS:
         hint = did_you_mean(config.log.intervals, METHODS)
         raise ConfigError(f"log.intervals={config.log.intervals!r}: expected {', '.join(METHODS)}.{hint}")
+    if config.log.wandb:
+        library(config.log.wandb)
     config, losses, params = abstract_params(config, mesh, tokenizer, teacher)
     pace = pace or Pace.of(config.batch_size)
     units = dict(batch_size=config.batch_size, epoch_size=epoch_size, pace=pace)
