@@ -4,12 +4,13 @@ python -m xmodal report --workdir runs/demo
 """
 
 import argparse
-import pathlib
+
+from xmodal.training.folder import run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="run folder")
+    parser.add_argument("--workdir", required=True, type=run_folder, help="run folder")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ from xmodal.interop.weights import open_weights, refuse_pickles, write_weights
 from xmodal.models.embed import PatchSpec
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.paths import flatten_paths
+from xmodal.training.folder import not_local
 
 FORMAT = 1
 # Of `data.image`: all that decides how a picture is shown to the towers when nothing is augmented.
@@ -102,6 +103,8 @@ def parse(where: str | Path) -> tuple[str, Path]:
         kind, rest = "", str(where)
     path = Path(rest).expanduser()
     if not path.exists():
+        if problem := not_local(rest):
+            raise InteropError(problem)
         hint = ""
         if kind == "hf" and rest.count("/") == 1:
             hint = f". Nothing is downloaded here: `hf download {rest} --local-dir DIR`, then name hf:DIR"

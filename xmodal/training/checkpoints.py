@@ -201,6 +201,8 @@ class Checkpoints:
     def __exit__(self, kind, *_) -> None:
         if kind is None:
             return self.close()
+        if jax.process_count() > 1 and issubclass(kind, jax.errors.JaxRuntimeError):
+            return None  # another process is gone: a save of all would wait for it
         try:
             self.wait()
         except CheckpointError as error:  # must not hide the exception that is on its way
