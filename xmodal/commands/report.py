@@ -20,4 +20,7 @@ def run(args: argparse.Namespace) -> None:
 
     if not (args.workdir / "config.json").is_file():
         raise ConfigError(f"{args.workdir} is not a run folder: it has no config.json")
-    print(build_report(args.workdir))
+    try:
+        print(build_report(args.workdir))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
