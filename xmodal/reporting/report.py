@@ -78,8 +78,8 @@ def build_report(workdir: str | os.PathLike) -> Path:
         page = _page(run)
     except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
-            f"{folder}: its files do not hold what a run writes ({type(error).__name__}: {error}); restore or delete the "
-            "damaged one of results.json, environment.json, gallery.json and metrics.jsonl"
+            f"{folder}: its files do not hold what a run writes ({type(error).__name__}: {error}); restore or delete "
+            "the damaged one of results.json, environment.json, gallery.json and metrics.jsonl"
         ) from error
     return write_text(folder / FILE, page)
 
