@@ -114,9 +114,9 @@ def test_advice_finds_the_number_wherever_it_is():
     assert "Make room" in advice_for(wrapped)
     assert advice_for(ValueError("steps must rise")) == ""
     assert "permissions" in advice_for(PermissionError(errno.EACCES, "x"))
-    with pytest.raises(OSError, match=r"Read-only file system while writing a/b. That disk is mounted read-only"):
-        with clear_disk_errors("a/b"):
-            raise OSError(errno.EROFS, "x")
+    read_only = pytest.raises(OSError, match=r"Read-only file system while writing a/b. That disk is mounted read-only")
+    with read_only, clear_disk_errors("a/b"):
+        raise OSError(errno.EROFS, "x")
     with pytest.raises(KeyError), clear_disk_errors("a/b"):
         raise KeyError
 
