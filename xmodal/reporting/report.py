@@ -73,9 +73,8 @@ def build_report(workdir: str | os.PathLike) -> Path:
     folder = Path(workdir)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run folder at {folder}; --workdir names the folder that train.py wrote")
-    run = read_run(folder)
     try:
-        page = _page(run)
+        page = _page(read_run(folder))
     except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"{folder}: its files do not hold what a run writes ({type(error).__name__}: {error}); restore or delete "

@@ -285,11 +285,10 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     _check_images(config)
-    texts = _text_towers(config.model.towers)
     for name, tower in config.model.towers.items():
         where, embed = f"model.towers.{name}", tower.get("embed")
         if tower.get("head", "none") == "linear":
-            _fill_vocabulary(tower, tokenizer if name in texts else None, where)
+            _fill_vocabulary(tower, tokenizer if _predicts_texts(config.model.towers, name) else None, where)
         if not embed:
             continue
         squares = hasattr(EMBEDDERS.get(embed.type, (None,))[0], "image_size")
@@ -312,12 +311,12 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
     return config
 
 
-def _text_towers(towers: Mapping[str, Mapping]) -> set[str]:
-    """Towers whose sequence holds `data.text`: they embed it, or read one that does."""
-    found = {name for name, input_name in inputs_of(towers).items() if input_name == TokenSpec.input}
-    while more := {n for n, t in towers.items() if n not in found and found & set(t.get("reads", ()))}:
-        found |= more
-    return found
+def _predicts_texts(towers: Mapping[str, Mapping], name: str, seen: tuple[str, ...] = ()) -> bool:
+    """Whether the logits of a tower are those of `data.text`: what it embeds, or else the last tower that it reads."""
+    if (embedded := inputs_of(towers).get(name)) is not None:
+        return embedded == TokenSpec.input
+    reads = [other for other in towers.get(name, {}).get("reads", ())[-1:] if other not in seen]
+    return any(_predicts_texts(towers, other, (*seen, name)) for other in reads)
 
 
 def _fill_vocabulary(section: ConfigDict, tokenizer: Tokenizer | None, where: str) -> None:
