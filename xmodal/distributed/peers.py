@@ -10,6 +10,8 @@ import sys
 import jax
 from jax._src import distributed  # the coordination service has no public barrier
 
+from xmodal.errors import TrainingError
+
 ASK_SECONDS = 10.0  # how long the living have to answer
 _BROKEN = re.compile(
     r"gloo|nccl|connection (closed|reset|refused|lost)|broken pipe|socket closed|unavailable|heartbeat|barrier|peer"
@@ -24,7 +26,8 @@ def lost(error: BaseException) -> str:
 
     All who have lost it find each other within `ASK_SECONDS`; who does not come is gone.
     """
-    if jax.process_count() == 1 or not isinstance(error, RuntimeError) or not _BROKEN.search(f"{error} {error.args}"):
+    of_jax = isinstance(error, RuntimeError) and not isinstance(error, TrainingError)
+    if jax.process_count() == 1 or not of_jax or not _BROKEN.search(str(error)):
         return ""
     missing = _missing()
     return _line(missing) if missing is not None else ""
