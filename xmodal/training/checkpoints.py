@@ -18,6 +18,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -290,6 +291,8 @@ def _hush_orbax() -> None:
     if any(isinstance(known, _NoOrbaxErrors) for known in logger.filters):
         return
     logger.addFilter(_NoOrbaxErrors())
+    # Of tasks that a failed save leaves behind; nothing else in a run uses coroutines.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     before = threading.excepthook
 
     def after(args: Any) -> None:
