@@ -248,8 +248,10 @@ def load_saved(path: str | os.PathLike) -> ConfigDict:
         return from_json(pathlib.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no saved config at {path}") from None
-    except ValueError as error:  # not UTF-8 or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
         raise ConfigError(f"{path} is not a saved config: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def from_json(text: str) -> ConfigDict:

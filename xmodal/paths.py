@@ -1,4 +1,4 @@
-"""Names of the arrays in a parameter tree: "image/trunk/stack/layers/0/0/attn/query/kernel"."""
+"""Names of the arrays in a parameter tree: "image/trunk/layers/0/0/attn/query/kernel"."""
 
 from collections.abc import Callable
 from typing import Any

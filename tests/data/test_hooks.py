@@ -28,6 +28,7 @@ def wider(pixels, uniform): return pixels.astype(np.float32)
 def nothing(pixels, uniform): pass
 def chance(pixels, uniform): return np.random.default_rng().integers(0, 256, pixels.shape, dtype=np.uint8)
 def breaks(pixels, uniform): raise KeyError("spam")
+def leaves(pixels, uniform): raise SystemExit(3)
 def late(pixels, uniform):
     if pixels.max() < 250: raise KeyError("spam")
     return pixels
@@ -47,6 +48,7 @@ def module(tmp_path, monkeypatch):
     (tmp_path / "my_hooks" / "__init__.py").write_text("")
     (tmp_path / "my_hooks" / "made.py").write_text(MODULE)
     (tmp_path / "my_hooks" / "broken.py").write_text("1 / 0")
+    (tmp_path / "my_hooks" / "leaving.py").write_text("raise SystemExit(4)")
     (tmp_path / "my_hooks" / "needy.py").write_text("import no_such_package")
     monkeypatch.syspath_prepend(tmp_path)
     yield
@@ -104,6 +106,8 @@ def test_numbers_belong_to_the_row():
         ("my_hooks.made:nothing", "returned NoneType"),
         ("my_hooks.made:chance", "does not return the same"),
         ("my_hooks.made:breaks", r"raised KeyError: 'spam' \(tried out"),
+        ("my_hooks.made:leaves", r"raised SystemExit: 3 \(tried out"),
+        ("my_hooks.leaving:invert", "importing my_hooks.leaving raised SystemExit: 4"),
     ],
 )
 def test_an_unusable_transform_is_refused_at_the_start(name, message):

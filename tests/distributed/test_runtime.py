@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -58,7 +59,7 @@ LOOP = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_stops_at_the_next_step(number):
     process = start(LOOP)
     wait_for(process, "ready")
@@ -336,3 +337,84 @@ def test_exception_ends_its_process_at_once():
     finally:
         first.kill(), second.kill()
         finish(first)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_survivor_says_which_process_is_gone(killed):
+    processes = start_two("""
+        from xmodal.distributed.runtime import Runtime
+        from xmodal.errors import user_errors
+        with user_errors(), Runtime.start() as runtime:
+            import numpy as np
+            from jax.experimental import multihost_utils
+            multihost_utils.process_allgather(np.ones(3))
+            print("ready")
+            while True:
+                multihost_utils.process_allgather(np.ones(3))
+    """)
+    survivor = processes[1 - killed]
+    try:
+        for process in processes:
+            wait_for(process, "ready")
+        processes[killed].kill()
+        code, _, error = finish(survivor, 120)
+        last = error.rstrip().splitlines()[-1]
+        assert code == 1 and last.startswith(f"error: process {1 - killed} of 2 ends, because process {killed} is gone")
+        assert "The same command on all machines goes on from the last checkpoint" in last
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("variables", [
+    dict(SLURM_JOB_ID="77", SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2", SLURM_PROCID="1", SLURM_LOCALID="0"),
+    dict(JAX_COORDINATOR_ADDRESS="localhost:61517", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1"),
+])  # fmt: skip
+def test_what_is_waited_for_is_said_at_once_and_ends(variables):
+    script = "from xmodal.distributed.runtime import Runtime\nwith Runtime.start() as r: print(r.process_count)"
+    code, _, error = finish(start(script, **variables, XMODAL_JOIN_SECONDS="2"), 120)
+    first, last = error.splitlines()
+    assert "this is process 1 of 2 and waits up to 2 s (XMODAL_JOIN_SECONDS) for the others at localhost:6" in first
+    assert first.endswith("To run this process alone, set XMODAL_ALONE=1")
+    assert code == 1 and last.startswith("error: not all processes have come in 2 s. ")
+    assert ("that of SLURM" in last) == ("SLURM_JOB_ID" in variables)
+    code, out, error = finish(start(script, **variables, XMODAL_ALONE="1"), 120)
+    assert (code, out, error) == (0, "1\n", "")
+
+
+def test_a_process_that_failed_ends_although_a_thread_is_stuck():
+    """Output that cannot be shown is no failure."""
+    process = start("""
+        import sys, threading
+        from xmodal.errors import TrainingError, end_process, user_errors
+        def main(argv):
+            print("größe 日本")
+            threading.Thread(target=threading.Event().wait).start()
+            with user_errors():
+                raise TrainingError("the end")
+        end_process(main, [])
+    """, PYTHONIOENCODING="ascii")  # fmt: skip
+    code, out, error = finish(process, 120)
+    assert (code, out, error) == (1, "gr\\xf6\\xdfe \\u65e5\\u672c\n", "error: the end\n")
+
+
+def test_a_terminal_that_is_gone_stops_a_run_as_a_signal_does():
+    master, terminal = os.openpty()
+    script = LOOP.replace('print("ready")', 'print("ready", flush=True)').replace(
+        'print("stopped")', 'print("x" * 9999, flush=True); open(sys.argv[1], "w").write("stopped")'
+    ).replace("import time", "import sys, time")  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script), f"{folder}/out"], stdin=terminal, stdout=terminal,
+            stderr=terminal, start_new_session=True, env=os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": ""},
+        )  # fmt: skip
+        os.close(terminal)
+        seen = b""
+        while b"ready" not in seen:
+            seen += os.read(master, 1000)
+        os.close(master)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(120) == 0
+        with open(f"{folder}/out") as file:
+            assert file.read() == "stopped"

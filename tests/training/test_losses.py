@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import helpers
 import jax
@@ -14,7 +15,7 @@ from data_pipelines.images.mix import mix_images
 from xmodal import keys as key_tools
 from xmodal.distributed.mesh import batch_sharding, to_global
 from xmodal.models.model import Functional
-from xmodal.objectives import View
+from xmodal.objectives import Objective, View
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
 from xmodal.objectives.fine_grained import Flair
@@ -61,6 +62,46 @@ def batch_of(rows=ROWS, captions=1):
 
 PATCHES = dict(embed=dict(patch_dropout=0.5))
 WORDS = dict(embed=dict(dropout=0.2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Words(Objective):
+    """A loss over the whole batch that reads tokens, of which only the values have gradients."""
+
+    global_batch: ClassVar[bool] = True
+    needs = frozenset({"image.pooled", "text.tokens"})
+
+    def chance_loss(self, batch_size, model_spec):
+        return 1.0
+
+    def __call__(self, outputs, batch, params, mesh):
+        tokens = outputs["text.tokens"]
+        words = jnp.where(tokens.valid[..., None], tokens.x, 0.0).sum(1)[:, :8]
+        return jnp.sum(jax.nn.softmax(outputs["image.pooled"][:, :8] @ words.T) ** 2), jnp.float32(len(words)), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes(Objective):
+    """A loss of each sample alone that reads what a frozen model says of it: an integer and a vector."""
+
+    needs = frozenset({"image.pooled"})
+
+    def chance_loss(self, batch_size, model_spec):
+        return 1.0
+
+    def __call__(self, outputs, batch, params, mesh):
+        pooled = jax.nn.log_softmax(outputs["image.pooled"] + batch["teacher.image"])
+        loss = -jnp.take_along_axis(pooled, batch["codes"][:, None], 1)
+        return jnp.sum(loss), jnp.float32(len(loss)), {"mean": jnp.mean(loss)}
+
+
+def said(batch):
+    """What a frozen model would add to a batch."""
+    width = helpers.WIDTH
+    vector = jnp.cos(jnp.arange(width) * jnp.mean(batch["image"], (1, 2, 3))[:, None])
+    return {**batch, "codes": jnp.sum(batch["text"], -1) % width, "teacher.image": vector}
+
+
 CASES = {  # everything that is random takes part somewhere
     "softmax": lambda: (
         helpers.clip(PATCHES, dropout=0.1, drop_path=0.2),
@@ -85,6 +126,8 @@ CASES = {  # everything that is random takes part somewhere
         helpers.git(PATCHES, WORDS),
         dict(captioning=Captioning(), brighter=BrighterCaptioning(weight=0.5)),
     ),
+    "tokens": lambda: (helpers.clip(PATCHES, WORDS), dict(words=Words(), contrastive=SoftmaxContrastive(weight=0.5))),
+    "taught": lambda: (helpers.clip(PATCHES), dict(codes=Codes(), contrastive=SoftmaxContrastive(weight=0.5))),
     "masked": lambda: (
         dict(text=helpers.text(embed=dict(causal=False), head="masked", dropout=0.1, attn_dropout=0.1)),
         dict(masked=MaskedText(rate=0.4, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4))),
@@ -109,6 +152,7 @@ def result(case, shape, parts):
     mesh = helpers.mesh(*shape)
     preprocess = mixing if case == "sigmoid" else jitter
     losses = dataclasses.replace(helpers.losses(towers, objectives, mesh), preprocess=preprocess)
+    losses = dataclasses.replace(losses, teach=said if case == "taught" else None)
     params = helpers.random_params(losses.model) | {"objectives": losses.init_params(jax.random.key(0))}
     batch = batch_of(captions=3 if case == "captions" else 1)
     with jax.set_mesh(mesh):
@@ -124,6 +168,8 @@ def result(case, shape, parts):
         ("captions", (2, 2, 2), 2),
         ("views", (1, 4, 2), 2),
         ("masked", (8, 1, 1), 2),
+        ("tokens", (2, 1, 1), 2),
+        ("taught", ONE, 4),
     ],
 )
 def test_micro_batches_together_are_the_batch(case, shape, parts):

@@ -12,7 +12,7 @@ from xmodal.paths import flatten_paths, map_paths
 from xmodal.training.optimizer import ema_update, make_optimizer
 
 LR = 0.01
-QUERY = "trunk/stack/layers/0/0/attn/query"
+QUERY = "trunk/layers/0/0/attn/query"
 # More layers than rows and columns, so that no axis can stand in for another.
 SHAPES = {
     "image/embed/kernel": (4, 6),

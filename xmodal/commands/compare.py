@@ -28,7 +28,10 @@ def run(args: argparse.Namespace) -> None:
     from xmodal.reporting.comparison_page import render
     from xmodal.reporting.files import write_json, write_text
     from xmodal.reporting.summary import print_comparison
+    from xmodal.training.folder import not_local
 
+    if problem := next(filter(None, map(not_local, args.runs)), ""):
+        raise ConfigError(f"compare: {problem}")
     if len(args.runs) < 2:
         raise UsageError("compare takes two or more runs or result files")
     try:

@@ -4,12 +4,13 @@ python -m xmodal report --workdir runs/demo
 """
 
 import argparse
-import pathlib
+
+from xmodal.training.folder import run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="run folder")
+    parser.add_argument("--workdir", required=True, type=run_folder, help="run folder")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -19,4 +20,7 @@ def run(args: argparse.Namespace) -> None:
 
     if not (args.workdir / "config.json").is_file():
         raise ConfigError(f"{args.workdir} is not a run folder: it has no config.json")
-    print(build_report(args.workdir))
+    try:
+        print(build_report(args.workdir))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

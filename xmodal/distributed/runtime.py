@@ -17,6 +17,7 @@ from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 from xmodal.config import ConfigError
+from xmodal.distributed import peers
 from xmodal.distributed.watchdog import Watchdog
 
 HEARTBEAT_SECONDS = 60  # a process that is silent for longer is dead; the others then end as well
@@ -32,7 +33,8 @@ class Runtime:
 
     Inside the context SIGTERM, SIGHUP (the terminal is gone; not under nohup) and Ctrl-C no longer end the process:
     they make `preempted` true, at the same step on all processes. A second Ctrl-C ends it at once. An exception on one
-    of several processes ends that process without waiting for the others, who would wait for it in a collective.
+    of several processes ends that process without waiting for the others, who would wait for it in a collective; who
+    loses another process that way says which one it is.
     """
 
     def __init__(self):
@@ -75,12 +77,15 @@ class Runtime:
     def __enter__(self) -> "Runtime":
         if self.process_count > 1:
             sys.excepthook = _exit_at_once  # stays when the context ends: that is when the exception arrives
+            peers.say_when_aborted()
         if threading.current_thread() is threading.main_thread():  # only there can signals be handled
             self._listen()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         self._undo.close()
+        if error is not None and (line := peers.lost(error)):
+            peers.end(line)
 
     def _listen(self) -> None:
         """Hears signals in a thread: the main thread may be inside a long computation, or stuck in one."""

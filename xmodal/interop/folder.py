@@ -34,6 +34,7 @@ from xmodal.interop.weights import cast, open_weights, refuse_pickles, write_wei
 from xmodal.models.embed import PatchSpec, inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.paths import flatten_paths
+from xmodal.training.folder import not_local
 
 FORMAT = 1
 _SECTIONS = ("image", "text", "label")  # of `data`, that a model brings with it
@@ -119,6 +120,8 @@ def parse(where: str | Path) -> tuple[str, Path]:
         kind, rest = "", str(where)
     path = Path(rest).expanduser()
     if not path.exists():
+        if problem := not_local(rest):
+            raise InteropError(problem)
         hint = ""
         if kind == "hf" and rest.count("/") == 1:
             hint = f". Nothing is downloaded here: `hf download {rest} --local-dir DIR`, then name hf:DIR"

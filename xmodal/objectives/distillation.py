@@ -173,8 +173,6 @@ class FeatureMatching(Objective):
 
     towers: tuple[str, ...] = ("image", "text")
     widths: tuple[int, ...] = ()
-    # Of each sample alone; but so the teacher runs once for a micro-batch, and not in both passes over it.
-    global_batch: ClassVar[bool] = True
     takes_mixed: ClassVar[bool] = True
 
     @classmethod

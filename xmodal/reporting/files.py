@@ -128,16 +128,17 @@ def read_json(path: str | os.PathLike, default: Any = None) -> Any:
     """Reads a JSON file; `default` when there is none.
 
     Raises:
-      ValueError: the file is not JSON; the message names it and the place.
+      ValueError: the file is not JSON, or holds something else than the `default` is; the message names it.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it or restore it from a copy") from error
+    if default is not None and not isinstance(value, type(default)):
+        raise ValueError(f"{path} holds a {type(value).__name__}; delete it or restore it from a copy")
+    return value
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -148,7 +149,7 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
         return []
     rows = []
     for line in lines:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict):
                 rows.append(row)

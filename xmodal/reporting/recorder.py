@@ -169,4 +169,7 @@ class Recorder:
         """Rebuilds report.html from the files of the run folder."""
         if self._main:
             self._writer.flush()
-            build_report(self.workdir)
+            try:
+                build_report(self.workdir)
+            except ValueError as error:  # a damaged file of an earlier start must not end a run
+                self.message(f"! report.html was not written: {error}")

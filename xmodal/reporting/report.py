@@ -73,7 +73,14 @@ def build_report(workdir: str | os.PathLike) -> Path:
     folder = Path(workdir)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run folder at {folder}; --workdir names the folder that train.py wrote")
-    return write_text(folder / FILE, _page(read_run(folder)))
+    try:
+        page = _page(read_run(folder))
+    except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(
+            f"{folder}: its files do not hold what a run writes ({type(error).__name__}: {error}); restore or delete "
+            "the damaged one of results.json, environment.json, gallery.json and metrics.jsonl"
+        ) from error
+    return write_text(folder / FILE, page)
 
 
 def read_run(folder: Path) -> Run:

@@ -18,6 +18,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -201,6 +202,8 @@ class Checkpoints:
     def __exit__(self, kind, *_) -> None:
         if kind is None:
             return self.close()
+        if jax.process_count() > 1 and issubclass(kind, jax.errors.JaxRuntimeError):
+            return None  # another process is gone: a save of all would wait for it
         try:
             self.wait()
         except CheckpointError as error:  # must not hide the exception that is on its way
@@ -288,6 +291,8 @@ def _hush_orbax() -> None:
     if any(isinstance(known, _NoOrbaxErrors) for known in logger.filters):
         return
     logger.addFilter(_NoOrbaxErrors())
+    # Of tasks that a failed save leaves behind; nothing else in a run uses coroutines.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     before = threading.excepthook
 
     def after(args: Any) -> None:

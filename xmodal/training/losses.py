@@ -71,6 +71,18 @@ class Losses:
             results |= dict.fromkeys(names, (outputs, view_batch))
         return results
 
+    def _listening(self, said: dict) -> "Losses":
+        """The same, which notes in `said` what the teacher adds to a batch."""
+        if self.teach is None:
+            return self
+
+        def teach(batch: Batch) -> Batch:
+            taught = self.teach(batch)
+            said.update({name: array for name, array in taught.items() if name not in batch})
+            return taught
+
+        return dataclasses.replace(self, teach=teach)
+
     def moments(self, results: Mapping) -> dict:
         """Returns {tower: moments of its BatchNorms} of what `forward` returned.
 
@@ -150,37 +162,37 @@ class Losses:
         }
 
         def look(_, part):
-            results = self.forward(params, *part)
+            said: dict[str, jax.Array] = {}
+            results = self._listening(said).forward(params, *part)
             weights = {name: self.evaluate(name, *results[name], params)[1] for name in local}
-            return None, (keep(results), read(results), weights, self.moments(results))
+            return None, (keep(results), read(results), weights, self.moments(results), said)
 
-        _, (outputs, batches, weights, moments) = jax.lax.scan(look, None, micro)
+        _, (outputs, batches, weights, moments, said) = jax.lax.scan(look, None, micro)
         outputs, batches = jax.tree.map(lambda a: merge_rows(a, shards), (outputs, batches))
         weights = {name: jnp.maximum(jnp.sum(w), 1.0) for name, w in weights.items()}
 
-        def global_loss(outputs, objective_params):
-            total, metrics = jnp.float32(0.0), {}
+        def global_loss(floats, objective_params):
+            total, metrics, seen = jnp.float32(0.0), {}, with_floats(outputs, floats)
             for name in whole:
                 own = {"objectives": hold(objective_params, frozen and frozen["objectives"])}
-                loss_sum, weight, extra = self.evaluate(name, outputs[name], batches[name], own)
+                loss_sum, weight, extra = self.evaluate(name, seen[name], batches[name], own)
                 loss = loss_sum / jnp.maximum(weight, 1.0)
                 total += self.objectives[name].weight * loss
                 metrics |= named(name, {"loss": loss} | extra)
             return total, metrics
 
         (loss, metrics), (pull, objective_grads) = jax.value_and_grad(global_loss, argnums=(0, 1), has_aux=True)(
-            outputs, params["objectives"]
+            floats_of(outputs), params["objectives"]
         )
         pull = jax.tree.map(lambda a: split_rows(a, parts, shards), pull)
 
-        untaught = dataclasses.replace(self, teach=None)  # all that learn from a teacher are of the whole batch
-
-        def replay(params, part, pull):
+        def replay(params, part, pull, said):
             params = hold(params, frozen)
-            results = untaught.forward(params, *part)
-            products = jax.tree.map(lambda a, b: jnp.vdot(a, b), keep(results), pull)
+            # What the teacher said in the first pass is data now: it is not asked again.
+            results = dataclasses.replace(self, teach=lambda batch: {**batch, **said}).forward(params, *part)
+            products = [jnp.vdot(a, b) for a, b in zip(floats_of(keep(results)), pull, strict=True)]
             # The pulled outputs only carry gradients: their value is not part of the loss.
-            carried = sum(jax.tree.leaves(products), jnp.float32(0.0))
+            carried = sum(products, jnp.float32(0.0))
             total, metrics = carried - jax.lax.stop_gradient(carried), {}
             for name in local:
                 loss_sum, weight, extra = self.evaluate(name, *results[name], params)
@@ -193,9 +205,11 @@ class Losses:
             value, grads = jax.value_and_grad(replay, has_aux=True)(params, *xs)
             return jax.tree.map(jnp.add, carry, (value, grads)), None
 
-        shapes = jax.eval_shape(lambda: step_zero(replay, params, jax.tree.map(lambda a: a[0], (micro, pull))))
+        xs = (micro, pull, said)
+        first = jax.tree.map(lambda a: a[0], xs)
+        shapes = jax.eval_shape(lambda: jax.value_and_grad(replay, has_aux=True)(params, *first))
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        ((local_loss, local_metrics), grads), _ = jax.lax.scan(step, start, (micro, pull))
+        ((local_loss, local_metrics), grads), _ = jax.lax.scan(step, start, xs)
         grads = {**grads, "objectives": jax.tree.map(jnp.add, grads["objectives"], objective_grads)}
         return (loss + local_loss, metrics | local_metrics, pooled_parts(moments)), grads
 
@@ -216,9 +230,15 @@ def hold(params: Params, frozen: Params | None) -> Params:
     return jax.tree.map(lambda p, stop: jax.lax.stop_gradient(p) if stop else p, params, frozen)
 
 
-def step_zero(replay: Callable, params: Params, xs: tuple):
-    """Value and gradients of one micro-batch, for their shapes."""
-    return jax.value_and_grad(replay, has_aux=True)(params, *xs)
+def floats_of(tree) -> list[jax.Array]:
+    """The leaves that a gradient can reach; outputs such as `<tower>.tokens` hold masks and positions, too."""
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def with_floats(tree, floats: list[jax.Array]):
+    """Returns the tree with other leaves in place of `floats_of(tree)`."""
+    given = iter(floats)
+    return jax.tree.map(lambda leaf: next(given) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, tree)
 
 
 def named(objective: str, metrics: Mapping) -> dict:

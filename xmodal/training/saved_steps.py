@@ -80,8 +80,10 @@ def read_meta(path: str | os.PathLike) -> dict:
         raise DamagedError("it was never finished" if path.exists() else "it does not exist")
     try:
         meta = json.loads((path / "meta" / "data.json").read_text())
+        if not isinstance(meta, dict):
+            raise ValueError(f"it holds a {type(meta).__name__}, not named entries")
         intact = meta == seal(meta)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"meta/data.json cannot be read: {first_line(error)}") from None
     if not intact:
         raise DamagedError("meta/data.json was altered: its checksum does not agree")

@@ -305,14 +305,7 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
     for name, tower in config.model.towers.items():
         where, embed = f"model.towers.{name}", tower.get("embed")
         if tower.get("head", "none") == "linear":
-            _fill(
-                tower,
-                "vocab_size",
-                tokenizer.vocab_size,
-                f"{where}.vocab_size",
-                "the tokenizer's",
-                at_least=True,
-            )
+            _fill_vocabulary(tower, tokenizer if _predicts_texts(config.model.towers, name) else None, where)
         if not embed:
             continue
         squares = hasattr(EMBEDDERS.get(embed.type, (None,))[0], "image_size")
@@ -325,12 +318,31 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
         elif squares:
             _fill(embed, "image_size", config.data.image.size, f"{where}.embed.image_size", "data.image.size")
         elif embed.type == TokenSpec.type:
-            vocab, length = tokenizer.vocab_size, config.data.text.length
-            _fill(embed, "vocab_size", vocab, f"{where}.embed.vocab_size", "the tokenizer's", at_least=True)
-            _fill(embed, "length", length, f"{where}.embed.length", "data.text.length", at_least=True)
+            own = embed.get("input", TokenSpec.input) == TokenSpec.input
+            _fill_vocabulary(embed, tokenizer if own else None, f"{where}.embed")
+            if own:
+                length = config.data.text.length
+                _fill(embed, "length", length, f"{where}.embed.length", "data.text.length", at_least=True)
     sources = source_names(config.data.sources)
     _settle(config, lambda cls, entry: cls.settle(entry, tokenizer, sources))
     return config
+
+
+def _predicts_texts(towers: Mapping[str, Mapping], name: str, seen: tuple[str, ...] = ()) -> bool:
+    """Whether the logits of a tower are those of `data.text`: what it embeds, or else the last tower that it reads."""
+    if (embedded := inputs_of(towers).get(name)) is not None:
+        return embedded == TokenSpec.input
+    reads = [other for other in towers.get(name, {}).get("reads", ())[-1:] if other not in seen]
+    return any(_predicts_texts(towers, other, (*seen, name)) for other in reads)
+
+
+def _fill_vocabulary(section: ConfigDict, tokenizer: Tokenizer | None, where: str) -> None:
+    """Takes the tokenizer's vocabulary, or leaves that of other ids (None), such as an image's codes, as it is."""
+    if tokenizer is not None:
+        _fill(section, "vocab_size", tokenizer.vocab_size, f"{where}.vocab_size", "the tokenizer's", at_least=True)
+    elif not section.get("vocab_size", 0):
+        raise ConfigError(f"{where}.vocab_size: these ids are not those of data.text, so the tokenizer cannot say how "
+                          "many there are: set it")  # fmt: skip
 
 
 def _settle(config: ConfigDict, fill: Callable[[type[Objective], ConfigDict], dict]) -> None:
