@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines.text.preparation import Preparation
 from xmodal.inference import Model
-from xmodal.interop import OPEN_CLIP, jax_programs, open_clip, preprocessing
+from xmodal.interop import OPEN_CLIP, jax_programs, open_clip, open_clip_text, preprocessing
 from xmodal.interop.clip import LEGACY_EOS
 from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder
 from xmodal.interop.huggingface import family_for
@@ -162,16 +162,17 @@ def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable
             "published size. Export with --to hf or --to jax"
         )
     model = family.to_config(stored.spec)
-    tokenizer = stored.tokenizer
-    model["text_cfg"]["hf_tokenizer_name"] = "."
-    if tokenizer.eos_id < tokenizer.vocab_size - 1:
-        model["text_cfg"] |= dict(pool_type="eos", eos_id=tokenizer.eos_id)
+    text = stored.config.data.text
+    words, notes = open_clip_text.write_texts(
+        stored.spec.towers["text"], stored.tokenizer, Preparation.of(text), text.length
+    )
+    model["text_cfg"] |= words
     config = dict(model_cfg=model, preprocess_cfg=preprocessing.to_open_clip(stored.config.data.image))
     _write_json(folder / open_clip.CONFIG, config)
     _write_texts(stored, folder)
     weights = cast(family.to_weights(stored.params, stored.spec), dtype)
     write_weights(folder / open_clip.WEIGHTS, weights, {"format": "pt"})
-    notes = ["on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
+    notes = [*notes, "on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
     return lambda: Model(open_stored(f"open_clip:{folder}"), batch_size=8), notes
 
 
