@@ -79,8 +79,11 @@ def _data() -> dict:
             templates=(),  # ((weight, "{label}, {tags}"), ...) over the json fields; () uses the .txt member
             captions=1,  # of a sample, drawn anew at each visit, for objectives that take several (sigmoid, flair)
             max_list=4,  # a list field (such as tags) gives 1 to this many of its entries, shuffled
-            lower=True,  # lower-case captions
-            clean="none",  # none | basic (HTML entities to characters, Unicode NFC, as CLIP's text cleaning)
+            # Every text is prepared by the next two, prompts and queries too; white space becomes single spaces always.
+            lower=True,  # lower-case texts
+            # none | basic (HTML entities to characters, Unicode NFC) | open_clip's whitespace (basic, and ftfy mends
+            # wrong encodings, quotes, full width), lower (in lower case) and canonicalize (without punctuation, too)
+            clean="none",
             transform="",  # a function of your own for training captions, "my_package.module:function"
         ),
         label=dict(

@@ -177,6 +177,10 @@ class Tokenizer:
                 return tuple(whole.ids[:first]), tuple(whole.ids[last:])
         raise ValueError("its template could not be tried out: it makes no tokens of its own vocabulary")
 
+    def id_of(self, token: str | None) -> int | None:
+        """Returns the id of a token by its name; None where there is no such token."""
+        return None if token is None else self._hf.token_to_id(token)
+
     def _find(self, names: Sequence[str]) -> int | None:
         ids = (self._hf.token_to_id(name) for name in names)
         return next((i for i in ids if i is not None), None)

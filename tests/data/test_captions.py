@@ -1,6 +1,7 @@
 """Captions come from the .txt member or from templates, by chance that only the row decides."""
 
 import json
+import time
 from collections import Counter
 
 import pytest
@@ -53,6 +54,15 @@ def test_megabytes_of_caption_cost_no_more_than_a_page(clean):
     for text in (b"a " * 2**21, b"&#" + b"9" * 2**21, b"&" * 2**21, b"x" * 2**21):
         (caption,) = captions.every(record(captions, text=text))
         assert 8000 < len(caption) <= 2**14 and caption[:4] == text[:4].decode()
+
+
+@pytest.mark.parametrize("clean", ["whitespace", "canonicalize"])
+def test_megabytes_of_caption_are_mended_in_time(clean):
+    captions, began = make(clean=clean), time.process_time()
+    for text in (b"a\n" * 2**20, b"\xc3\x83\xc2\xa9\n" * 2**18, b"x&" * 2**20, b"x" * 2**21):
+        (caption,) = captions.every(record(captions, text=text))
+        assert 1000 < len(caption) <= 2**12
+    assert time.process_time() - began < 10
 
 
 def test_names_of_fields_are_given_to_some_depth():

@@ -174,7 +174,7 @@ def test_open_clip_models_that_are_not_known(tmp_path):
     act = vision | dict(act_kwargs={"approximate": "sometimes"})
     cases = {
         "vision_cfg.attentional_pool=True, needs False": dict(vision_cfg=vision | dict(attentional_pool=True)),
-        "text_cfg.pool_type='last', needs 'argmax' or 'eos'": dict(text_cfg=dict(pool_type="last")),
+        "text_cfg.pool_type='none', needs one of argmax, eos, first, last": dict(text_cfg=dict(pool_type="none")),
         "a model with timm towers": dict(vision_cfg=dict(timm_model_name="vit_base")),
         "a model with transformers towers": dict(text_cfg=dict(hf_model_name="bert")),
         "act_kwargs {'approximate': 'sometimes'}": dict(vision_cfg=act),

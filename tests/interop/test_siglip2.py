@@ -129,7 +129,7 @@ def test_gemmas_tokenizer_leaves_as_it_came(gemma, tmp_path):
     given = hugging_face(tmp_path / "in", gemma, folders.SIGLIP2_MARKS | dict(model_max_length=folders.LENGTH))
     stored = open_stored(f"hf:{given}")
     done = export(stored, tmp_path / "out", to="hf")
-    assert [note.split()[0] for note in done.notes] == ["AutoProcessor"]
+    assert [note.split()[0] for note in done.notes] == ["AutoTokenizer", "AutoProcessor"]
     texts = ["A Photo of a CAT", "Éa", ""]
     again = open_stored(f"hf:{tmp_path / 'out'}").tokenizer
     for a, b in zip(stored.tokenizer.encode(texts, 12), again.encode(texts, 12)):

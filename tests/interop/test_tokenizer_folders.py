@@ -73,7 +73,7 @@ def changed(change) -> str:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: s["model"]["vocab"].update(red=2**32 - 1), "9 ids go from 0 to 4294967295 and have gaps.* is 4"),
+        (lambda s: s["model"]["vocab"].update(red=2**32 - 1), "9 ids go from 0 to 4294967295 and have gaps"),
         (lambda s: s["added_tokens"][0].update(id=2**32 - 1), "have gaps|has the id 4294967295"),
         (lambda s: s["model"]["vocab"].update(red=9), "9 ids go from 0 to 9 and have gaps: the first is 4"),
         (lambda s: s["model"]["vocab"].update(red=-1), "."),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from data_pipelines.errors import DataError
 from xmodal.distributed.mesh import num_batch_shards
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import gather, image_batches, scatter
@@ -40,6 +41,11 @@ class Captioning(Evaluator):
         """See `Evaluator`."""
         dataset, tokenizer = self.open(name, context), context.tokenizer
         length, prefix = context.data.text.length, f"captioning/{name}"
+        if len(tokenizer.prefix) != 1:
+            raise DataError(
+                "captioning writes on from one begin token, and the tokenizer (data.text.tokenizer) puts "
+                f"{len(tokenizer.prefix)} before a text: leave this evaluation out, or take another tokenizer"
+            )
         truth = [record.captions[0] for record in dataset.records]
         ids, valid = tokenizer.encode(truth, length)
         shards = num_batch_shards(context.mesh)

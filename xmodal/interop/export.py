@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines.text.preparation import Preparation
 from xmodal.inference import Model
-from xmodal.interop import jax_programs, open_clip, preprocessing
+from xmodal.interop import jax_programs, open_clip, open_clip_text, preprocessing
 from xmodal.interop.clip import LEGACY_EOS
 from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder, write_into
 from xmodal.interop.leaving import as_hf, as_open_clip
@@ -163,15 +163,16 @@ def _packing_notes(image: Mapping[str, Any]) -> list[str]:
 
 def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Model], list[str]]:
     family, config = as_open_clip(stored.spec, stored.config.data.image)
-    model, tokenizer = config["model_cfg"], stored.tokenizer
-    model["text_cfg"]["hf_tokenizer_name"] = "."
-    if tokenizer.eos_id < tokenizer.vocab_size - 1:
-        model["text_cfg"] |= dict(pool_type="eos", eos_id=tokenizer.eos_id)
+    text = stored.config.data.text
+    words, notes = open_clip_text.write_texts(
+        stored.spec.towers["text"], stored.tokenizer, Preparation.of(text), text.length
+    )
+    config["model_cfg"]["text_cfg"] |= words
     _write_json(folder / open_clip.CONFIG, config)
     _write_texts(stored, folder)
     weights = cast(family.to_weights(stored.params, stored.spec), dtype)
     write_weights(folder / open_clip.WEIGHTS, weights, {"format": "pt"})
-    notes = ["on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
+    notes = [*notes, "on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
     notes += preprocessing.background_note(stored.config.data.image, "open_clip")
     return lambda: Model(open_stored(f"open_clip:{folder}"), batch_size=8), notes
 

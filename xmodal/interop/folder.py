@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from xmodal.interop.huggingface import family_of
 from xmodal.interop.lora import merge_lora
 from xmodal.interop.settings import bounded, shown
 from xmodal.interop.tables import Family, InteropError, fail
-from xmodal.interop.tokenizer_files import read_tokenizer
+from xmodal.interop.tokenizer_files import read_tokenizer, separator
 from xmodal.interop.weights import cast, open_weights, refuse_pickles, write_weights
 from xmodal.models.embed import PatchSpec, inputs_of
 from xmodal.models.model import Functional, ModelSpec
@@ -313,7 +313,14 @@ def _open_open_clip(path: Path) -> Stored:
         raise InteropError(f"{where}: {error}") from None
     preprocess = config.get("preprocess_cfg") or {}
     image = lambda embed: preprocessing.from_open_clip(preprocess, _side(embed, folder), str(where))
-    return _converted(path, folder, name, OPEN_CLIP[kind], model, image)
+
+    def texts(tokenizer: Tokenizer) -> tuple[Tokenizer, dict]:
+        try:
+            return open_clip.read_texts(config["model_cfg"], tokenizer, separator(folder))
+        except InteropError as error:
+            raise InteropError(f"{where}: {error}") from None
+
+    return _converted(path, folder, name, OPEN_CLIP[kind], model, image, texts)
 
 
 def _side(embed: PatchSpec, folder: Path) -> int:
@@ -324,8 +331,15 @@ def _side(embed: PatchSpec, folder: Path) -> int:
     return embed.image_size
 
 
-def _converted(origin: Path, folder: Path, name: str, family: Family, model: ConfigDict, image: Any) -> Stored:
-    """A model of a reference in our terms; `image` gives the keys of `data.image` for an embedder."""
+def _converted(
+    origin: Path, folder: Path, name: str, family: Family, model: ConfigDict, image: Any,
+    texts: Callable[[Tokenizer], tuple[Tokenizer, dict]] | None = None,
+) -> Stored:  # fmt: skip
+    """A model of a reference in our terms.
+
+    `image` gives the keys of `data.image` for an embedder; `texts` the tokenizer as the reference uses it, and keys of
+    `data.text`, where not all that the reference does to a text is in the tokenizer's file.
+    """
     spec = make_spec(ModelSpec, model, where=f"{folder}: model")
     try:
         Functional.build(spec)
@@ -348,10 +362,11 @@ def _converted(origin: Path, folder: Path, name: str, family: Family, model: Con
                 f"{folder}: tokenizer.json has ids up to {tokenizer.vocab_size - 1}, and the model has "
                 f"{embed.vocab_size} tokens: it is another model's tokenizer"
             )
-        # All that the reference does to a text is in the file.
-        config.data.text.update(
-            tokenizer=TOKENIZER, length=min(length or embed.length, embed.length), lower=False, clean="none"
-        )
+        text = dict(tokenizer=TOKENIZER, length=min(length or embed.length, embed.length), lower=False, clean="none")
+        if texts is not None:
+            tokenizer, more = texts(tokenizer)
+            text |= more
+        config.data.text.update(text)
     return Stored(config, params, tokenizer, str(origin))
 
 

@@ -3,13 +3,16 @@
 The models are those of Hugging Face's `CLIPModel`; names, layouts and the words of the configuration are others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal.interop.clip import CLIP
-from xmodal.interop.encoders import IMAGE, OBJECTIVE, TEXT, hidden
+from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.interop import open_clip_text
+from xmodal.interop.clip import CLIP, IMAGE_TOWER
+from xmodal.interop.encoders import IMAGE, OBJECTIVE, TEXT, check_towers, hidden
+from xmodal.interop.open_clip_text import fixed_tower, pooling, text_tower
 from xmodal.interop.settings import shown, typed
 from xmodal.interop.tables import CONV, Entry, Family, InteropError, fail, linear, norm, packed_attention
 from xmodal.models import presets
@@ -20,20 +23,23 @@ from xmodal.models.trunk import TrunkSpec
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 # Settings that are understood, with open_clip's defaults; any other that a file sets is refused.
-_VISION = dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16, image_size=224, patch_dropout=0.0,
-               act_kwargs=None, norm_kwargs=None)  # fmt: skip
-_TEXT = dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12, mlp_ratio=4.0, hf_tokenizer_name=None,
-             tokenizer_kwargs=None, pool_type="argmax", eos_id=2, pad_id=0, act_kwargs=None,
-             norm_kwargs=None)  # fmt: skip
-# Settings that may be there as long as they have no effect.
-_IDLE = dict(
-    ls_init_value=None, attentional_pool=False, attn_pooler_queries=256, attn_pooler_heads=8, no_ln_pre=False,
-    pos_embed_type="learnable", final_ln_after_pool=False, output_tokens=False, block_type=None, qk_norm=False,
-    scaled_cosine_attn=False, scale_heads=False, scale_attn_inner=False, scale_attn=False, scale_fc=False,
-    timm_model_name=None, hf_model_name=None, embed_cls=False, no_causal_mask=False, proj_bias=False,
-    proj_type="linear", tokenizer_mode=None,
+_VISION = dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16, image_size=224, act_kwargs=None,
+               norm_kwargs=None)  # fmt: skip
+# Settings that have no effect: `patch_dropout` is for training, the others belong to a pooling or a timm model that
+# `attentional_pool` and `timm_model_name` would ask for.
+_VISION_UNUSED = (
+    "patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj",
+    "timm_proj_bias", "timm_drop", "timm_drop_path",
 )  # fmt: skip
-_MODEL = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale")
+# Settings that may be there as long as they have no effect.
+_VISION_IDLE = dict(
+    ls_init_value=None, attentional_pool=False, no_ln_pre=False, pos_embed_type="learnable", final_ln_after_pool=False,
+    pool_type="tok", output_tokens=False, block_type=None, qk_norm=False, scaled_cosine_attn=False, scale_heads=False,
+    scale_attn_inner=False, scale_attn=False, scale_fc=False, timm_model_name=None,
+)  # fmt: skip
+_MODEL = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+_MODEL_UNUSED = ("init_logit_scale", "output_dict", "cast_dtype")  # where training starts, and how a call answers
+_MODEL_IDLE = dict(custom_text=False, init_logit_bias=None, nonscalar_logit_scale=False)
 
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:
@@ -42,23 +48,22 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
     Raises:
       InteropError: it uses what is not known here; all of that is listed.
     """
-    vision, words = settings(config, _VISION, {"pool_type": "tok"})
-    heads, size, mlp = vision["width"] // vision["head_width"], vision["image_size"], _mlp(config, vision)
-    patches = dict(image_size=tuple(size) if isinstance(size, list | tuple) else size, norm_eps=mlp["norm_eps"])
+    vision, words = settings(config, _VISION)
+    heads, size, layers = vision["width"] // vision["head_width"], vision["image_size"], mlp(config, vision)
+    patches = dict(image_size=tuple(size) if isinstance(size, list | tuple) else size, norm_eps=layers["norm_eps"])
     return presets.dual_tower(
         image=presets.image_tower(vision["width"], vision["layers"], heads, patch_size=vision["patch_size"],
-                                  embed_dim=config["embed_dim"], embed=patches, **mlp),
-        text=text_tower(config, words),
+                                  embed_dim=config["embed_dim"], embed=patches, **layers),
+        text=text_tower(words, config["embed_dim"], **mlp(config, words)),
     )  # fmt: skip
 
 
-def settings(config: Mapping[str, Any], known: Mapping[str, Any], idle: Mapping[str, Any]) -> tuple[dict, dict]:
+def settings(config: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[dict, dict]:
     """Returns `vision_cfg` and `text_cfg`, completed.
 
     Args:
       config: `model_cfg`.
       known: settings of the image tower that are understood, with their defaults.
-      idle: others that may be there with this value.
 
     Raises:
       InteropError: there are others; all of them are listed.
@@ -66,38 +71,38 @@ def settings(config: Mapping[str, Any], known: Mapping[str, Any], idle: Mapping[
     parts = (key for key in ("vision_cfg", "text_cfg") if not isinstance(config[key], Mapping))
     wrong = [f"{key} is {shown(config[key])}, needs an object" for key in parts]
     fail("this open_clip model cannot be converted", wrong)
-    vision, words = dict(config["vision_cfg"]), dict(config["text_cfg"])
+    vision, words = {**known, **config["vision_cfg"]}, {**open_clip_text.READ, **config["text_cfg"]}
     wrong = typed("model_cfg", config, dict(embed_dim=512, quick_gelu=False))
-    wrong += typed("vision_cfg", vision, known) + typed("text_cfg", words, _TEXT)
+    wrong += typed("vision_cfg", vision, known) + typed("text_cfg", words, open_clip_text.READ)
     fail("this open_clip model cannot be converted", wrong)
-    problems = [f"model_cfg.{key}" for key in config if key not in _MODEL]
-    problems += _unknown("vision_cfg", vision, known, idle) + _unknown("text_cfg", words, _TEXT, {})
-    if config.get("custom_text"):
-        problems.append("model_cfg.custom_text: the text tower under names of its own")
-    if words.get("pool_type", "argmax") not in ("argmax", "eos"):
-        problems.append(f"text_cfg.pool_type={words['pool_type']!r}, needs 'argmax' or 'eos'")
-    fail("this open_clip model uses what cannot be converted", problems)
-    return {**known, **vision}, _TEXT | words
+    problems = _unknown("model_cfg", config, (*_MODEL, *_MODEL_UNUSED), _MODEL_IDLE)
+    problems += _unknown("vision_cfg", vision, (*known, *_VISION_UNUSED), _VISION_IDLE)
+    problems += _unknown("text_cfg", words, (*open_clip_text.READ, *open_clip_text.UNUSED), open_clip_text.IDLE)
+    fail("this open_clip model uses what cannot be converted", problems + open_clip_text.problems(words))
+    return vision, words
 
 
-def text_tower(config: Mapping[str, Any], words: Mapping[str, Any]) -> dict:
-    """The text tower of a `model_cfg` and its completed `text_cfg`."""
-    tokens = dict(vocab_size=words["vocab_size"], length=words["context_length"])
-    return presets.text_tower(words["width"], words["layers"], words["heads"], embed_dim=config["embed_dim"],
-                              embed=tokens, **_mlp(config, words))  # fmt: skip
+def read_texts(config: Mapping[str, Any], tokenizer: Tokenizer, sep: str | None) -> tuple[Tokenizer, dict]:
+    """Returns the tokenizer and keys of `data.text` of a `model_cfg`; see `open_clip_text.read_texts`."""
+    return open_clip_text.read_texts({**open_clip_text.READ, **config["text_cfg"]}, tokenizer, sep)
 
 
-def _mlp(config: Mapping[str, Any], part: Mapping[str, Any]) -> dict:
+def mlp(config: Mapping[str, Any], part: Mapping[str, Any]) -> dict:
+    """Activation, hidden width and epsilon of the layers of a part of a `model_cfg`."""
     return dict(
         act=_activation(config, part), hidden=int(part["width"] * part["mlp_ratio"]),
         norm_eps=(part["norm_kwargs"] or {}).get("eps", 1e-5),
     )  # fmt: skip
 
 
+def _towers(spec: ModelSpec) -> tuple[TowerSpec, TowerSpec]:
+    """Image and text tower: Hugging Face's CLIP, but for where texts are pooled; else an InteropError says why not."""
+    return check_towers(spec, "open_clip.CLIP", IMAGE_TOWER, fixed_tower(spec.towers.get(TEXT)))
+
+
 def table(spec: ModelSpec) -> list[Entry]:
     """Returns every array of the open_clip model that `spec` describes."""
-    CLIP.table(spec)  # the same models: it raises for any other
-    image, text = spec.towers[IMAGE], spec.towers[TEXT]
+    image, text = _towers(spec)
     width, (down, across), patch = image.width, image.embed.grid, image.embed.patch_size
     own = f"{IMAGE}/embed"
     return [
@@ -140,8 +145,7 @@ def to_config(spec: ModelSpec) -> dict:
     Raises:
       InteropError: open_clip has no such model.
     """
-    table(spec)
-    image, text = spec.towers[IMAGE], spec.towers[TEXT]
+    image, text = _towers(spec)
     acts = {tower.trunk.pattern[0][1].act for tower in (image, text)}
     if len(acts) > 1 and "quick_gelu" in acts:
         raise InteropError(f"open_clip uses quick_gelu in both towers or in none; this model has {sorted(acts)}")
@@ -157,10 +161,10 @@ def to_config(spec: ModelSpec) -> dict:
 
 
 def text_settings(text: TowerSpec) -> dict:
-    """The `text_cfg` of a text tower: the way back of `text_tower`."""
+    """The `text_cfg` of a text tower, but for its tokenizer: the way back of `text_tower`."""
     return dict(
         context_length=text.embed.length, vocab_size=text.embed.vocab_size, width=text.width,
-        heads=text.trunk.pattern[0][0].heads, layers=text.trunk.depth, **_layers(text.trunk, TEXT),
+        heads=text.trunk.pattern[0][0].heads, layers=text.trunk.depth, **_layers(text.trunk, TEXT), **pooling(text),
     )  # fmt: skip
 
 
@@ -187,8 +191,7 @@ def _activation(config: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     return "quick_gelu" if config.get("quick_gelu") else {"none": "gelu", "tanh": "gelu_tanh"}[approximate]
 
 
-def _unknown(where: str, given: Mapping, known: Mapping, more: Mapping) -> list[str]:
-    idle = {**_IDLE, **more}
+def _unknown(where: str, given: Mapping, known: Collection[str], idle: Mapping) -> list[str]:
     return [
         f"{where}.{key}={shown(value)}" + (f", needs {idle[key]!r}" if key in idle else "")
         for key, value in given.items()

@@ -5,10 +5,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal.interop.clip import CLIP, TEXT_TOWER
+from xmodal.interop.clip import CLIP
 from xmodal.interop.encoders import IMAGE, TEXT, encoder_differences
 from xmodal.interop.networks import network_differences
-from xmodal.interop.open_clip import settings, text_entries, text_settings, text_tower
+from xmodal.interop.open_clip import mlp, settings, text_entries, text_settings
+from xmodal.interop.open_clip_text import fixed_tower, text_tower
 from xmodal.interop.resnet import FREE, blocks, conv_norm
 from xmodal.interop.tables import Entry, Family, counters, fail, linear
 from xmodal.models import presets
@@ -28,12 +29,12 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
     Raises:
       InteropError: it uses what is not known here; all of that is listed.
     """
-    vision, words = settings(config, _VISION, {"pool_type": "tok"})
+    vision, words = settings(config, _VISION)
     depths, stem = tuple(vision["layers"]), vision["width"]
     embed = dict(style="clip", image_size=vision["image_size"], depths=depths, widths=_widths(stem), stem_width=stem)
     image = presets.resnet_tower(embed, init="clip", pool="attention", embed_dim=config["embed_dim"])
     heads = dict(pool_heads=image["trunk"]["width"] // vision["head_width"])
-    return presets.dual_tower(image=image | heads, text=text_tower(config, words))
+    return presets.dual_tower(image=image | heads, text=text_tower(words, config["embed_dim"], **mlp(config, words)))
 
 
 def _widths(stem: int) -> tuple[int, ...]:
@@ -53,7 +54,7 @@ def _towers(spec: ModelSpec) -> tuple[TowerSpec, TowerSpec]:
             problems.append(f"{IMAGE}/embed/image_size: is {side}, needs a square of a multiple of {_STRIDE} pixels")
         if not image.embed_dim:
             problems.append(f"{IMAGE}/embed_dim: is 0, needs the width of the shared space")
-    fail("open_clip has no such model", problems + encoder_differences(text, TEXT, TokenSpec, TEXT_TOWER))
+    fail("open_clip has no such model", problems + encoder_differences(text, TEXT, TokenSpec, fixed_tower(text)))
     return image, text
 
 

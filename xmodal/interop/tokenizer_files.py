@@ -24,8 +24,9 @@ _ENDLESS = 10**6  # "no limit" of a tokenizer_config.json is 1e30
 _TOKEN = (str, Mapping, type(None)), "a token"
 _SWITCH = (bool, type(None)), "true or false"
 _TYPES = dict(
-    bos_token=_TOKEN, eos_token=_TOKEN, pad_token=_TOKEN, add_bos_token=_SWITCH, add_eos_token=_SWITCH,
-    do_lower_case=((bool,), "true or false"), strip_accents=_SWITCH, tokenize_chinese_chars=((bool,), "true or false"),
+    bos_token=_TOKEN, eos_token=_TOKEN, pad_token=_TOKEN, sep_token=_TOKEN, add_bos_token=_SWITCH,
+    add_eos_token=_SWITCH, do_lower_case=((bool,), "true or false"), strip_accents=_SWITCH,
+    tokenize_chinese_chars=((bool,), "true or false"),
     padding_side=((str, type(None)), "left or right"), tokenizer_class=((str, type(None)), "a name"),
     model_max_length=((int, float, type(None)), "a number"),
 )  # fmt: skip
@@ -93,12 +94,12 @@ def _complete(stated: dict, settings: Mapping[str, Any], folder: Path, cased: Co
     pad = _content(settings.get("pad_token"))
     if pad is not None:
         if pad not in ids:
-            raise InteropError(f"{folder}: the padding token {pad!r} is not in the vocabulary of tokenizer.json")
+            raise InteropError(f"{folder}: the padding token {pad[:80]!r} is not in the vocabulary of tokenizer.json")
         stated["padding"] = _padding(ids[pad], pad)
     if (settings.get("padding_side") or "right") != "right":
         raise InteropError(
-            f"{folder}: padding_side is {settings['padding_side']!r} in tokenizer_config.json, and texts are padded on "
-            "the right here. Set it to 'right' if that is how the model was trained"
+            f"{folder}: padding_side is {settings['padding_side'][:80]!r} in tokenizer_config.json, and texts are "
+            "padded on the right here. Set it to 'right' if that is how the model was trained"
         )
     if stated["model"].get("type") == "WordPiece" and _class(folder, settings) in _BERT_CLASSES:
         # The reference makes this class's normaliser from its settings, whatever tokenizer.json says.
@@ -115,6 +116,13 @@ def _class(folder: Path, settings: Mapping[str, Any]) -> str:
     if settings.get("tokenizer_class") or not (folder / "config.json").is_file():
         return settings.get("tokenizer_class") or ""
     return "BertTokenizer" if read_json(folder / "config.json").get("model_type") in _BERT_MODELS else ""
+
+
+def separator(folder: Path) -> str | None:
+    """Returns the separator token of a folder that `read_tokenizer` reads; None where it has none."""
+    settings = _settings(folder)
+    default = "[SEP]" if _class(folder, settings) in _BERT_CLASSES else None
+    return _content(settings.get("sep_token")) or default
 
 
 def _from_vocab(folder: Path, settings: Mapping[str, Any]) -> dict:
@@ -199,6 +207,15 @@ def swap_ids(tokenizer: Tokenizer, a: int, b: int) -> Tokenizer:
         token["id"] = swapped(token["id"])
     stated["post_processor"] = _swapped_marks(stated.get("post_processor"), swapped)
     stated["padding"] = _padding(swapped(tokenizer.pad_id), "")
+    return Tokenizer(json.dumps(stated, ensure_ascii=False))
+
+
+def with_special_tokens(tokenizer: Tokenizer, prefix: Sequence[int], suffix: Sequence[int], pad_id: int) -> Tokenizer:
+    """Returns the tokenizer with other ids around texts."""
+    stated = json.loads(tokenizer.json)
+    names = {i: name for name, i in token_ids(stated).items()}
+    stated["post_processor"] = _template(*([(names[i], i) for i in ids] for ids in (prefix, suffix)))
+    stated["padding"] = _padding(pad_id, names[pad_id])
     return Tokenizer(json.dumps(stated, ensure_ascii=False))
 
 
