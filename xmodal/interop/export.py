@@ -16,10 +16,10 @@ from xmodal.inference import Model
 from xmodal.interop import jax_programs, open_clip, preprocessing
 from xmodal.interop.clip import LEGACY_EOS
 from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder
-from xmodal.interop.leaving import as_hf, as_open_clip
+from xmodal.interop.leaving import as_hf, as_open_clip, objective_note
 from xmodal.interop.model_card import Card, write_card
 from xmodal.interop.pipelines import pipeline_misfit
-from xmodal.interop.tables import InteropError, fail
+from xmodal.interop.tables import Family, InteropError, fail
 from xmodal.interop.tokenizer_files import is_gemma, swap_ids, write_tokenizer
 from xmodal.interop.weights import cast, write_weights
 from xmodal.paths import flatten_paths, map_paths
@@ -131,7 +131,7 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
                 f"AutoTokenizer makes a {family.tokenizer_class}, which is Gemma's, of every folder of this kind: load "
                 "this tokenizer with PreTrainedTokenizerFast.from_pretrained(DIR)"
             )
-    notes += [misfit] if (misfit := pipeline_misfit(family, stored)) else []
+    notes += [note for note in (pipeline_misfit(family, stored), _probabilities(family, stored)) if note]
     config |= _labels(stored) if "id2label" in config else {}
     config["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
     _write_json(folder / CONFIG, config)
@@ -172,6 +172,7 @@ def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable
     weights = cast(family.to_weights(stored.params, stored.spec), dtype)
     write_weights(folder / open_clip.WEIGHTS, weights, {"format": "pt"})
     notes = ["on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
+    notes += [note] if (note := _probabilities(family, stored)) else []
     return lambda: Model(open_stored(f"open_clip:{folder}"), batch_size=8), notes
 
 
@@ -183,6 +184,10 @@ def _write_jax(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], A
 
 
 # ---------------------------------------------------------------------------------------------- parts
+
+
+def _probabilities(family: Family, stored: Stored) -> str:
+    return objective_note(family, stored.config.objectives)
 
 
 def _write_texts(stored: Stored, folder: Path, processor: str = "") -> None:
