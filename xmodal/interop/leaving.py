@@ -15,6 +15,8 @@ from xmodal.models.model import ModelSpec
 
 _ALWAYS = ("xmodal", "jax")  # take any model
 _SHOWN = 4  # settings named in the line
+# A family that looks at towers of another kind than it knows lacks what it looks for; a start-up line never ends a run.
+_NOT_OF_IT = (AttributeError, IndexError, KeyError)
 
 
 def as_hf(spec: ModelSpec) -> tuple[Family, dict]:
@@ -57,7 +59,7 @@ def leaves_as(config: ConfigDict, paths: Collection[str]) -> str:
     formats, needs = [], []
     try:
         family, _ = as_hf(spec)
-    except InteropError:
+    except (InteropError, *_NOT_OF_IT):
         needs.append(_nearest(spec) or "hf has no model of such towers")
     else:
         if missing := _untrained(family, spec, paths):
@@ -66,7 +68,7 @@ def leaves_as(config: ConfigDict, paths: Collection[str]) -> str:
             formats.append(f"hf {family.model_type}")
     try:
         family, _ = as_open_clip(spec, config.data.image)
-    except InteropError as error:
+    except (InteropError, *_NOT_OF_IT) as error:
         if formats == ["hf clip"]:  # of any other family it is plain that open_clip has none
             needs.append(f"open_clip {_needed(error)}")
     else:
@@ -111,12 +113,12 @@ def _nearest(spec: ModelSpec) -> str:
             another = any("missing: " in line or "embed: needs a" in line for line in lines)  # a tower of another kind
             if len(lines) > 1 and not another:
                 found.append((len(lines), f"hf {family.model_type} {_needed(error)}"))
-        except (AttributeError, IndexError, KeyError):  # it has other towers than this family looks at
+        except _NOT_OF_IT:
             continue
     return min(found, key=lambda pair: pair[0])[1] if found else ""
 
 
-def _needed(error: InteropError) -> str:
+def _needed(error: Exception) -> str:
     """What an error asks for: the first few settings that it lists, or else its sentence."""
     first, *lines = str(error).splitlines()
     if not lines:
