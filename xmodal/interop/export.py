@@ -17,7 +17,7 @@ from xmodal.inference import Model
 from xmodal.interop import jax_programs, open_clip, open_clip_text, preprocessing
 from xmodal.interop.clip import LEGACY_EOS
 from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder, write_into
-from xmodal.interop.leaving import as_hf, as_open_clip
+from xmodal.interop.leaving import as_hf, as_open_clip, objective_note
 from xmodal.interop.model_card import Card, write_card
 from xmodal.interop.pipelines import pipeline_misfit
 from xmodal.interop.tables import InteropError
@@ -130,7 +130,9 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
         notes += _write_texts(stored, folder, family.processor)
         if family.tokenizer_class:
             notes.append(_class_note(family.tokenizer_class, stored))
-    notes += [misfit] if (misfit := pipeline_misfit(family, stored)) else []
+    notes += [
+        note for note in (pipeline_misfit(family, stored), objective_note(family, stored.config.objectives)) if note
+    ]
     config |= _labels(stored) if "id2label" in config else {}
     config["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
     _write_json(folder / CONFIG, config)
@@ -174,6 +176,7 @@ def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable
     write_weights(folder / open_clip.WEIGHTS, weights, {"format": "pt"})
     notes = [*notes, "on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
     notes += preprocessing.background_note(stored.config.data.image, "open_clip")
+    notes += [note] if (note := objective_note(family, stored.config.objectives)) else []
     return lambda: Model(open_stored(f"open_clip:{folder}"), batch_size=8), notes
 
 

@@ -9,12 +9,14 @@ from ml_collections import ConfigDict
 from xmodal.config import make_spec
 from xmodal.interop import FAMILIES, OPEN_CLIP, preprocessing
 from xmodal.interop.huggingface import family_for
-from xmodal.interop.tables import Family, InteropError, fail
+from xmodal.interop.tables import Family, InteropError
 from xmodal.models import presets
 from xmodal.models.model import ModelSpec
 
 _ALWAYS = ("xmodal", "jax")  # take any model
 _SHOWN = 4  # settings named in the line
+# A family that looks at towers of another kind than it knows lacks what it looks for; a start-up line never ends a run.
+_NOT_OF_IT = (AttributeError, IndexError, KeyError)
 
 
 def as_hf(spec: ModelSpec) -> tuple[Family, dict]:
@@ -55,12 +57,12 @@ def leaves_as(config: ConfigDict, paths: Collection[str]) -> str:
     """
     spec = _spec(config)
     formats, needs = _formats(spec, config, paths)
-    more = sorted(spec.towers.keys() - {"image", "text"})
-    without = f" (both without {', '.join(more)})" if formats and more else ""
-    only = "" if formats else " only"
-    names = [f"{kind} {family}".strip() for kind, family in formats.items()]
-    line = ", ".join([*names, *_ALWAYS]) if not without else f"{', '.join(names)}{without}, {', '.join(_ALWAYS)}"
-    return "; ".join([line + only, *needs])
+    line = ", ".join(f"{kind} {family}".strip() for kind, family in formats.items())
+    if formats and (more := sorted(spec.towers.keys() - {"image", "text"})):
+        line += f" (without {', '.join(more)})"
+    line = ", ".join([line, *_ALWAYS]) if formats else ", ".join(_ALWAYS) + " only"
+    note = objective_note(family_for(spec), config.objectives) if "hf" in formats else ""
+    return "; ".join([line, *needs, *([note] if note else [])])
 
 
 def target(config: ConfigDict, paths: Collection[str]) -> str:
@@ -78,23 +80,43 @@ def _formats(spec: ModelSpec, config: ConfigDict, paths: Collection[str]) -> tup
     formats, needs = {}, []
     try:
         family, _ = as_hf(spec)
-        _check_objective(family, spec, paths)
-        formats["hf"] = family.model_type
-    except InteropError:
+    except (InteropError, *_NOT_OF_IT):
         needs.append(_nearest(spec) or "hf has no model of such towers")
+    else:
+        if missing := _untrained(family, spec, paths):
+            needs.append(f"hf {family.model_type} would need {', '.join(missing)}, which this run does not train")
+        else:
+            formats["hf"] = family.model_type
     try:
         family, _ = as_open_clip(spec, config.data.image)
-        _check_objective(family, spec, paths)
-        formats["open_clip"] = ""
-    except InteropError as error:
+    except (InteropError, *_NOT_OF_IT) as error:
         if formats == {"hf": "clip"}:  # of any other family it is plain that open_clip has none
-            needs.append(f"open_clip would need: {_needed(error)}")
+            needs.append(f"open_clip {_needed(error)}")
+    else:
+        formats |= {} if _untrained(family, spec, paths) else {"open_clip": ""}
     return formats, needs
 
 
-def _check_objective(family: Family, spec: ModelSpec, paths: Collection[str]) -> None:
+def objective_note(family: Family, objectives: Mapping[str, Any]) -> str:
+    """Says where a format computes probabilities in another way than a model was trained; "" where it does not.
+
+    Args:
+      family: of the export.
+      objectives: of the config.
+    """
+    ours, theirs = objectives.get("contrastive", {}).get("type"), family.objective.get("type")
+    if ours == theirs or not {ours, theirs} <= {"softmax", "sigmoid"}:
+        return ""
+    return (
+        f"the probabilities of {family.architecture} are a {theirs}'s, and this model is trained with a {ours} loss: "
+        "its embeddings are the same, its probabilities are not"
+    )
+
+
+def _untrained(family: Family, spec: ModelSpec, paths: Collection[str]) -> list[str]:
+    """Parameters of objectives that a family has and a run does not."""
     wanted = {entry.path for entry in family.table(spec) if entry.path.startswith("objectives/")}
-    fail(f"{family.architecture} has parameters that this run does not train", sorted(wanted - set(paths)))
+    return sorted(wanted - set(paths))
 
 
 def _nearest(spec: ModelSpec) -> str:
@@ -107,17 +129,17 @@ def _nearest(spec: ModelSpec) -> str:
             lines = str(error).splitlines()
             another = any("missing: " in line or "embed: needs a" in line for line in lines)  # a tower of another kind
             if len(lines) > 1 and not another:
-                found.append((len(lines), f"hf {family.model_type} would need: {_needed(error)}"))
-        except (AttributeError, IndexError, KeyError):  # it has other towers than this family looks at
+                found.append((len(lines), f"hf {family.model_type} {_needed(error)}"))
+        except _NOT_OF_IT:
             continue
     return min(found, key=lambda pair: pair[0])[1] if found else ""
 
 
-def _needed(error: InteropError) -> str:
-    """The settings in which an error lists differences, the first few by name; its first sentence without a list."""
+def _needed(error: Exception) -> str:
+    """What an error asks for: the first few settings that it lists, or else its sentence."""
     first, *lines = str(error).splitlines()
     if not lines:
-        return first
+        return f"cannot hold it: {first}"
     names = list(dict.fromkeys(re.sub(r"/\d+", "", line.strip().partition(":")[0]) for line in lines))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return "other " + ", ".join(names[:_SHOWN]) + more
+    return "would need other " + ", ".join(names[:_SHOWN]) + more

@@ -36,10 +36,10 @@ _HINTS = {
 }
 # The largest numbers that are read, far above those of any published model: larger ones are damage, and building a
 # table of so many layers would take for ever.
-_LIMITS = dict(num_hidden_layers=1000, depths=1000, num_block_repeats=100, depth_coefficient=100, vocab_size=2**24,
+_LIMITS = dict(num_hidden_layers=1000, depths=500, num_block_repeats=50, depth_coefficient=10, vocab_size=2**24,
                max_position_embeddings=2**20, num_labels=2**20, num_patches=2**20)  # fmt: skip
 _LIMIT = 2**17
-_STAGES = 64  # entries of a list
+_STAGES = 32  # entries of a list
 _SIDES = ("image_size", "patch_size")  # a number, or one a side
 
 

@@ -148,7 +148,9 @@ def to_params(weights: Mapping[str, np.ndarray], entries: list[Entry], ignored: 
       InteropError: missing names, unexpected names, wrong shapes (all listed).
     """
     wanted = {e.name: e.packed_shape for e in entries}
-    problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in weights]
+    prefix = "" if wanted.keys() <= set(weights) else _wrapped(wanted, weights)
+    problems = [f"every name begins with {prefix!r}: save the model inside the wrapper"] if prefix else []
+    problems += [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in weights]
     problems += [f"unexpected: {name}" for name in weights if name not in wanted and name not in ignored]
     shapes = {name: np.shape(weights[name]) for name in wanted if name in weights}
     problems += [
@@ -163,6 +165,14 @@ def to_params(weights: Mapping[str, np.ndarray], entries: list[Entry], ignored: 
     stacked = {e.path for e in entries if e.layer is not None}
     flat = {path: np.stack(a) if path in stacked else np.array(a[0], order="C") for path, a in stacks.items()}
     return unflatten_dict(flat, sep="/")
+
+
+def _wrapped(wanted: Iterable[str], given: Iterable[str]) -> str:
+    """The prefix that all wanted names have in a file, as wrappers such as DistributedDataParallel add it, or ""."""
+    wanted, given = set(wanted), set(given)
+    ends = {name.partition(".")[0] + "." for name in given if name.partition(".")[2] in wanted}
+    prefix = min(ends, default="")
+    return prefix if prefix and wanted <= {name.removeprefix(prefix) for name in given} else ""
 
 
 def to_weights(params: Mapping[str, Any], entries: list[Entry]) -> dict[str, np.ndarray]:
