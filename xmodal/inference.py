@@ -232,7 +232,8 @@ class Model:
         batch = {name: np.repeat(a, self._sizes[0], axis=0) for name, a in batch.items()}
         batch = jax.device_put(batch, batch_sharding(self._mesh))
         with jax.set_mesh(self._mesh):
-            return np.asarray(self._locals[kind](self._params, batch)[0])
+            found = np.asarray(self._locals[kind](self._params, batch)[:1])
+        return check_rows(found, "the local embedding", lambda _: f"the {kind}")[0]
 
     def _objective(self) -> dict[str, float]:
         for name, own in self.stored.params.get("objectives", {}).items():

@@ -12,6 +12,7 @@ from data_pipelines.images.naflex import Naflex
 from xmodal.interop.folder import Stored
 from xmodal.interop.huggingface import family_for
 from xmodal.interop.pipelines import pipeline_misfit
+from xmodal.models.embed import inputs_of
 from xmodal.reporting.formatting import compact
 from xmodal.reporting.results import evaluation_tables
 
@@ -48,7 +49,7 @@ Before a push to the Hub, set `text_cfg.hf_tokenizer_name` in `open_clip_config.
 import xmodal
 
 model = xmodal.load("DIR")
-embeddings = model.embed_image("picture.jpg")
+embeddings = model.embed_{kind}("{example}")
 ```
 
 So do `python -m xmodal eval`, `embed` and `export`, and a recipe's `init_from`.""",
@@ -134,7 +135,8 @@ def write_card(
 def _use(stored: Stored, to: str) -> tuple[str, str]:
     """Returns what the model is for, in the Hub's words, and how it is used."""
     if to == "xmodal":
-        return "feature-extraction", _USE[to]
+        kind = "image" if "image" in inputs_of(stored.config.model.towers).values() else "text"
+        return "feature-extraction", _USE[to].format(kind=kind, example=dict(image="picture.jpg", text="a cat")[kind])
     if to == "hf" and list(stored.spec.towers) == ["text"]:
         if stored.spec.towers["text"].head == "masked":
             return "fill-mask", _USE_TEXTS.format(head="ForMaskedLM", output="logits")
