@@ -18,9 +18,9 @@ from data_pipelines.host import cores
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.decode import check_image, full_image
 from data_pipelines.index import NotIndexed
-from data_pipelines.io.storage import Files, basename
+from data_pipelines.io.storage import Files
 from data_pipelines.io.urls import without_secrets
-from data_pipelines.rows import sample_name
+from data_pipelines.names import sample_name, shard_labels
 from data_pipelines.samples import Sample, has_images
 from data_pipelines.sources import Source, index_source, open_source
 
@@ -47,8 +47,9 @@ class EvalSet:
     Attributes:
         where: what is read, as it may be shown.
         records: one dict a sample: its fields (of a json member, or the columns of a list), and over them `key` (its
-            name in the tar or list), `shard` (file name), `captions` (one a template or its text, never empty) and
-            `identity` (the group key, or what names the sample).
+            name in the tar or list), `shard` (file name, with folders where there are several of that name),
+            `captions` (one a template or its text, never empty) and `identity` (the group key, or what names the
+            sample).
         skipped: reason -> samples left out.
     """
 
@@ -73,6 +74,7 @@ class EvalSet:
         weakref.finalize(self, files.close)  # pixels are read for as long as someone has the set
         self._source = _open(entry, config, files, where)
         self._blocks = self._source.blocks(_BLOCK_BYTES)
+        self._labels = shard_labels(self._source.shard_names())
         self.where = without_secrets(str(entry.get("urls") or entry.get("dataset") or where))
         self.records: list[dict[str, Any]] = []
         self.skipped: Counter[str] = Counter(self._source.skipped)
@@ -169,9 +171,9 @@ class EvalSet:
         return {
             **sample.record.fields,
             "key": sample.key,
-            "shard": basename(sample.shard),
+            "shard": self._labels[sample.shard],
             "captions": captions.every(sample.record),
-            "identity": sample_name(sample) if identity is None else identity,
+            "identity": sample_name(sample.shard, sample.key, self._labels) if identity is None else identity,
         }
 
     def _start(

@@ -189,7 +189,8 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
                 try:
                     if sample.fault:
                         raise BadSample(sample.fault)
-                    text = job.source.captions.every(sample.record)[0]
+                    captions = job.source.captions.every(sample.record)
+                    text = "\n".join(captions) if job.source.captions.lines else captions[0]
                     image = sample.image if job.captions.images else None
                     members = sample_members(image, text, sample.record.fields, job.images)
                     # The place counts bad samples too, so that a key names the same row whatever fails.

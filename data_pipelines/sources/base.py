@@ -34,6 +34,7 @@ class SourceSpec:
         weight: its share of the stream, in any unit; 0 leaves it out. A curriculum is ((start, weight), ...): from
             that many samples of the stream on (in a recipe any duration, such as "20%"), the first from 0.
         templates: as `data.text.templates`, for this source; None takes those.
+        lines: as `data.text.lines`, for this source; None takes that.
         group_key: as `data.group_key`, for this source; None takes that.
         filter: keeps only samples whose json satisfies it, such as "similarity > 0.28 and width >= 200".
         unique: of the samples of this source with the same "key" (tars), "caption" or "image" (a perceptual hash) only
@@ -51,6 +52,7 @@ class SourceSpec:
     type: str = "tar"
     weight: float | tuple = 1.0
     templates: tuple | None = None
+    lines: bool | None = None
     group_key: str | None = None
     filter: str = ""
     unique: str = ""
