@@ -63,7 +63,7 @@ def test_no_hint_for_a_single_line(config, tmp_path, caplog):
 def test_training_draws_the_lines(config, tmp_path):
     text = b"first line\n\n  second   line \nTHIRD line\r\n"
     write_tar(tmp_path / "t.tar", {f"{i:03d}": sample(i) | dict(txt=text) for i in range(64)})
-    config.sources, config.text.length = dict(main=dict(urls=str(tmp_path / "t.tar"), lines=True)), 8
+    config.sources, config.text.length = dict(main=dict(urls=str(tmp_path / "t.tar"), lines=True)), 24
     tokenizer, seen = Tokenizer.load(config.text.tokenizer), Counter()
     with open_stream(config, batch_size=32, seed=0) as stream:
         for _ in range(8):

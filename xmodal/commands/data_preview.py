@@ -92,7 +92,7 @@ def _look(source: Any, sample: Any, config: Any) -> Any:
 
     options = Options.of(config.data.image)
     facts = dict(source=source.name, shard=sample.shard, key=sample.key, bytes=len(sample.image))
-    facts["group"] = source.captions.identity(sample.record) or ""
+    facts |= dict(group=source.captions.identity(sample.record) or "", path=sample.path)
     try:
         if sample.fault:
             raise BadSample(sample.fault)

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
             place,
             f"{hit.score:.4f}",
             hit.record["caption"],
-            hit.record["key"],
+            hit.record.get("file", hit.record["key"]),
             label_at(parts_of(hit.record["shard"]), 2),
         ]
         for place, hit in enumerate(hits, 1)
