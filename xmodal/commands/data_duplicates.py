@@ -86,7 +86,8 @@ def write_pairs(
         Pair(float(scores[i]), _side(indexes[0], int(left[i])), _side(indexes[1], int(right[i])))
         for i in order.tolist()
     ]
-    found = f"{len(left):,} {args.among} with a cosine of at least {args.above:g} in {' and '.join(_names(indexes))}"
+    of = " and ".join(_names(indexes))
+    found = f"{len(left):,} pairs in {of}: {args.among} are taken for the same from a cosine of {args.above:g} on"
     title = "Pairs that are nearly the same"
     print(write_text(args.html, render_pairs(title, columns, found, len(left), pairs)))
 
