@@ -8,8 +8,9 @@ python -m xmodal data build coco_captions --type tfds --template "{captions.text
 
 Every row's other columns go to its .json member, and where its image came from to the field `source_path` there. A
 build that was interrupted goes on when the same command is given again; the shards are the same bytes for any number
-of workers. `manifest.json` in the output says which rows of the input went into which shard, and `skipped.jsonl` which rows
-were left out, and why. The index of the shards comes with them, for runs that use the captions of the .txt members.
+of workers. `manifest.json` in the output says which rows of the input went into which shard, and `skipped.jsonl` which
+rows were left out, and why. The index of the shards comes with them, for runs that use the captions of the .txt
+members.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     config = load_data(args)
     named = config.data.text.tokenizer
     tokenizer = Tokenizer.load(named) if named else None
-    with open_sources(config) as sources:
+    with open_sources(config, every_field=True) as sources:
         chosen = _choose(config, sources, args.samples)
         shown = _show(config, chosen, tokenizer, args.views)
     notes = [] if named else ["No tokenizer is named, so tokens are not shown: --tokenizer FILE."]
