@@ -20,7 +20,7 @@ from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.text.captions import Captions
 
-_MEASURED_BYTES = 8 * 2**20  # read at a time to measure samples
+_MEASURED_BYTES = 8 * 2**20  # read at a time to measure or name samples
 _NAMED, _NAMED_BLOCKS = 10_000, 1000  # samples left out that are named, and blocks looked into for it
 _NAMED_AT_ONCE = 16
 
@@ -153,7 +153,7 @@ def faults_of(source: Source, left_out: np.ndarray, reason: str) -> Iterator[Fau
         left_out: bool [samples of the source].
         reason: why.
     """
-    blocks = source.blocks(1)
+    blocks = source.blocks(_MEASURED_BYTES)
     ends = np.cumsum(blocks.count)
     starts = ends - blocks.count
     named, wanted = 0, [i for i in range(len(blocks)) if left_out[starts[i] : ends[i]].any()]
