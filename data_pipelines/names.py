@@ -40,5 +40,5 @@ def shard_labels(shards: Iterable[str], least: int = 1) -> dict[str, str]:
 
 
 def sample_name(shard: str, key: str, labels: dict[str, str]) -> str:
-    """Returns the name of a sample; `labels` are those of the data it is one of, see `shard_labels`."""
-    return f"{labels[shard]}/{key}"
+    """Returns the name of a sample; `labels` are those of the data it is one of, see `shard_labels`; {} of it alone."""
+    return f"{labels.get(shard) or label_at(parts_of(shard), 1)}/{key}"
