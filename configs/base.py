@@ -77,6 +77,7 @@ def _data() -> dict:
             # Shorter lengths, such as (16, 32): a batch then holds captions of one bucket, and is no longer than that.
             buckets=(),
             templates=(),  # ((weight, "{label}, {tags}"), ...) over the json fields; () uses the .txt member
+            lines=False,  # the lines of a text are a caption each (CLIP_benchmark's retrieval sets), or else one
             captions=1,  # of a sample, drawn anew at each visit, for objectives that take several (sigmoid, flair)
             max_list=4,  # a list field (such as tags) gives 1 to this many of its entries, shuffled
             # Every text is prepared by the next two, prompts and queries too; white space becomes single spaces always.

@@ -18,8 +18,9 @@ from data_pipelines.host import cores
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.decode import check_image, full_image
 from data_pipelines.index import NotIndexed
-from data_pipelines.io.storage import Files, basename
+from data_pipelines.io.storage import Files
 from data_pipelines.io.urls import without_secrets
+from data_pipelines.names import shard_labels
 from data_pipelines.samples import Sample, has_images
 from data_pipelines.sources import Source, index_source, open_source
 from data_pipelines.text.fields import lookup
@@ -44,19 +45,14 @@ class EvalRecord(NamedTuple):
     Attributes:
         fields: of its json member, or the columns of a list, by the names that they have there.
         key: its name in the tar or list.
-        path: of the tar or list, as it was found.
+        shard: name of the tar or list, with folders where there are several of that name.
         captions: one a template, or its text; never empty.
     """
 
     fields: Mapping[str, Any]
     key: str
-    path: str
+    shard: str
     captions: list[str]
-
-    @property
-    def shard(self) -> str:
-        """Name of the tar or list, the same wherever it lies."""
-        return basename(self.path)
 
     @property
     def title(self) -> str:
@@ -97,6 +93,7 @@ class EvalSet:
         weakref.finalize(self, files.close)  # pixels are read for as long as someone has the set
         self._source = _open(entry, config, files, where)
         self._blocks = self._source.blocks(_BLOCK_BYTES)
+        self._labels = shard_labels(self._source.shard_names())
         self.where = without_secrets(str(entry.get("urls") or entry.get("dataset") or where))
         self.records: list[EvalRecord] = []
         self.skipped: Counter[str] = Counter(self._source.skipped)
@@ -193,7 +190,7 @@ class EvalSet:
 
     def _record(self, sample: Sample) -> EvalRecord:
         captions = self._source.captions.every(sample.record)
-        return EvalRecord(sample.record.fields, sample.key, sample.shard, captions)
+        return EvalRecord(sample.record.fields, sample.key, self._labels[sample.shard], captions)
 
     def _start(
         self, pool: ThreadPoolExecutor, first: int, rows: int, reads: dict[int, Future]

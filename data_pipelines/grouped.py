@@ -10,8 +10,7 @@ Members lie anywhere in the data, and a sample is read with the cell of its shar
 
 import hashlib
 import io
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +20,11 @@ from data_pipelines.blocks import Blocks
 from data_pipelines.errors import DataError, Fault
 from data_pipelines.io.storage import Files, printable
 from data_pipelines.measures import Measure
+from data_pipelines.names import shard_labels
 from data_pipelines.order import Order, WindowKey, WindowPlan
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, faults_of
-from data_pipelines.sources.sample_lists import name_hashes, names_of
+from data_pipelines.sources.sample_lists import NAMED, located, name_hashes
 
 _REASON = "in no whole group"
 
@@ -47,17 +47,19 @@ class Grouped(Source):
 
     Args:
         source: the whole.
-        names: of the members, as `names_of` gives them, uint64 [groups, size].
+        names: hashes of the members' names, uint64 [groups, size].
+        where: what names them, for messages.
 
     Attributes:
         size: samples of a group.
     """
 
-    def __init__(self, source: Source, names: np.ndarray):
+    def __init__(self, source: Source, names: np.ndarray, where: str):
         self._source, self.size = source, names.shape[1]
         self.name, self.spec, self.captions = source.name, source.spec, source.captions
         self.keyed, self.bytes, self.shards = source.keyed, source.bytes, source.shards
-        self._members = _members(names_of(source), names)
+        members = located(source, names, where)
+        self._members = members[(members >= 0).all(axis=1)]
         self.samples = self._members.size
         self._left_out = source.samples - self.samples
         self.skipped = dict(source.skipped) | ({_REASON: self._left_out} if self._left_out else {})
@@ -165,7 +167,7 @@ def grouped(source: Source, files: Files) -> Source:
     if not source.spec.groups:
         return source
     where = f"data.sources.{source.name}.groups={printable(source.spec.groups)}"
-    found = Grouped(source, _read(source.spec.groups, where, files))
+    found = Grouped(source, _read(source.spec.groups, where, files), where)
     if not found.samples:
         raise DataError(f"{where}: the source has no whole group of it; it was made for other data")
     return found
@@ -194,9 +196,15 @@ def group_size(sources: Sequence[Source], config: Any, batch_size: int, position
     return size
 
 
-def write_groups(path: str, groups: Sequence[Sequence[tuple[str, str]]], files: Files) -> None:
-    """Writes groups of (shard, key), all of one size, as hashes of names: uint64 [groups, size] in a .npy file."""
-    names = [(os.path.basename(shard), key) for group in groups for shard, key in group]
+def write_groups(
+    path: str, groups: Sequence[Sequence[tuple[str, str]]], files: Files, shards: Iterable[str] = ()
+) -> None:
+    """Writes groups of (shard, key), all of one size, as hashes of names: uint64 [groups, size] in a .npy file.
+
+    The arguments are those of `sample_lists.write_names`.
+    """
+    labels = shard_labels({*shards, *(shard for group in groups for shard, _ in group)}, NAMED)
+    names = [(labels[shard], key) for group in groups for shard, key in group]
     buffer = io.BytesIO()
     np.save(buffer, name_hashes(names).reshape(len(groups), -1), allow_pickle=False)
     files.write_atomic(path, buffer.getvalue())
@@ -215,11 +223,3 @@ def _read(path: str, where: str, files: Files) -> np.ndarray:
     if len(np.unique(names)) < names.size:
         raise DataError(f"{where}: a sample is in several groups, and an epoch holds each once")
     return names
-
-
-def _members(own: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Returns the numbers of the members of those groups that are whole, int64 [groups, size]."""
-    order = np.argsort(own, kind="stable")
-    place = np.minimum(np.searchsorted(own[order], names), len(own) - 1)
-    found = order[place]
-    return found[(own[found] == names).all(axis=1)]

@@ -51,10 +51,11 @@ class KeyHash(Measure):
 class CaptionHash(Measure):
     """Two samples are alike if their captions are, whatever their case."""
 
-    dtype, signature = np.uint64, "caption"
+    dtype = np.uint64
 
     def __init__(self, captions: Captions):
         self._captions = captions
+        self.signature = "caption lines" if captions.lines else "caption"
 
     def of(self, key: str, record: Record, image: bytes | memoryview) -> int:
         """See `Measure`."""

@@ -14,6 +14,7 @@ from data_pipelines.hooks import Hooks
 from data_pipelines.host import aligned_empty
 from data_pipelines.images import augment
 from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.names import sample_name
 from data_pipelines.samples import Sample
 from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer
@@ -91,6 +92,7 @@ class RowFiller:
     Attributes:
         images: makes the arrays of the images.
         texts: as given.
+        labels: of all shards of the stream, see `names.shard_labels`.
 
     Raises:
         DataError: the configuration asks for something that does not exist.
@@ -108,6 +110,7 @@ class RowFiller:
         example = (image.size,) * 2 if packing is None else packing.pixels(2, 3, packing.length)
         self._hooks = Hooks(image.transform, transform, example)
         self._tokenizer, self.texts = tokenizer, texts
+        self.labels: dict[str, str] = {}
 
     def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[Replaced]:
         """Writes rows [first, first + len(rows)) of a batch.
@@ -130,7 +133,7 @@ class RowFiller:
             name = f"{sample.key} of {sample.shard}"
             texts += [self._hooks.text(text, row.word ^ i, name) for i, text in enumerate(drawn)]
             identity = captions.identity(sample.record)
-            identities.append(sample_name(sample) if identity is None else identity)
+            identities.append(sample_name(sample.shard, sample.key, self.labels) if identity is None else identity)
             if "label" in batch:
                 batch["label"][place] = captions.labels.ids(sample.record.fields)
         here = slice(first, first + len(rows))
@@ -172,11 +175,6 @@ def _turns(place: int, size: int) -> Iterator[int]:
     # Half a window away: a neighbour is likely to be in the same batch, where it would be a duplicate.
     others = ((place + size // 2 + i) % size for i in range(min(size, _SUBSTITUTES)))
     yield from (other for other in others if other != place)
-
-
-def sample_name(sample: Sample) -> str:
-    """Returns the identity of a sample without a group key; many data sets number the keys of every shard anew."""
-    return f"{sample.shard.rpartition('/')[2]}/{sample.key}"
 
 
 def hash64(texts: Iterable[str]) -> np.ndarray:

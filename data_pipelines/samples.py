@@ -9,6 +9,7 @@ from data_pipelines.text.captions import Captions, Record
 
 _MAX_TEXT_BYTES = 4 * 2**20  # of a .txt or .json member; more is an attack or a mistake
 _MODALITIES = (("image", "text"), ("text",))
+ORIGIN = "source_path"  # field of the json members that `data build` writes
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 
 
@@ -21,6 +22,7 @@ class Sample(NamedTuple):
         image: encoded image; empty where samples are texts alone.
         record: the text side, checked.
         fault: why the image could not be fetched, where it comes from far away; "" if it could.
+        origin: path or url of the image as a list names it; "" where shard and key say where it lies.
     """
 
     shard: str
@@ -28,6 +30,13 @@ class Sample(NamedTuple):
     image: bytes | memoryview
     record: Record
     fault: str = ""
+    origin: str = ""
+
+    @property
+    def path(self) -> str:
+        """Where the sample once came from, as `data build` noted it, or its origin; "" where neither is known."""
+        noted = self.record.fields.get(ORIGIN)
+        return noted if isinstance(noted, str) else self.origin
 
 
 def has_images(modalities: Sequence[str]) -> bool:

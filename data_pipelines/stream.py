@@ -30,6 +30,7 @@ from data_pipelines.images import augment
 from data_pipelines.io.storage import Files
 from data_pipelines.marks import marks, used
 from data_pipelines.mixture import MIXTURE_VERSION, curriculum
+from data_pipelines.names import shard_labels
 from data_pipelines.order import Order, epoch_size
 from data_pipelines.rows import OtherText, Row, RowFiller, empty_batch
 from data_pipelines.samples import has_images
@@ -123,6 +124,7 @@ class Stream:
         lanes = config.lanes
         self._config, self._sources, self._filler, self._accounts = config, sources, filler, accounts
         self._files, self._batch_size, self._seed = files, batch_size, seed
+        filler.labels = shard_labels(shard for source in sources for shard in source.shard_names())
         size = group_size(sources, config, batch_size, position)
         split = lambda source: buckets.split(source, config.text.buckets, config.text.length, lanes)
         parts = [split(source) for source in sources]

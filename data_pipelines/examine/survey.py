@@ -13,6 +13,7 @@ from data_pipelines.examine.distributions import Distribution, Repeats
 from data_pipelines.examine.sampling import Part, choose, read_part
 from data_pipelines.images.decode import Options, image_header
 from data_pipelines.measures import LIKENESS, likeness
+from data_pipelines.names import label_at, parts_of
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source
@@ -178,7 +179,7 @@ def _measure(part: Part, sources: Sequence[Source], tables: Sequence[Blocks], ru
         _measure_images(samples, rules, found)
     kinds = {kind: likeness(kind, captions, rules.options) for kind in LIKENESS if kind != "key" or source.keyed}
     for sample in samples:
-        name = f"{sample.key} of {sample.shard.rpartition('/')[2]}"
+        name = f"{sample.key} of {label_at(parts_of(sample.shard), 2)}"
         for kind, measure in kinds.items():
             if sample.image or kind != "image":
                 shown = captions.every(sample.record)[0] if kind == "caption" else name

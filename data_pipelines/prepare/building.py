@@ -25,15 +25,16 @@ from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.index import ShardIndex, examine, signature
 from data_pipelines.io.storage import Files, is_remote, join
+from data_pipelines.names import sample_name, shard_labels
 from data_pipelines.prepare.writer import ImageRule, ShardWriter, is_draft, sample_members
 from data_pipelines.progress import progress
-from data_pipelines.samples import Sample
+from data_pipelines.samples import ORIGIN, Sample
 from data_pipelines.sidecar import Sidecars
 from data_pipelines.sources import Source
 from data_pipelines.text.captions import Captions
 from data_pipelines.workers import interrupts_to, process_pool, spawning
 
-_VERSION = 2  # of the manifest and the notes
+_VERSION = 3  # of the manifest and the notes
 _BLOCK_BYTES = 8 * 2**20  # what a worker holds at a time, about
 _NOTES = ".build"
 _PATTERNS = "*?[]{}"
@@ -180,7 +181,7 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
         if skipped[reason] <= _LISTED:
             listed.append(Fault(sample.shard, sample.key, reason))
 
-    place, path = 0, join(job.out, job.name(shard))
+    place, path, labels = 0, join(job.out, job.name(shard)), shard_labels(job.source.shard_names(), 2)
     with ShardWriter(path, job.files) as writer:
         for block in range(int(job.firsts[shard]), int(job.firsts[shard + 1])):
             for sample in job.source.read(job.blocks, block):
@@ -189,9 +190,11 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
                 try:
                     if sample.fault:
                         raise BadSample(sample.fault)
-                    text = job.source.captions.every(sample.record)[0]
+                    captions = job.source.captions.every(sample.record)
+                    text = "\n".join(captions) if job.source.captions.lines else captions[0]
                     image = sample.image if job.captions.images else None
-                    members = sample_members(image, text, sample.record.fields, job.images)
+                    origin = sample.path or sample_name(sample.shard, sample.key, labels)
+                    members = sample_members(image, text, sample.record.fields | {ORIGIN: origin}, job.images)
                     # The place counts bad samples too, so that a key names the same row whatever fails.
                     writer.add(f"{shard:06d}{place:06d}", members)
                 except BadSample as bad:

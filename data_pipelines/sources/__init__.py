@@ -146,12 +146,14 @@ def _plan(
         raise DataError(f"{where}.type is {kind!r}, not one of {', '.join(SOURCES)}{did_you_mean(str(kind), SOURCES)}")
     cls = SOURCES[kind]
     spec = read_spec(cls.Spec, entry, where)
-    text = config.text if spec.templates is None else _Replaced(config.text, templates=spec.templates)
+    templates = config.text.templates if spec.templates is None else spec.templates
+    lines = config.text.lines and not templates if spec.lines is None else spec.lines
+    text = _Replaced(config.text, templates=templates, lines=lines)
     group_key = config.group_key if spec.group_key is None else spec.group_key
     members = Members(spec.image.lower(), spec.caption.lower()) if isinstance(spec, TarSpec) else Members()
     captions = Captions(
         text, group_key, keep=spec.filter, always_json=every_field, labels=open_labels(config.label),
-        images=has_images(config.modalities), members=members, optional=uncaptioned,
+        images=has_images(config.modalities), members=members, optional=uncaptioned, where=where,
     )  # fmt: skip
     if spec.unique and spec.unique not in LIKENESS:
         close = did_you_mean(spec.unique, LIKENESS)

@@ -20,7 +20,7 @@ from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.text.captions import Captions
 
-_MEASURED_BYTES = 8 * 2**20  # read at a time to measure samples
+_MEASURED_BYTES = 8 * 2**20  # read at a time to measure or name samples
 _NAMED, _NAMED_BLOCKS = 10_000, 1000  # samples left out that are named, and blocks looked into for it
 _NAMED_AT_ONCE = 16
 
@@ -34,6 +34,7 @@ class SourceSpec:
         weight: its share of the stream, in any unit; 0 leaves it out. A curriculum is ((start, weight), ...): from
             that many samples of the stream on (in a recipe any duration, such as "20%"), the first from 0.
         templates: as `data.text.templates`, for this source; None takes those.
+        lines: as `data.text.lines`, for this source; None takes that.
         group_key: as `data.group_key`, for this source; None takes that.
         filter: keeps only samples whose json satisfies it, such as "similarity > 0.28 and width >= 200".
         unique: of the samples of this source with the same "key" (tars), "caption" or "image" (a perceptual hash) only
@@ -51,6 +52,7 @@ class SourceSpec:
     type: str = "tar"
     weight: float | tuple = 1.0
     templates: tuple | None = None
+    lines: bool | None = None
     group_key: str | None = None
     filter: str = ""
     unique: str = ""
@@ -151,7 +153,7 @@ def faults_of(source: Source, left_out: np.ndarray, reason: str) -> Iterator[Fau
         left_out: bool [samples of the source].
         reason: why.
     """
-    blocks = source.blocks(1)
+    blocks = source.blocks(_MEASURED_BYTES)
     ends = np.cumsum(blocks.count)
     starts = ends - blocks.count
     named, wanted = 0, [i for i in range(len(blocks)) if left_out[starts[i] : ends[i]].any()]

@@ -82,7 +82,7 @@ class FilesSource(Source):
         else:
             images = [(b"", "")] * len(rows)
         return [
-            Sample(printable(listing.path), listing.name(row), image, record, fault)
+            Sample(printable(listing.path), listing.name(row), image, record, fault, _origin(listing, row))
             for (row, record), (image, fault) in zip(rows, images)
         ]
 
@@ -206,6 +206,11 @@ class FilesSource(Source):
         elif "no image" in self.skipped:
             hint = f". Relative paths start from {self.spec.root or self._lists[0].folder or '.'}: see `root`"
         raise DataError(f"no usable image in {where} ({reasons}){hint}")
+
+
+def _origin(listing: Listing, row: Row) -> str:
+    """Returns where a list says that an image lies; "" in a folder, whose keys are paths, and for embedded images."""
+    return printable(row.image) if listing.version and isinstance(row.image, str) else ""
 
 
 def _lists(urls: str | tuple, files: Files) -> list[str]:

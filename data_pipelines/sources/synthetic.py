@@ -67,16 +67,20 @@ class SyntheticSource(Source):
             number = shard * _SHARD + row
             record = self.captions.from_fields(_fields(seed, number), _caption(seed, number))
             image = synthetic_jpeg(seed, number % _DISTINCT, self.spec.scale) if self.captions.images else b""
-            samples.append(Sample(_shard_name(shard), f"{number:09d}", image, record))
+            samples.append(Sample(self._shard_name(shard), f"{number:09d}", image, record))
         return samples
 
     def shard_names(self) -> list[str]:
         """See `Source`."""
-        return [_shard_name(shard) for shard in range(self.shards)]
+        return [self._shard_name(shard) for shard in range(self.shards)]
 
     def identity(self) -> tuple[int, int, float]:
         """See `Source`."""
         return self.spec.samples, self.spec.seed, self.spec.scale
+
+    def _shard_name(self, shard: int) -> str:
+        """Returns the name of a shard, in a folder that tells these images from others."""
+        return f"seed-{self.spec.seed}-scale-{self.spec.scale:g}/synthetic-{shard:06d}"
 
     def _size(self) -> int:
         """Returns the bytes of an image, about, or of a text."""
@@ -102,10 +106,6 @@ def _fields(seed: int, number: int) -> dict[str, str | int]:
     return dict(
         number=number, label=_THINGS[turn % len(_THINGS)], colour=_COLOURS[turn // len(_THINGS) % len(_COLOURS)]
     )
-
-
-def _shard_name(shard: int) -> str:
-    return f"synthetic-{shard:06d}"
 
 
 def _caption(seed: int, number: int) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import string
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -10,10 +11,12 @@ from data_pipelines.errors import BadSample, DataError, did_you_mean
 from data_pipelines.labels import MEMBER, Labels
 from data_pipelines.text import expressions
 from data_pipelines.text.fields import lookup
-from data_pipelines.text.preparation import Preparation
+from data_pipelines.text.preparation import LONGEST, Preparation
 
 _MASK = 2**64 - 1
 _DRAWS = 4  # for each of several captions, before one comes twice
+
+_log = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
@@ -67,6 +70,7 @@ class Captions:
         images: samples have an image, too; others are left out.
         members: of tars.
         optional: samples without a caption are usable, too; theirs is "" (`every` then has none, or "").
+        where: path of the source in the config, for messages.
 
     Raises:
         DataError: the condition is malformed, a template is not a `(weight, pattern)` pair or its pattern is malformed.
@@ -74,10 +78,12 @@ class Captions:
 
     def __init__(self, text: Any, group_key: str = "", *, keep: str = "", always_json: bool = False,
                  labels: Labels | None = None, images: bool = True, members: Members = _USUAL,
-                 optional: bool = False):  # fmt: skip
+                 optional: bool = False, where: str = "data.text"):  # fmt: skip
         self._templates = tuple(t for t in map(_template, text.templates) if t.weight > 0)
         if text.templates and not self._templates:
             raise DataError("every template of data.text.templates has weight 0")
+        if text.lines and self._templates:
+            raise DataError("lines (data.text.lines) takes the lines of a text for captions, and templates use no text")
         if text.max_list < 1:
             raise DataError(f"data.text.max_list is {text.max_list}; a list gives at least 1 entry")
         self._max_list, self._prepare = text.max_list, Preparation.of(text)
@@ -90,7 +96,9 @@ class Captions:
         self.fields = sorted({name for t in self._templates for name in t.fields} | own | {*kept_by})
         self._needs_json = bool(self._templates or group_key or keep or labels)
         self._class_member = labels is not None and labels.field == MEMBER
-        self._optional = optional
+        self._optional, self._where = optional, where
+        self.lines = bool(text.lines) and self.from_text
+        self._hinted = self.lines  # once is enough
         self._json_optional = optional or (self._class_member and self.fields == [MEMBER])
         # Everything that decides whether a sample can be used; an index made for another rule is another index.
         cleaned = text.clean != "none" and self.from_text  # which may leave nothing of a text
@@ -102,7 +110,7 @@ class Captions:
         patterns = [t.pattern for t in self._templates]
         self.signature = json.dumps([patterns, group_key, *rules])
         clean = dict(none=False, basic=True).get(text.clean, text.clean)  # as indexes of before have it
-        self.rendering = json.dumps([patterns, self._max_list, text.lower, clean])
+        self.rendering = json.dumps([patterns, self._max_list, text.lower, clean, *["lines"] * self.lines])
 
     def read(self, get: Callable[[str], bytes | None]) -> Record:
         """Returns the text side of a sample.
@@ -129,7 +137,7 @@ class Captions:
             content = get(self.members.caption)
             if content is None and not self._optional:
                 raise BadSample("no caption")
-            text = self._prepare(_decode(content or b"", "bad text"))
+            text = self._text(_decode(content or b"", "bad text"))
         return Record(text, fields)
 
     def from_fields(self, fields: dict[str, Any], text: str | None) -> Record:
@@ -144,7 +152,7 @@ class Captions:
         """
         if text is None and not self._templates and not self._optional:
             raise BadSample("no caption")
-        text = "" if self._templates else self._prepare(text or "")
+        text = "" if self._templates else self._text(text or "")
         return Record(text, fields if self._needs_json or self._always_json else {})
 
     def check(self, record: Record) -> None:
@@ -161,7 +169,8 @@ class Captions:
     def choose(self, record: Record, word: int) -> str:
         """Returns the caption that a random 64-bit `word` chooses among those of a checked record."""
         if not self._templates:
-            return record.text
+            lines = self._lines(record)
+            return lines[word % len(lines)] if len(lines) > 1 else record.text
         templates = self._usable(record)
         share = (word >> 11) * 2.0**-53 * sum(t.weight for t in templates)
         for template in templates:
@@ -188,11 +197,12 @@ class Captions:
     def every(self, record: Record) -> list[str]:
         """Returns the captions of a checked record without chance.
 
-        One a template, with lists cut to `max_list` entries. Where `max_list` is 1 each entry is a caption of its own:
-        so a list field holds the several captions of an image.
+        Of a text the whole, or with `data.text.lines` each of its lines; else one a template, with lists cut to
+        `max_list` entries. Where `max_list` is 1 each entry is a caption of its own: so a list field holds the several
+        captions of an image.
         """
         if not self._templates:
-            return [record.text]
+            return self._lines(record)
         captions = []
         for template in self._usable(record):
             lists = (_entries(lookup(record.fields, name)) for name in template.fields)
@@ -205,7 +215,7 @@ class Captions:
     def longest(self, record: Record) -> list[str]:
         """Returns captions of a checked record of which the longest is as long as any that `choose` gives."""
         if not self._templates:
-            return [record.text]
+            return self._lines(record)
         pick = lambda entries, _: sorted(entries, key=len, reverse=True)[: self._max_list]
         return [self._render(template, record, pick) for template in self._usable(record)]
 
@@ -235,6 +245,23 @@ class Captions:
                     f"{use} uses the field {name!r}, which is missing or empty in every record of {where}"
                     f"{did_you_mean(name, available)} (fields there: {', '.join(sorted(available)) or 'none'})"
                 )
+
+    def _text(self, text: str) -> str:
+        """Returns the cleaned text of a sample; with `lines`, its lines that are not empty are still lines."""
+        lines = text[:LONGEST].splitlines() if self.lines or not self._hinted else []
+        if self.lines:
+            return "\n".join(filter(None, map(self._prepare, lines)))
+        if sum(map(bool, map(str.strip, lines))) > 1:
+            self._hinted = True
+            _log.warning(
+                f"{self._where}: a text has several lines, which become one caption; `lines` (data.text.lines) takes "
+                "each line for a caption of its own, as in CLIP_benchmark's retrieval sets"
+            )
+        return self._prepare(text)
+
+    def _lines(self, record: Record) -> list[str]:
+        """Returns the captions of a text."""
+        return record.text.split("\n") if self.lines else [record.text]
 
     def _usable(self, record: Record) -> list[Template]:
         return [t for t in self._templates if all(_entries(lookup(record.fields, name)) for name in t.fields)]

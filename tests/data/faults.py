@@ -94,10 +94,9 @@ def image_faults() -> Iterator[SampleFault]:
     for content in _bombs():
         yield SampleFault("decompression bomb", {"png": content}, "image too large")
     yield SampleFault("decompression bomb", {"png": one_bit_png(60_000, 1000, b"")}, "corrupt png")
-    for text in (zlib.compress(bytes(2**26), 9), b"\0" * 9):
-        yield SampleFault(
-            "decompression bomb", {"png": one_bit_png(3, 3, b"", (b"zTXt", b"k\0\0" + text))}, "corrupt png"
-        )
+    texts = {zlib.compress(bytes(2**26), 9): "png metadata too large", b"\0" * 9: "corrupt png"}
+    for text, reason in texts.items():
+        yield SampleFault("decompression bomb", {"png": one_bit_png(3, 3, b"", (b"zTXt", b"k\0\0" + text))}, reason)
 
 
 _NO_IMAGES = (

@@ -105,7 +105,8 @@ def test_every_row_is_in_a_shard_or_in_the_account(files, listed, tmp_path):
     }
     found = read_back(files, out)
     assert set(found) == {f"Thing {i}" for i in range(70) if i not in (6, 9, 30, 31)}
-    assert found["Thing 50"][1:] == (encode(50, "jpg"), dict(file_name="50.jpg", caption="Thing 50", width="50"))
+    fields = dict(file_name="50.jpg", caption="Thing 50", width="50", source_path="50.jpg")
+    assert found["Thing 50"][1:] == (encode(50, "jpg"), fields)
 
 
 def test_workers_interruptions_and_buckets_change_nothing(files, listed, tmp_path):

@@ -8,9 +8,9 @@ from tiny_shards import encode, sample, write_tar
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
-from data_pipelines.rows import sample_name
+from data_pipelines.names import sample_name, shard_labels
 from data_pipelines.sources import open_source
-from data_pipelines.sources.sample_lists import names_of, read_names, write_names
+from data_pipelines.sources.sample_lists import located, name_hashes, write_names
 from data_pipelines.stream import open_stream
 from data_pipelines.workers import in_processes
 
@@ -55,12 +55,16 @@ def test_lists_choose_the_samples_they_name(config, sources, tmp_path, kind, ext
 
 def test_a_name_is_the_same_in_text_hash_and_source(config, sources, tmp_path):
     with Files() as files:
-        names = [sample_name(s) for s in read(open_source("main", sources["tar"], config, files))]
-        (tmp_path / "names.txt").write_text("\n".join([*names, "", *names]) + "\n")
-        assert len(set(names)) == 80
-        listed = read_names(str(tmp_path / "names.txt"), files)
-        chosen = open_source("main", sources["tar"] | dict(keep=str(tmp_path / "names.txt")), config, files)
-        np.testing.assert_array_equal(np.sort(names_of(chosen)), listed)
+        source = open_source("main", sources["tar"], config, files)
+        for least in (1, 2, 3, 99):
+            labels = shard_labels(source.shard_names(), least)
+            names = [sample_name(s.shard, s.key, labels) for s in read(source)]
+            (tmp_path / "names.txt").write_text("\n".join([*names, "", *names]) + "\n")
+            assert len(set(names)) == 80
+            chosen = open_source("main", sources["tar"] | dict(keep=str(tmp_path / "names.txt")), config, files)
+            assert chosen.samples == 80
+            hashes = name_hashes([(labels[s.shard], s.key) for s in read(source)])
+            np.testing.assert_array_equal(located(chosen, hashes, "list"), np.arange(80))
 
 
 def test_lists_come_before_unique(config, sources, tmp_path):
@@ -98,7 +102,7 @@ def test_what_is_wrong_with_a_list_is_said(config, sources, tmp_path):
             open_source("main", sources["tar"] | {how: str(tmp_path / name)}, config, files)
 
     refused(r"line 2 of .*bad\.txt is '003'; expected SHARD/KEY", "keep", b"s-0.tar/a/001\n003\n")
-    refused(r"none of the 1 names .* 80 samples .* such as s-0\.tar/a/000", "keep", b"a-0.tar/a/001")
+    refused(r"none of the 1 names .* 80 samples .* such as [^/]+/s-0\.tar/a/000", "keep", b"a-0.tar/a/001")
     refused(r"no list of samples", "drop", b"no array", "bad.npy")
     np.save(tmp_path / "floats.npy", np.ones(3))
     refused(r"holds float64 \(3,\)", "drop", (tmp_path / "floats.npy").read_bytes(), "floats.npy")

@@ -20,6 +20,7 @@ from data_pipelines.measures import difference_hash
 from data_pipelines.sources import open_source
 from data_pipelines.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.__main__ import main
 
 
 def captions_of(config, batches) -> list[str]:
@@ -256,3 +257,13 @@ def test_buckets_and_several_sources(config, shards):
     config.batches = "by_source"
     with open_stream(config, batch_size=16, seed=0) as stream:
         assert {batch["text"].shape for batch in (next(stream) for _ in range(12))} <= {(16, 5), (16, 16)}
+
+
+def test_statistics_count_transparent_images(tmp_path, capsys):
+    images = [transparent(0), encode(1), encode(2, "jpg"), transparent(3)]
+    write_tar(tmp_path / "t.tar", {f"{i}": dict(image=data, txt=b"text") for i, data in enumerate(images)})
+    command = ["data", "stats", str(tmp_path / "t.tar"), "--image", "image", "--workers", "1"]
+    assert main([*command, "--out", str(tmp_path / "out"), "--config.data.image.background=drop"]) == 0
+    assert "2 images (50.00%) are transparent and lose their alpha channel" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "stats.json").read_text())["together"]["images_transparent"] == 2
+    assert "transparent" in (tmp_path / "out" / "stats.html").read_text()

@@ -1,6 +1,7 @@
 """Which samples fit, repeat or leak: by all pairs, and as lists that sources understand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.search.conftest import GOOD, caption, embed, picture
 from tests.search.test_top_k import split, unit
 from xmodal.__main__ import main
 from xmodal.configs.base import get_config
+from xmodal.reporting.pairs_page import SHOWN, Pair, Side, render_pairs, spread
 from xmodal.search import matches as matching
 from xmodal.search.index import Index
 from xmodal.search.matches import groups, matches
@@ -124,6 +126,13 @@ def test_duplicates_leave_the_first(copies, tmp_path, capsys):
     assert kept(dict(urls=str(shards)), drop=str(tmp_path / "drop.txt")) == ["000", "001", "003", "004", "007"]
     lines = [json.loads(line) for line in (tmp_path / "groups.jsonl").read_text().splitlines()]
     assert [[member["key"] for member in group] for group in lines] == [["000", "002", "006"], ["001", "005"]]
+    data("duplicates", index, "--above", 0.999, "--html", tmp_path / "pairs.html")
+    page = (tmp_path / "pairs.html").read_text()
+    pairs = re.findall(r'title="([^"]*copies.tar/[0-9]+)"', page)
+    names = [f"{tmp_path.name}/copies.tar/{key}" for key in ("000", "002", "000", "006", "001", "005")]
+    assert sorted(zip(pairs[::2], pairs[1::2])) == sorted(zip(names[::2], names[1::2]))
+    assert page.count("data:image/jpeg;base64,") == 6 and page.count('class="query"') == 3 and "http://" not in page
+    assert "3 pairs in" in page and "1.0000" in page and caption(0) in page
     data("duplicates", index, "--above", 0.999, "--among", "captions")
     assert "0 of 8 samples" in capsys.readouterr().out
 
@@ -139,11 +148,28 @@ def test_overlap_finds_test_pictures_in_training_data(copies, made_index, model_
     pairs = {pair["test"]["key"]: pair["train"]["key"] for pair in found["pairs"]}
     assert pairs == {"000": "000", "001": "001", "002": "003", "003": "004", "004": "007"}  # the first of equal ones
     lines = (tmp_path / "drop.txt").read_text().splitlines()
-    assert lines == [f"copies.tar/{place:03d}" for place in range(8)]
+    assert lines == [f"{tmp_path.name}/copies.tar/{place:03d}" for place in range(8)], "the folder names the data set"
     manifest = json.loads((copies[1] / "manifest.json").read_text())
     manifest["model"]["fingerprint"] = "0" * 32
     (copies[1] / "manifest.json").write_text(json.dumps(manifest))
     assert "made by different models" in refused(capsys, "overlap", made_index, "--with", copies[1])
+
+
+def test_overlap_has_a_page_of_pairs(copies, made_index, tmp_path):
+    data("overlap", copies[1], "--with", made_index, "--above", 0.999, "--html", tmp_path / "pairs.html")
+    page = (tmp_path / "pairs.html").read_text()
+    assert page.count('class="query"') == 5 and page.count("<b>training</b>") == page.count("<b>test</b>") == 5
+
+
+def test_a_page_of_very_many_pairs_shows_all_kinds():
+    assert spread(3) == [0, 1, 2] and spread(SHOWN) == list(range(SHOWN))
+    places = spread(10_000)
+    assert len(places) == SHOWN == len(set(places)) and places[0] == 0 and places[-1] == 9999
+    nothing = render_pairs("<title>", ("a", "b"), "<b>", 0, [])
+    assert "There are none" in nothing and "&lt;b&gt;" in nothing
+    side = Side("<img src=x>", "<script>", None)
+    page = render_pairs("pairs", ("a", "b"), "found", 9, [Pair(1.0002, side, side)])
+    assert "<script>" not in page.split("<main>")[1].split("</main>")[0] and "1.0000" in page and "1 of 9 pairs" in page
 
 
 def test_bench_search_compares_engines(tmp_path, capsys):

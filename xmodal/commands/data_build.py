@@ -6,10 +6,11 @@ python -m xmodal data build 'train-*.parquet' --out shards                     #
 python -m xmodal data build 'corpus/*.jsonl' --out shards --texts               # texts alone, without images
 python -m xmodal data build coco_captions --type tfds --template "{captions.text}" --out shards
 
-Every row's other columns go to its .json member. A build that was interrupted goes on when the same command is given
-again; the shards are the same bytes for any number of workers. `manifest.json` in the output says which rows of the
-input went into which shard, and `skipped.jsonl` which rows were left out, and why. The index of the shards comes with
-them, for runs that use the captions of the .txt members.
+Every row's other columns go to its .json member, and where its image came from to the field `source_path` there. A
+build that was interrupted goes on when the same command is given again; the shards are the same bytes for any number
+of workers. `manifest.json` in the output says which rows of the input went into which shard, and `skipped.jsonl` which
+rows were left out, and why. The index of the shards comes with them, for runs that use the captions of the .txt
+members.
 """
 
 import argparse

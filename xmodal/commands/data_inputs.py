@@ -16,6 +16,7 @@ _OF_SOURCE = (
     "caption",
     "root",
     "columns",
+    "lines",
     "split",
     "data_dir",
     "filter",
@@ -39,6 +40,8 @@ def add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     source.add_argument("--texts", action="store_true", help="texts alone: images are neither asked for nor read")
     source.add_argument("--caption", help="column, feature, json field or txt member of the caption", **text)
     source.add_argument("--template", metavar="TEXT", help="caption made of fields, such as 'a photo of a {label}'")
+    lines = dict(action="store_true", default=None)
+    source.add_argument("--lines", help="each line of a text is a caption of its own", **lines)
     source.add_argument("--columns", metavar="A,B,...", help="columns of CSV and TSV files without a header")
     source.add_argument("--root", metavar="DIR", help="folder that relative image paths start from")
     source.add_argument("--filter", metavar="CONDITION", help="keep only samples such as 'width >= 200'")

@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"no {args.size} of the {len(index):,} samples of {args.index} make a group")
     names = [(record["shard"], record["key"]) for record in index.records()]
     with Files() as files:
-        write_groups(args.out, [[names[row] for row in group] for group in groups.tolist()], files)
+        members = [[names[row] for row in group] for group in groups.tolist()]
+        write_groups(args.out, members, files, {shard for shard, _ in names})
     chance = np.random.default_rng(args.seed).permutation(len(index))[: groups.size].reshape(groups.shape)
     print(
         f"{len(groups):,} groups of {args.size} {args.among} are in {args.out}; {len(index) - groups.size:,} samples "

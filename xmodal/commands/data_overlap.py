@@ -2,7 +2,7 @@
 
 python -m xmodal embed --config configs/clip.py --model hf:dinov2 --what images --out index
 python -m xmodal embed test.csv --model hf:dinov2 --what images --out test_index
-python -m xmodal data overlap index --with test_index --above 0.95 --out drop.npy --json overlap.json
+python -m xmodal data overlap index --with test_index --above 0.95 --out drop.npy --json overlap.json --html pairs.html
 
 Both must be made by the same model. The list names the training samples that are close to any test sample.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal.commands.data_duplicates import add_match_arguments
+from xmodal.commands.data_duplicates import add_match_arguments, write_pairs
 from xmodal.commands.search import AMONG
 from xmodal.config import ConfigError
 
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.out:
         write_chosen(train, close, args.out)
+    if args.html:
+        write_pairs(args, (train, test), nearest[found], found, ("training", "test"))
     if args.json:
         figures = dict(train=len(train), test=len(test), test_found=len(found), train_close=int(close.sum()))
         write_json(args.json, figures | dict(above=args.above, among=args.among, pairs=pairs))

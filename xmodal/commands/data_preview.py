@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     config = load_data(args)
     named = config.data.text.tokenizer
     tokenizer = Tokenizer.load(named) if named else None
-    with open_sources(config) as sources:
+    with open_sources(config, every_field=True) as sources:
         chosen = _choose(config, sources, args.samples)
         shown = _show(config, chosen, tokenizer, args.views)
     notes = [] if named else ["No tokenizer is named, so tokens are not shown: --tokenizer FILE."]
@@ -92,7 +92,7 @@ def _look(source: Any, sample: Any, config: Any) -> Any:
 
     options = Options.of(config.data.image)
     facts = dict(source=source.name, shard=sample.shard, key=sample.key, bytes=len(sample.image))
-    facts["group"] = source.captions.identity(sample.record) or ""
+    facts |= dict(group=source.captions.identity(sample.record) or "", path=sample.path)
     try:
         if sample.fault:
             raise BadSample(sample.fault)

@@ -65,7 +65,7 @@ def _embed(args: argparse.Namespace) -> None:
     kinds = ("image", "text")
     what = _WHAT[args.what] if args.what else tuple(kind for kind in kinds if kind in known.model.inputs)
     options = Options(what, args.dtype, args.thumbnails, args.part_samples)
-    with open_sources(config, uncaptioned="text" not in what) as sources:
+    with open_sources(config, every_field=True, uncaptioned="text" not in what) as sources:
         job = plan(pathlib.Path(args.out), sources, options, title_of(args))
         began = time.perf_counter()
         print(f"{sum(source.samples for source in sources):,} samples in {len(job.spans):,} parts", flush=True)

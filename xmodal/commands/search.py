@@ -10,7 +10,6 @@ the normalised sum of their embeddings, (1 - weight) times the text and weight t
 
 import argparse
 import json
-import os
 import pathlib
 import time
 
@@ -39,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Searches, and prints the results."""
     from data_pipelines.errors import DataError
+    from data_pipelines.names import label_at, parts_of
     from xmodal.distributed.runtime import set_compile_cache
     from xmodal.reporting.summary import print_table
     from xmodal.search.query import Query, Searcher
@@ -58,7 +58,13 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(dict(query=asked, results=[hit.as_json() for hit in hits]), ensure_ascii=False, indent=2))
         return
     rows = [
-        [place, f"{hit.score:.4f}", hit.record["caption"], hit.record["key"], os.path.basename(hit.record["shard"])]
+        [
+            place,
+            f"{hit.score:.4f}",
+            hit.record["caption"],
+            hit.record.get("file", hit.record["key"]),
+            label_at(parts_of(hit.record["shard"]), 2),
+        ]
         for place, hit in enumerate(hits, 1)
     ]
     print_table(f"{args.index}: {len(searcher.index):,} samples", ["", "cosine", "caption", "key", "shard"], rows)

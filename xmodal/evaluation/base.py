@@ -43,15 +43,18 @@ class EvalContext:
         where: str = "evaluation",
         label: Mapping[str, Any] | None = None,
         images: bool = True,
+        lines: bool | None = None,
     ) -> EvalSet:
         """Opens held-out samples whose captions come from `templates` (() is their text); see `EvalSet`.
 
-        With a `label`, as `data.label`, only those that have a class of it are used; without `images` none are read,
-        and a sample needs none.
+        With `lines` each line of a text is a caption, without they are one; None takes what the run trains with. With a
+        `label`, as `data.label`, only those that have a class of it are used; without `images` none are read, and a
+        sample needs none.
         """
         config = self.data.copy_and_resolve_references()
         with config.unlocked():
             config.text.templates = tuple((1.0, template) for template in templates)
+            config.text.lines = (config.text.lines and not templates) if lines is None else lines
             config.label.update(dict(field="") if label is None else label)
             config.modalities = config.modalities if images else ("text",)
             config.group_key = ""  # says what the training data call equal; other data need not have the field
@@ -117,6 +120,7 @@ class Evaluator(abc.ABC):
       urls: held-out tar shards; or else:
       source: held-out data of any kind, as an entry of `data.sources`.
       captions: templates over the json fields or columns; () is the .txt member or the caption column.
+      lines: each line of that text is a caption; None takes `data.text.lines` of the run.
       every: how often during training; the end of the run always evaluates.
       batch_size: samples embedded at once, over all devices.
       limit: samples to use; 0 uses all.
@@ -125,6 +129,7 @@ class Evaluator(abc.ABC):
     urls: str | tuple[str, ...] = ()
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     captions: tuple[str, ...] = ()
+    lines: bool | None = None
     every: str | int = "25%"
     batch_size: int = 256
     limit: int = 0
@@ -160,7 +165,7 @@ class Evaluator(abc.ABC):
         """
         where = f"evals.{name}.{where or 'source'}" if data or self.source else f"evals.{name}"
         captions = self.captions or ((f"{{{instead}}}",) if instead else ())
-        return context.open(data or self.source or self.urls, captions, self.limit, where, label, images)
+        return context.open(data or self.source or self.urls, captions, self.limit, where, label, images, self.lines)
 
     @property
     def needs(self) -> frozenset[str]:

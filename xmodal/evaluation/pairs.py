@@ -97,7 +97,7 @@ class Pairs(Evaluator):
         sets = [
             self.open(name, context, data=self.source | dict(image=column), where="source") for column in self.images
         ]
-        places = [{(record.path, record.key): i for i, record in enumerate(dataset.records)} for dataset in sets]
+        places = [{(record.shard, record.key): i for i, record in enumerate(dataset.records)} for dataset in sets]
         both = [own for own in places[0] if own in places[1]]  # an example counts if both its images can be used
         if not both:
             raise DataError(f"no example of {sets[0].where} has both images")

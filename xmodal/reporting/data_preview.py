@@ -48,6 +48,7 @@ class Shown:
       kind: format of the image.
       original: as it is; None where it cannot be decoded.
       group: content of the group key; "" where none is configured.
+      path: where the sample came from before it was in its shard; "" where that is not known.
       views: several visits.
       fault: why it cannot be used.
     """
@@ -59,6 +60,7 @@ class Shown:
     kind: str = ""
     original: Image.Image | None = None
     group: str = ""
+    path: str = ""
     views: Sequence[View] = ()
     fault: str = ""
 
@@ -106,7 +108,13 @@ def _original(sample: Shown) -> Markup:
         small.thumbnail((_ORIGINAL, _ORIGINAL), Image.Resampling.LANCZOS)
         kind = "picture pixelated" if max(small.size) < _SMALL else "picture"
         picture = el("img", src=_uri(small, lossless=max(small.size) <= _LOSSLESS), alt="", class_=kind)
-    facts = {"key": sample.key, "shard": sample.shard.rpartition("/")[2], "image": size, "group": sample.group}
+    facts = {
+        "key": sample.key,
+        "shard": sample.shard.rpartition("/")[2],
+        "image": size,
+        "group": sample.group,
+        "file": sample.path,
+    }
     rows = [[el("dt", name), el("dd", value, title=sample.shard if name == "shard" else None)]
             for name, value in facts.items() if value]  # fmt: skip
     return el("div", picture, el("dl", rows), class_="original")

@@ -1,5 +1,7 @@
 """Chooses samples of an index: which pairs fit together, which samples are near those of another index."""
 
+import itertools
+
 import numpy as np
 
 from data_pipelines.io.storage import Files
@@ -52,6 +54,6 @@ def overlap(train: Index, test: Index, kind: str, least: float) -> tuple[np.ndar
 
 def write_chosen(index: Index, which: np.ndarray, out: str) -> None:
     """Writes the names of the samples of an index for which `which` is true, for `keep` or `drop` of a source."""
-    names = ((r["shard"], r["key"]) for r, wanted in zip(index.records(), which.tolist()) if wanted)
+    names = [(record["shard"], record["key"]) for record in index.records()]
     with Files() as files:
-        write_names(out, names, files)
+        write_names(out, itertools.compress(names, which.tolist()), files, {shard for shard, _ in names})

@@ -83,7 +83,7 @@ class Index:
         return Vectors([part.arrays[kind] for part in self.parts], self.dim, names)
 
     def record(self, row: int) -> dict[str, Any]:
-        """Returns `shard`, `key` and `caption` of a sample."""
+        """Returns `shard`, `key` and `caption` of a sample, and its `file` where a list or its shard names one."""
         return self._part(row, Part.record)
 
     def records(self) -> Iterator[dict[str, Any]]:

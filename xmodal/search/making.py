@@ -24,6 +24,7 @@ from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.host import cores
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.decode import full_image
+from data_pipelines.names import label_at, parts_of
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources import Source
@@ -209,6 +210,8 @@ class _Rules:
     def _look(self, sample: Sample, source: Source) -> _Seen:
         captions = source.captions.every(sample.record)
         record = dict(shard=sample.shard, key=sample.key, caption=captions[0] if captions else "")
+        if sample.path:  # without the folders above, which are nobody's business
+            record["file"] = label_at(parts_of(sample.path), 2)
         if not self.images:
             return _Seen(record)
         try:
