@@ -23,7 +23,7 @@ from data_pipelines.io.storage import Files, basename, is_remote, join, parent, 
 if TYPE_CHECKING:
     from data_pipelines.index import ShardIndex
 
-_VERSION = 4  # of the format for tars; files of another one are not looked at
+_VERSION = 5  # of the format for tars; files of another one are not looked at
 _SAVE_SECONDS = 30.0  # between saves of a long scan, so that an interruption costs little
 _SAVE_SHARE = 0.05  # of the time of a scan that saves may take
 _CACHE = Path("~/.cache/xmodal/index")

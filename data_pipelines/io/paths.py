@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipelines.errors import DataError
-from data_pipelines.io.gzipped import is_gzipped, unpacked
+from data_pipelines.io.packed import is_packed, unpacked
 from data_pipelines.io.storage import Files
 from data_pipelines.io.urls import has_wildcard, is_remote, printable, protocol, without_secrets
 
@@ -53,7 +53,7 @@ def expand(urls: str | Iterable[str], files: Files) -> list[str]:
             named = without_secrets(str(patterns))
             raise DataError(f"shard {shard} is named twice by {named}; its samples would count twice")
         seen.add(shard)
-    return [str(unpacked(shard, files)) if is_gzipped(shard) else shard for shard in shards]
+    return [str(unpacked(shard, files)) if is_packed(shard) else shard for shard in shards]
 
 
 def expand_braces(pattern: str) -> list[str]:
