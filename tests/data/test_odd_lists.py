@@ -10,6 +10,7 @@ from tiny_shards import encode
 
 from configs.base import get_config
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.evalset import EvalSet
 from data_pipelines.io.storage import Files
 from data_pipelines.labels import Labels
 from data_pipelines.sources import open_source
@@ -157,3 +158,16 @@ def test_a_build_of_nothing_fails(folder, capsys):
     with pytest.raises(SystemExit) as end:
         main(["data", "build", str(folder / "a.csv"), "--out", str(folder / "out"), "--workers", "1"])
     assert end.value.code == 1 and "nothing was built" in capsys.readouterr().err
+
+
+def test_words_for_no_value_are_named_in_the_statistics(folder, capsys):
+    (folder / "a.jsonl").write_text("".join(json.dumps(dict(text=text)) + "\n" for text in ("None", "nan", "cat")))
+    main(["data", "stats", str(folder / "a.jsonl"), "--texts", "--template", "{text}", "--workers", "1"])
+    assert "2 captions are words for no value" in capsys.readouterr().out
+
+
+def test_evaluation_sets_refuse_what_only_training_uses(folder):
+    (folder / "a.jsonl").write_text('{"image": "a.jpg", "caption": "cat"}\n')
+    entry = dict(type="files", urls=str(folder / "a.jsonl"), weight=2.0, temperature=2.0)
+    with pytest.raises(DataError, match=r"evals\.x sets weight, temperature, which only training uses"):
+        EvalSet(entry, get_config().data, where="evals.x")

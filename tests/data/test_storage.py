@@ -485,3 +485,9 @@ def test_pauses_grow_and_are_the_same_in_each_run():
     assert all(2 ** (n - 1) / 2 <= pause < 2 ** (n - 1) for n, pause in enumerate(pauses[:6], 1))
     assert max(pauses) <= 60
     assert len({retry.pause(1.0, 1, name) for name in "abcdefgh"}) == 8
+
+
+def test_an_answer_that_never_ends_is_not_read(server, files):
+    server.files["a.tar"], server.faults["a.tar"] = CONTENT, ("endless", 99)
+    with pytest.raises(DataError, match=r"a\.tar was asked for 90 bytes and the server sent more"):
+        files.read(f"{server.address}/a.tar", 10, 100)

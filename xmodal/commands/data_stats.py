@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{cut:.2%} of the captions are longer than data.text.length={data.text.length} tokens and are cut")
     else:
         print("tokens were not counted: name a tokenizer with --tokenizer FILE")
+    if nulls := stats.whole.nulls:
+        print(f"{nulls:,} captions are words for no value, such as 'nan' or 'None'; of lists `nulls` leaves them out")
     if args.out:
         write_json(args.out / "stats.json", stats.as_json())
         print(write_text(args.out / "stats.html", data_stats.render(stats)))
