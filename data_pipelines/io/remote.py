@@ -338,6 +338,7 @@ async def _body(reply: Any, url: str, size: int) -> bytes:
     async for piece in reply.content.iter_any():
         content += piece
         if len(content) > size:
+            reply.close()  # the rest would be waited for
             raise DataError(f"{printable(url)} was asked for {size:,} bytes and the server sent more")
     return bytes(content)
 
