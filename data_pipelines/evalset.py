@@ -39,6 +39,9 @@ class _Place(NamedTuple):
     sample: int
 
 
+_OF_STREAMS = ("weight", "groups", "loss_weight", "temperature")  # keys of entries that say how batches are made
+
+
 class EvalRecord(NamedTuple):
     """What is known of a sample beside its image.
 
@@ -87,6 +90,10 @@ class EvalSet:
             DataError: data are missing, a configured field does not exist, or no sample can be used.
         """
         entry = data if isinstance(data, Mapping) else dict(urls=data if isinstance(data, str) else tuple(data))
+        if unused := [name for name in _OF_STREAMS if name in entry]:
+            raise DataError(
+                f"{where} sets {', '.join(unused)}, which only training uses; a held-out set takes every sample once"
+            )
         images, self._threads = ImageArrays(config.image), config.threads or cores()
         self._images = images if has_images(config.modalities) else None
         files, self._options = Files(**config.remote), images.options

@@ -21,6 +21,7 @@ from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.host import cores
 from data_pipelines.io import paths
+from data_pipelines.io.packed import compression
 from data_pipelines.io.storage import Files, Stat, is_remote, printable
 from data_pipelines.io.tar import Group, Read, TarDamage, TarEnd, groups, is_archive
 from data_pipelines.io.urls import without_secrets
@@ -39,6 +40,9 @@ _REMOTE_COST = 16  # a byte of a bucket is scanned so many times slower than one
 _IN_PASSING = 64 * 2**30  # bytes on disk that the start of a run scans without asking
 _PROCESSES_FROM = 8 * 2**30  # bytes on disk from which processes are worth their start
 _REMOTE_SCANS = 8  # shards of a bucket scanned at a time
+APART = "members apart"  # the reason of samples whose members do not lie side by side
+_LACKS = ("no image", "no caption", "no json")
+_LACKING = 100_000  # keys of a shard that are remembered because something is missing
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +85,14 @@ class ShardIndex:
         listed = self.skipped_keys.setdefault(reason, [])
         if len(listed) < _LISTED:
             listed.append(key)
+
+    def unskip(self, key: str, reason: str) -> None:
+        """Takes back a `skip`."""
+        self.skipped[reason] -= 1
+        if key in self.skipped_keys[reason]:
+            self.skipped_keys[reason].remove(key)
+        if not self.skipped[reason]:
+            del self.skipped[reason], self.skipped_keys[reason]
 
     def facts(self) -> dict:
         """Returns all but path and arrays, as json has it."""
@@ -220,7 +232,7 @@ def scan(stat: Stat, captions: Captions, files: Files, measures: Sequence[Measur
 def examine(entry: ShardIndex, read: Read, captions: Captions, measures: Sequence[Measure] = ()) -> None:
     """Fills the entry of a shard with what `read` finds in it; raises DataError as `scan`."""
     limit, name = min(entry.bytes // _CELLS, _CELL_BYTES), printable(entry.path)
-    ends, counts, numbers = [], [], []
+    ends, counts, numbers, apart = [], [], [], _Apart(entry)
     start = end = count = 0
     try:
         for group in groups(read, 0, entry.bytes, whole=True):
@@ -233,13 +245,14 @@ def examine(entry: ShardIndex, read: Read, captions: Captions, measures: Sequenc
                 numbers.append(_examine(entry, group, read, captions, measures))
                 count += 1
             except BadSample as bad:
-                entry.skip(group.key, bad.reason)
+                apart.skip(group.key, bad.reason)
     except TarDamage as damage:
         if damage.reason == "corrupt header" and not is_archive(read):
-            hint = " but compressed; unpack it to a plain .tar" if read(0, 2) == b"\x1f\x8b" else ""
-            raise DataError(f"{name} is not a tar archive{hint}") from None
+            raise DataError(f"{name} is not a tar archive{compression(read(0, 8))}") from None
         entry.skip(f"from byte {damage.offset}", damage.reason)
         lost = "more may have followed" if isinstance(damage, TarEnd) else "nothing after it can be read"
+        if damage.reason == "early end mark":
+            lost += ", as where tars were joined by `cat`; `tar --concatenate` joins them"
         _log.warning("%s: %s; %s", name, damage, lost)
     if end:
         ends.append(end)
@@ -247,6 +260,26 @@ def examine(entry: ShardIndex, read: Read, captions: Captions, measures: Sequenc
     entry.ends, entry.counts = np.array(ends, np.int64), np.array(counts, np.int32)
     columns = zip(*numbers) if numbers else [()] * len(measures)
     entry.columns = {m.signature: np.array(column, m.dtype) for m, column in zip(measures, columns)}
+
+
+class _Apart:
+    """Skips the samples of a shard, and tells those that lack a part from those whose parts do not lie together."""
+
+    def __init__(self, entry: ShardIndex):
+        self._entry = entry
+        self._lacking: dict[str, str] = {}
+
+    def skip(self, key: str, reason: str) -> None:
+        """Counts a sample; of one that comes in pieces only the first counts."""
+        entry, before = self._entry, self._lacking.get(key)
+        if reason not in _LACKS or before in (None, reason):
+            entry.skip(key, reason)
+            if reason in _LACKS and len(self._lacking) < _LACKING:
+                self._lacking.setdefault(key, reason)
+        elif before != APART:
+            self._lacking[key] = APART
+            entry.unskip(key, before)
+            entry.skip(key, APART)
 
 
 def _examine(
@@ -304,10 +337,31 @@ def _check(index: Index, urls: str | Iterable[str], captions: Captions, files: F
     where = without_secrets(str(urls))
     if captions.fields and (index.samples or available):
         captions.check_fields(filled, available, where)
+    for reason, hint in _HINTS.items():
+        if index.samples and reason in index.skipped:
+            _log.warning("%s: %s samples are left out (%s): %s", where, f"{index.skipped[reason]:,}", reason, hint)
     if not index.samples:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in index.skipped.items()) or "they hold no samples"
-        hint = _members_of(index.shards[0], files) if {"no image", "no caption"} & index.skipped.keys() else ""
-        raise DataError(f"no usable sample in the {len(index.shards)} shards of {where} ({reasons}){hint}")
+        raise DataError(
+            f"no usable sample in the {len(index.shards)} shards of {where} ({reasons}){_hint(index, files)}"
+        )
+
+
+_HINTS = {
+    APART: "the members of a sample must lie side by side: pack the files again, sorted (tar --sort=name -cf ...)",
+    "dot in the name": "a key ends at the first dot of a name: rename the members, or name the extensions with `image` "
+    "and `caption`",
+    "bad text": "texts are read as UTF-8: convert others, such as with `iconv -f LATIN1 -t UTF-8`",
+    "link": "links have no content: pack the files again with tar --dereference --hard-dereference",
+    "sparse member": "pack the files again without --sparse",
+}
+
+
+def _hint(index: Index, files: Files) -> str:
+    hints = [hint for reason, hint in _HINTS.items() if reason in index.skipped]
+    if hints:
+        return ". " + "; ".join(hints)
+    return _members_of(index.shards[0], files) if {"no image", "no caption"} & index.skipped.keys() else ""
 
 
 def _members_of(shard: ShardIndex, files: Files) -> str:
@@ -316,4 +370,6 @@ def _members_of(shard: ShardIndex, files: Files) -> str:
         group = next(groups(read, 0, shard.bytes), None)
     names = ", ".join(group.members) if group else "none"
     hint = f". The first sample has the members {names}; others than the usual are named with `image` and `caption`"
+    if group and "json" in group.members:
+        hint += ", captions of the json's fields with templates such as ((1.0, '{caption}'),)"
     return hint + ", and of texts alone, set data.modalities=('text',)"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.text.fields import lookup
 
+_NUMBER = re.compile(r"([0-9]{1,18})(?:\.0{1,18})?")
 MEMBER = "cls"  # webdataset's extension for the class as an integer
 
 
@@ -54,6 +56,8 @@ class Labels:
         """
         value = lookup(fields, self.field)
         values = value if isinstance(value, list) else [value]
+        # A column of whole numbers in which some are missing holds floats.
+        values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
         values = [str(v).strip() for v in values if isinstance(v, str | int) and not isinstance(v, bool)]
         found = list(dict.fromkeys(self._id(v) for v in values if v))
         if not found:
@@ -66,7 +70,8 @@ class Labels:
         if self._ids:
             number = self._ids.get(value, -1)
         else:
-            number = int(value) if value.isascii() and value.isdigit() else -1
+            found = _NUMBER.fullmatch(value)
+            number = int(found[1]) if found else -1
         if not 0 <= number < self.count:
             raise BadSample("unknown class")
         return number

@@ -55,10 +55,12 @@ def image_member(group: Group, needed: bool = True, extension: str = "") -> Memb
         extension: that the image has; "" takes any of the usual ones.
 
     Raises:
-        BadSample: there is none, it is empty, or an extension occurs twice.
+        BadSample: there is none, it is empty, a link or a sparse member, or an extension occurs twice.
     """
     if group.repeated:
         raise BadSample("repeated member")
+    if not extension and group.members and all("." in name for name in group.members):
+        raise BadSample("dot in the name")  # which ends its key: of 22.05.jpg the key is 22
     if not needed:
         return None
     wanted = (extension,) if extension else IMAGE_EXTENSIONS
@@ -67,7 +69,7 @@ def image_member(group: Group, needed: bool = True, extension: str = "") -> Memb
             if not member.size:
                 raise BadSample("empty image")
             return member
-    raise BadSample("no image")
+    raise BadSample(next((group.without[name] for name in wanted if name in group.without), "no image"))
 
 
 def read_record(group: Group, fetch: Callable[[Member], bytes], captions: Captions) -> Record:
@@ -76,6 +78,8 @@ def read_record(group: Group, fetch: Callable[[Member], bytes], captions: Captio
     def get(extension: str) -> bytes | None:
         member = group.members.get(extension)
         if member is None:
+            if extension in group.without:
+                raise BadSample(group.without[extension])
             return None
         if member.size > _MAX_TEXT_BYTES:
             raise BadSample(f"{extension} too large")

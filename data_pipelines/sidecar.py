@@ -10,8 +10,8 @@ import json
 import logging
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,8 @@ from data_pipelines.io.storage import Files, basename, is_remote, join, parent, 
 if TYPE_CHECKING:
     from data_pipelines.index import ShardIndex
 
-_VERSION = 4  # of the format for tars; files of another one are not looked at
+_VERSION = 5  # of the format for tars; files of another one are not looked at
+_CHECK = "check"  # the array that tells whether the others are those that were written
 _SAVE_SECONDS = 30.0  # between saves of a long scan, so that an interruption costs little
 _SAVE_SHARE = 0.05  # of the time of a scan that saves may take
 _CACHE = Path("~/.cache/xmodal/index")
@@ -51,18 +52,24 @@ class Kept:
         """Returns what `parse` makes of the arrays; None where there are none, or damaged ones."""
         for path in self._places:
             try:
-                with np.load(io.BytesIO(self._files.read_all(path)), allow_pickle=False) as arrays:
-                    return parse(arrays)
+                with np.load(io.BytesIO(self._files.read_all(path)), allow_pickle=False) as stored:
+                    arrays = {name: stored[name] for name in stored.files}
+                if arrays.pop(_CHECK).tobytes() != _check(arrays):
+                    raise ValueError("its content is not what was written")
+                return parse(arrays)
             except DataError:  # not there, or a web server that does not give it
                 continue
-            except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-                _log.warning("the index %s cannot be read (%s); it is made again", printable(path), error)
+            except CancelledError:
+                raise
+            except Exception as error:  # of damaged files numpy and zipfile raise whatever their headers lead to
+                what = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+                _log.warning("the index %s cannot be read (%s); it is made again", printable(path), what)
         return None
 
     def write(self, arrays: Mapping[str, np.ndarray]) -> bool:
         """Says whether it wrote the arrays. A reader never sees half a file, and of two writers one wins."""
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        np.savez(buffer, **arrays, **{_CHECK: np.frombuffer(_check(arrays), np.uint8)})
         for path in self._places:
             try:
                 self._files.write_atomic(path, buffer.getvalue())
@@ -71,6 +78,16 @@ class Kept:
                 _log.info("the index cannot be kept at %s: %s", printable(path), error)
         _log.warning("the index could not be kept anywhere; the next start looks at all the data again")
         return False
+
+
+def _check(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Returns what tells these arrays from others, such as damaged ones."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        digest.update(repr((name, array.dtype.str, array.shape)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
 
 
 def to_array(value: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from data_pipelines.errors import BadSample
 from data_pipelines.examine.distributions import Distribution, Repeats
 from data_pipelines.examine.sampling import Part, choose, read_part
 from data_pipelines.images.decode import Options, image_header
+from data_pipelines.io.listing import NULLS
 from data_pipelines.measures import LIKENESS, likeness
 from data_pipelines.names import label_at, parts_of
 from data_pipelines.progress import progress
@@ -24,6 +25,7 @@ from data_pipelines.workers import in_processes
 _BLOCK_BYTES = 8 * 2**20  # what a process holds at a time, about
 _FIELDS = 500  # names at most: where keys are data there is no end of them
 _EXAMPLES, _SHOWN = 3, 60  # of a field or caption, and characters of one
+_NULLS = frozenset(map(str.lower, NULLS))
 _NOTHING = ("", [], {}, None)
 
 
@@ -70,6 +72,7 @@ class Survey:
         characters: of each caption, all captions of a sample.
         tokens: of each caption, begin and end included, before it is cut.
         cut: captions that are longer than the model's text.
+        nulls: captions that are a word for no value, such as "nan".
         width: of each image in pixels, upright.
         height: of each image.
         shorter: shorter side of each image.
@@ -87,6 +90,7 @@ class Survey:
     characters: Distribution = field(default_factory=Distribution)
     tokens: Distribution = field(default_factory=Distribution)
     cut: int = 0
+    nulls: int = 0
     width: Distribution = field(default_factory=Distribution)
     height: Distribution = field(default_factory=Distribution)
     shorter: Distribution = field(default_factory=Distribution)
@@ -99,7 +103,7 @@ class Survey:
 
     def merge(self, other: "Survey") -> None:
         """Adds the figures of other samples."""
-        for name in ("samples", "cut", "small", "transparent"):
+        for name in ("samples", "cut", "small", "transparent", "nulls"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.bad.update(other.bad)
         self.kinds.update(other.kinds)
@@ -120,6 +124,7 @@ class Survey:
             formats=dict(self.kinds),
             **{name: getattr(self, name).summary() for name in names},
             captions_cut=self.cut,
+            captions_null=self.nulls,
             images_smaller=self.small,
             images_transparent=self.transparent,
             duplicates={
@@ -192,6 +197,7 @@ def _measure(part: Part, sources: Sequence[Source], tables: Sequence[Blocks], ru
 def _measure_texts(captions: list[list[str]], rules: Rules, found: Survey) -> None:
     texts = [text for some in captions for text in some]
     found.characters.add(map(len, texts))
+    found.nulls += sum(text.lower() in _NULLS for text in texts)
     if rules.tokenizer:
         lengths = [len(tokens) + rules.tokenizer.marks for tokens in rules.tokenizer.tokens(texts)]
         found.tokens.add(lengths)

@@ -10,12 +10,15 @@ Of the first two a row has `image`, the list `sentences`, and what else is known
 
 import functools
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.io.listing import Listing, Row
+from data_pipelines.io.listing import CAPTION_COLUMNS, IMAGE_COLUMNS, Listing, Row, check_columns
 from data_pipelines.io.storage import Files, parent, printable
+
+_log = logging.getLogger(__name__)
 
 
 class Annotations(Listing):
@@ -27,9 +30,11 @@ class Annotations(Listing):
         self.path, self.folder, self._files = path, parent(path), files
         stat = files.stat(path)
         self.bytes, self.version = stat.size, stat.version
-        self.columns = next((tuple(row) for row in self._rows if isinstance(row, dict)), ())
+        rows = (row for row in self._rows if isinstance(row, dict))
+        self.columns = tuple(dict.fromkeys(name for row in rows for name in row))
         if not self.columns:
             raise DataError(f"{printable(path)} holds no objects; expected one for each image")
+        check_columns(path, self.columns)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_rows"}
@@ -51,18 +56,42 @@ class Annotations(Listing):
     @functools.cached_property
     def _rows(self) -> list[Any]:
         try:
-            return _rows(json.loads(self._files.read(self.path, 0, self.bytes, self.version)))
+            return _rows(_document(bytes(self._files.read(self.path, 0, self.bytes, self.version))), self.path)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{printable(self.path)} is not JSON of a known layout ({error})") from None
 
 
-def _rows(document: Any) -> list[Any]:
+def _document(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        first, _, more = content.strip().partition(b"\n")
+        try:  # a json object a line, under the name of one document
+            return [json.loads(first), *map(json.loads, filter(bytes.strip, more.split(b"\n")))]
+        except ValueError:
+            raise error from None
+
+
+def _rows(document: Any, path: str) -> list[Any]:
     if isinstance(document, Mapping) and isinstance(document.get("images"), list):
         images = document["images"]
-        return _coco(images, document["annotations"]) if "annotations" in document else list(map(_karpathy, images))
+        if "annotations" in document:
+            return _coco(images, document["annotations"], path)
+        return list(map(_karpathy, images))
+    if not isinstance(document, Mapping | list):
+        raise DataError(f"{printable(path)} is a JSON document without rows; expected an object for each image")
+    if isinstance(document, Mapping) and _by_columns(document):
+        return [{name: column[row] for name, column in document.items()} for row in next(iter(document.values()))]
     return list(document.values()) if isinstance(document, Mapping) else list(document)
+
+
+def _by_columns(document: Mapping[str, Any]) -> bool:
+    """Whether a table is written column by column, as pandas does: {"image": {"0": "a.jpg"}, "caption": {"0": ...}}."""
+    columns = list(document.values())
+    known = {*IMAGE_COLUMNS, *CAPTION_COLUMNS}.intersection(map(str.lower, document))
+    return bool(known) and all(isinstance(c, Mapping) and c.keys() == columns[0].keys() for c in columns)
 
 
 def _karpathy(image: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,8 +101,22 @@ def _karpathy(image: Mapping[str, Any]) -> dict[str, Any]:
     return about | dict(image=f"{folder}/{name}" if folder else name, sentences=sentences)
 
 
-def _coco(images: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _coco(
+    images: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]], path: str
+) -> list[dict[str, Any]]:
     sentences: dict[Any, list[str]] = {image["id"]: [] for image in images}
+    if annotations and not any("caption" in annotation for annotation in annotations):
+        raise DataError(
+            f"the annotations of {printable(path)} have no `caption` ({', '.join(annotations[0])}): these are boxes or "
+            "the like; COCO's captions are in captions_*.json"
+        )
+    strangers = 0
     for annotation in annotations:
-        sentences[annotation["image_id"]].append(annotation["caption"])
+        of_image = sentences.get(annotation["image_id"])
+        if of_image is None:  # the images are a subset of those that were annotated
+            strangers += 1
+        else:
+            of_image.append(annotation["caption"])
+    if strangers:
+        _log.info("%s: %d annotations are of images that it does not list", printable(path), strangers)
     return [dict(image) | dict(image=image["file_name"], sentences=sentences[image["id"]]) for image in images]

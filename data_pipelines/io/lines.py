@@ -1,7 +1,43 @@
 """The lines of a text file, of which a parser may give some back."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from data_pipelines.errors import DataError
+
+LONGEST = 64 * 2**20  # bytes of a line
+_PIECE = 2**16
+
+
+def lines_of(file: BinaryIO, end: bytes, name: str) -> Iterator[bytes]:
+    """Yields the lines of a file with their ends.
+
+    Args:
+        file: read from where it is.
+        end: of a line, one byte.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: a line is longer than `LONGEST`.
+    """
+    pieces = iter(lambda: file.readline(LONGEST + 1), b"") if end == b"\n" else _divided(file, end)
+    for line in pieces:
+        if len(line) > LONGEST:
+            raise DataError(f"{name} has a line of more than {LONGEST // 2**20} MiB; expected one line for each row")
+        yield line
+
+
+def _divided(file: BinaryIO, end: bytes) -> Iterator[bytes]:
+    rest = b""
+    while piece := file.read(_PIECE):
+        *whole, last = (rest + piece).split(end)
+        yield from (line + end for line in whole)
+        rest = last
+        if len(rest) > LONGEST:
+            break
+    if rest:
+        yield rest
 
 
 class Lines:
@@ -28,6 +64,11 @@ class Lines:
     def __len__(self) -> int:
         """Lines of the row."""
         return len(self._taken)
+
+    @property
+    def text(self) -> str:
+        """The lines of the row."""
+        return b"".join(line for line, _ in self._taken).decode(errors="replace")
 
     def begin(self) -> None:
         """Begins a row."""

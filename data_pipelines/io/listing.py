@@ -7,22 +7,31 @@ less than a byte a row for tables, and the names of the files for folders.
 import abc
 import csv
 import io
+import itertools
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from data_pipelines.errors import DataError, did_you_mean
-from data_pipelines.io.lines import Lines
+from data_pipelines.io.lines import Lines, lines_of
 from data_pipelines.io.storage import Files, parent, printable
 from data_pipelines.samples import IMAGE_EXTENSIONS
 
-IMAGE_COLUMNS = ("image", "file_name", "filepath", "filename", "image_path", "path", "file", "url", "image_url")
-CAPTION_COLUMNS = ("caption", "text", "title")
+IMAGE_COLUMNS = ("image", "file_name", "filepath", "filename", "image_path", "path", "file", "url", "image_url", "jpg")
+CAPTION_COLUMNS = ("caption", "text", "title", "txt")
+NULLS = ("nan", "NaN", "None", "null", "NULL", "<NA>")
+"""Words that programs write for a value that is not there."""
+NULL = "null word"  # the reason of rows whose caption is one
+MOST_COLUMNS = 10_000
+_HEAD = 1000  # rows of a list of objects whose keys are its columns
+_NAMED = 20  # columns that a message names
 _MARK = 64  # rows between two noted positions of a text file
+_SNIFFED = 2**16  # bytes at the start of a text file that tell its encoding and line ends
 _LARGEST_TEXT = 4 * 2**20  # bytes of a text or json file beside an image
 
 
@@ -36,6 +45,7 @@ class Row(NamedTuple):
         text: its caption column, or None.
         fields: its columns without embedded images.
         problem: why it cannot be used; "" if it can.
+        textless: why it has no text although there is something in its caption column; "" otherwise.
     """
 
     number: int
@@ -44,6 +54,7 @@ class Row(NamedTuple):
     text: str | None = None
     fields: dict[str, Any] = {}  # noqa: RUF012 - never written to
     problem: str = ""
+    textless: str = ""
 
 
 class Listing(abc.ABC):
@@ -57,6 +68,7 @@ class Listing(abc.ABC):
         version: changes whenever the list does; "" where nothing tells.
         share: of the list that the scan has been through, 0 to 1.
         marks: what the scan noted of where the rows are, int64 [marks].
+        nulls: captions, and cells of CSV and TSV files, that stand for no value.
     """
 
     path: str
@@ -66,6 +78,7 @@ class Listing(abc.ABC):
     version: str = ""
     share: float = 0.0
     marks: np.ndarray = np.zeros(0, np.int64)
+    nulls: tuple[str, ...] = ()
     _image: str = ""
     _caption: str = ""
     _remark: str = ""  # what else may be wrong where a column is missing
@@ -86,7 +99,7 @@ class Listing(abc.ABC):
         if not self._image and images:
             raise DataError(
                 f"{printable(self.path)} has no column {', '.join(IMAGE_COLUMNS)}; say with `image` which of its "
-                f"columns holds the images: {', '.join(self.columns)}{self._remark}"
+                f"columns holds the images: {_named(self.columns)}{self._remark}"
             )
         self._caption = self._column("caption", caption, CAPTION_COLUMNS)
 
@@ -116,7 +129,7 @@ class Listing(abc.ABC):
         if name not in self.columns:
             raise DataError(
                 f"{printable(self.path)} has no column {name!r}, which `{option}` names"
-                f"{did_you_mean(name, self.columns)} (columns: {', '.join(self.columns)}){self._remark}"
+                f"{did_you_mean(name, self.columns)} (columns: {_named(self.columns)}){self._remark}"
             )
         return name
 
@@ -127,8 +140,44 @@ class Listing(abc.ABC):
                 f"{self._caption!r} of row {number + 1} of {printable(self.path)} is a {type(text).__name__} and not a "
                 f"text; for several captions of an image use templates=((1, '{{{self._caption}}}'),) with max_list=1"
             )
-        text = text if text is None or isinstance(text, str) else str(text) if text == text else None  # NaN
-        return Row(number, image if isinstance(image, str) else None, -1, text, fields)
+        textless = ""
+        if isinstance(text, bytes):
+            text, textless = _decoded(text)
+            fields = fields | {self._caption: text}
+        elif isinstance(text, bool) or text != text:  # NaN
+            text = None
+        text = text if text is None or isinstance(text, str) else str(text)
+        if text is not None and text.strip() in self.nulls:
+            text, textless = None, NULL
+        return Row(number, image if isinstance(image, str) else None, -1, text, fields, textless=textless)
+
+
+def _decoded(text: bytes) -> tuple[str | None, str]:
+    """Returns a text that a list holds as bytes, and the reason why it is none."""
+    try:
+        return text.decode(), ""
+    except UnicodeDecodeError:
+        return None, "bad text"
+
+
+def _named(columns: Sequence[str]) -> str:
+    """Returns the names of the first columns, for a message."""
+    more = f" and {len(columns) - _NAMED:,} more" if len(columns) > _NAMED else ""
+    return ", ".join(name if len(name) <= 100 else f"{name[:100]}..." for name in columns[:_NAMED]) + more
+
+
+def check_columns(path: str, columns: Sequence[str]) -> None:
+    """Raises DataError where a list has more columns than lists have, or one of them twice."""
+    if len(columns) > MOST_COLUMNS:
+        raise DataError(
+            f"{printable(path)} has {len(columns):,} columns ({_named(columns[:3])} ...), and at most "
+            f"{MOST_COLUMNS:,} are read; is it a table with a row for each image?"
+        )
+    if repeated := sorted(name for name, count in Counter(columns).items() if count > 1):
+        raise DataError(
+            f"{printable(path)} has the column {_named(repeated)} twice, and which of them is meant is not clear; "
+            "rename or remove one"
+        )
 
 
 def open_list(path: str, files: Files, columns: Sequence[str] = ()) -> Listing:
@@ -169,18 +218,27 @@ class _Text(Listing):
         stat = files.stat(path)
         self.bytes, self.version = stat.size, stat.version
         with files.open(path) as file:
-            bom = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+            head = file.read(_SNIFFED)
+            _check_text(path, head)
+            # A file with line ends of old Macs alone has no "\n" to divide it.
+            self._end = b"\r" if b"\r" in head and b"\n" not in head else b"\n"
+            bom = 3 if head.startswith(b"\xef\xbb\xbf") else 0
             file.seek(bom)
-            self.columns, self._first = self._head(Lines(file, bom), columns)
+            self.columns, self._first = self._head(self._lines(file, bom), columns)
         if not self.columns:
             raise DataError(f"{printable(path)} is empty; expected one row for each image")
+        check_columns(path, self.columns)
+
+    def _lines(self, file: BinaryIO, position: int = 0) -> Lines:
+        """Returns the lines of a file from where it is; none is longer than `lines.LONGEST`."""
+        return Lines(lines_of(file, self._end, printable(self.path)), position)
 
     def scan(self) -> Iterator[Row]:
         """See `Listing`."""
         marks = array("q")
         with self._files.open(self.path) as file:
             file.seek(self._first)
-            lines = Lines(file, self._first)
+            lines = self._lines(file, self._first)
             start = lines.position
             for row in self._parse(lines, 0):
                 if row.number % _MARK == 0:
@@ -195,7 +253,7 @@ class _Text(Listing):
         """See `Listing`."""
         first, last = start // _MARK, min(-(-end // _MARK), len(self.marks) - 1)
         content = self._files.read(self.path, int(self.marks[first]), int(self.marks[last]), self.version)
-        lines = Lines(io.BytesIO(content))
+        lines = self._lines(io.BytesIO(content))
         rows = list(self._parse(lines, first * _MARK))
         return rows[start - first * _MARK : end - first * _MARK]
 
@@ -208,23 +266,42 @@ class _Text(Listing):
         """Yields the rows of the lines, the first of which is number `number`."""
 
 
+def _check_text(path: str, head: bytes) -> None:
+    wide = head[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if wide or b"\0" in head:
+        what = "is UTF-16" if wide else "holds zero bytes, as UTF-16 and files that are no text do"
+        raise DataError(
+            f"{printable(path)} {what}, and lists are read as UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE"
+        )
+
+
 class Csv(_Text):
     """Comma, tab, semicolon or | separated values, with quotes around those that hold the separator or line ends."""
+
+    _spaced = False
 
     def _head(self, lines: Lines, columns: Sequence[str]) -> tuple[tuple[str, ...], int]:
         start, line = lines.position, next(lines, "")
         tabs = printable(self.path).lower().endswith(".tsv")
-        self._separator = "\t" if tabs else max(",\t;|", key=line.count)
         if columns:
+            self._separator = "\t" if tabs else max(_SEPARATORS, key=line.count)
             return tuple(columns), start
-        header = next(csv.reader([line], delimiter=self._separator), [])
+        headers = {separator: _header(line, separator) for separator in _SEPARATORS}
+
+        def fit(separator: str) -> tuple:
+            names = {name.strip().lower() for name in headers[separator]}
+            known = len(names.intersection((*IMAGE_COLUMNS, *CAPTION_COLUMNS)))
+            return known, tabs and separator == "\t", len(headers[separator])
+
+        self._separator = max(_SEPARATORS, key=fit)
         self._remark = "; if its first line is not a header, give the names of the columns with `columns`"
+        header = headers[self._separator]
         names = tuple(name.strip() for name in header)
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise DataError(
-                f"{printable(self.path)}: its first line repeats {', '.join(map(repr, repeated))}{self._remark}"
-            )
+        self._spaced = names != tuple(header)  # "image, caption": the spaces belong to no value
+        if tabs and len(names) == 1:
+            self._remark += "; a .tsv file has tabs between its columns, and its first line has none"
+        if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+            raise DataError(f"{printable(self.path)}: its first line repeats {_named(repeated)!r}{self._remark}")
         return names, lines.position
 
     def _parse(self, lines: Lines, number: int) -> Iterator[Row]:
@@ -239,14 +316,35 @@ class Csv(_Text):
                 values = None
             if values == []:  # an empty line
                 continue
+            problem = ""
             if values is None or len(values) > count or (len(lines) > 1 and len(values) < count):
+                problem = "bad row" if values is None or len(lines) > 1 else "too many values"
                 lines.keep(1)  # the others are rows of their own, and not lost with this one
-                values = None
+                values = self._escaped(lines.text)
             if lines.damaged or values is None:
-                yield Row(number, problem="bad text" if lines.damaged else "bad row")
+                yield Row(number, problem="bad text" if lines.damaged else problem)
             else:
-                yield self._row(number, dict(zip(self.columns, values)))
+                yield self._row(number, dict(zip(self.columns, map(self._cell, values))))
             number += 1
+
+    def _cell(self, value: str) -> str | None:
+        value = value.strip() if self._spaced else value
+        return value if value not in self.nulls else None
+
+    def _row(self, number: int, fields: dict[str, Any]) -> Row:
+        row = super()._row(number, fields)
+        return row._replace(textless=NULL) if self._caption and fields.get(self._caption, "") is None else row
+
+    def _escaped(self, line: str) -> list[str] | None:
+        """Returns the values of a line in which quotes are written as \\"; None where that makes no row of it."""
+        if '\\"' not in line:
+            return None
+        try:
+            parsed = csv.reader([line], delimiter=self._separator, escapechar="\\", doublequote=False, strict=True)
+            values = next(parsed, [])
+        except csv.Error:
+            return None
+        return values if len(values) == len(self.columns) else None
 
     def _plain(self, lines: Lines) -> list[str] | None:
         """Returns the values of a line of a tab separated file that has as many as there are columns.
@@ -263,6 +361,16 @@ class Csv(_Text):
         return None
 
 
+_SEPARATORS = ",\t;|"
+
+
+def _header(line: str, separator: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=separator), [])
+    except csv.Error:
+        return line.split(separator)
+
+
 def _unquoted(value: str) -> str:
     inner = value[1:-1]
     quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inner.replace('""', "")
@@ -275,8 +383,10 @@ class JsonLines(_Text):
     def _head(self, lines: Lines, columns: Sequence[str]) -> tuple[tuple[str, ...], int]:
         if columns:
             raise DataError(f"`columns` is for CSV and TSV files without a header, not for {printable(self.path)}")
-        start = lines.position
-        return next((tuple(row.fields) for row in self._parse(lines, 0) if not row.problem), ()), start
+        start, names = lines.position, {}
+        for row in itertools.islice(self._parse(lines, 0), _HEAD):  # no row need have all of them
+            names |= dict.fromkeys(row.fields)
+        return tuple(names), start
 
     def _parse(self, lines: Lines, number: int) -> Iterator[Row]:
         for line in lines:

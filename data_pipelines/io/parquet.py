@@ -3,15 +3,23 @@
 Read by row group: a footer and at most 256 MiB of groups are in memory. Needs pyarrow.
 """
 
+import contextlib
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.io.listing import Listing, Row
+from data_pipelines.io.listing import Listing, Row, check_columns
 from data_pipelines.io.storage import Files, parent, printable
+from data_pipelines.samples import IMAGE_EXTENSIONS
 
 _CACHE_BYTES = 256 * 2**20
+_LIMITS = dict(thrift_string_size_limit=64 * 2**20, thrift_container_size_limit=10**6)  # of damaged footers
+_MOST_ROWS = 10**10  # of a file; more is damage
+_PATH = 4096  # bytes of a path at most
+_IMAGE_ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
 _BATCH = 1024  # rows that a scan turns into Python objects at a time
 
 
@@ -22,18 +30,27 @@ class Parquet(Listing):
         self.path, self.folder, self._files = path, parent(path), files
         stat = files.stat(path)
         self.bytes, self.version = stat.size, stat.version
-        arrow, parquet = _pyarrow()
-        try:
-            with files.open(path) as file, parquet.ParquetFile(file) as table:
-                self._footer, self._schema = table.metadata, table.schema_arrow
-        except arrow.ArrowException as error:
-            raise DataError(f"{printable(path)} is not a parquet file that can be read: {error}") from None
+        _, parquet = _pyarrow()
+        with self._read_errors(), files.open(path) as file, parquet.ParquetFile(file, **_LIMITS) as table:
+            self._footer, self._schema = table.metadata, table.schema_arrow
+            groups = [self._footer.row_group(i).num_rows for i in range(self._footer.num_row_groups)]
         self.columns = tuple(self._schema.names)
-        groups = (self._footer.row_group(i).num_rows for i in range(self._footer.num_row_groups))
-        self._starts = [0]
-        for rows in groups:
-            self._starts.append(self._starts[-1] + rows)
+        check_columns(path, self.columns)
+        if min(groups, default=0) < 0 or sum(groups) > _MOST_ROWS:
+            raise DataError(f"{printable(path)} is damaged: its row groups claim {sum(groups):,} rows")
+        self._starts = [0, *itertools.accumulate(groups)]
         self._open()
+
+    @contextlib.contextmanager
+    def _read_errors(self) -> Iterator[None]:
+        """Turns what pyarrow raises of damaged files into one line; there is no end of kinds."""
+        try:
+            yield
+        except (DataError, CancelledError):
+            raise
+        except Exception as error:
+            cause = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+            raise DataError(f"{printable(self.path)} is not a parquet file that can be read: {cause}") from None
 
     def _open(self) -> None:
         self._groups: dict[int, Any] = {}  # the latest read last
@@ -53,18 +70,20 @@ class Parquet(Listing):
         kind = self._schema.field(self._image).type if images else arrow.null()
         self._holder = arrow.types.is_struct(kind)  # {bytes, path}
         self._embedded = self._holder or _is_binary(arrow, kind)
-        if self._holder and kind.get_field_index("bytes") < 0:
+        if images and not _can_be_image(arrow, kind):
             raise DataError(
-                f"the column {self._image!r} of {printable(self.path)} is a {kind}; expected paths, bytes, or "
-                f"{{bytes, path}}"
+                f"the column {self._image!r} of {printable(self.path)} is a {_short(kind)}; expected one image a row: "
+                f"paths, bytes, or {{bytes, path}}"
             )
+        if self._embedded and not self._holder and self._holds_paths():
+            self._embedded = False
         # A field `a.b` is the column "a.b" or lies in the column "a".
         names = None if fields is None else {*fields, *(name.partition(".")[0] for name in fields), self._caption}
         self._others = [
             name
             for name in self.columns
             if name != self._image
-            and not _is_binary(arrow, self._schema.field(name).type)
+            and (name == self._caption or not _is_binary(arrow, self._schema.field(name).type))
             and (names is None or name in names)
         ]
         self._read = [*self._others, *([self._image] if images else [])]
@@ -75,8 +94,7 @@ class Parquet(Listing):
 
     def scan(self) -> Iterator[Row]:
         """See `Listing`."""
-        _, parquet = _pyarrow()
-        with self._files.open(self.path) as file, parquet.ParquetFile(file, metadata=self._footer) as table:
+        with self._opened() as table:
             for group, first in enumerate(self._starts[:-1]):
                 certain = self._embedded and self._never_null(group)
                 size, number = self._mean_size(group), first
@@ -85,8 +103,8 @@ class Parquet(Listing):
                 if not columns:  # without a column there are no rows to count
                     yield from (Row(first + i, b"", size) for i in range(rows))
                     continue
-                for batch in table.iter_batches(_BATCH, [group], columns, use_threads=False):
-                    for fields in batch.to_pylist():
+                for batch in self._batches(table, group, columns):
+                    for fields in batch:
                         row = self._of(number, fields)
                         yield row._replace(image=b"", size=size) if certain else row
                         number += 1
@@ -99,11 +117,37 @@ class Parquet(Listing):
             from_, to = max(start, first), min(end, self._starts[group + 1])
             if from_ < to:
                 table = self._group(group).slice(from_ - first, to - from_)
-                rows.extend(self._of(number, fields) for number, fields in enumerate(table.to_pylist(), from_))
+                with self._read_errors():
+                    found = _rows(table, self._image)
+                rows.extend(self._of(number, fields) for number, fields in enumerate(found, from_))
         return rows
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        _, parquet = _pyarrow()
+        with self._files.open(self.path) as file, parquet.ParquetFile(file, metadata=self._footer, **_LIMITS) as table:
+            yield table
+
+    def _batches(self, table: Any, group: int, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """Yields the rows of a group, some at a time."""
+        with self._read_errors():
+            for batch in table.iter_batches(_BATCH, [group], columns, use_threads=False):
+                yield _rows(batch, self._image)
+
+    def _holds_paths(self) -> bool:
+        """Whether the first image is the bytes of a path and not of an image."""
+        with self._read_errors(), self._opened() as table:
+            for batch in table.iter_batches(1, columns=[self._image], use_threads=False):
+                for value in batch.column(0).to_pylist():
+                    if value is not None:
+                        return len(value) < _PATH and value.rpartition(b".")[2].lower() in _IMAGE_ENDINGS
+        return False
 
     def _of(self, number: int, fields: dict[str, Any]) -> Row:
         if not self._embedded:
+            path = fields.get(self._image)
+            if isinstance(path, bytes):
+                fields = fields | {self._image: path.decode("utf-8", "surrogateescape")}
             return self._row(number, fields)
         image = fields.pop(self._image, None)
         if self._holder and image is not None:
@@ -116,8 +160,7 @@ class Parquet(Listing):
             if table is not None:
                 self._groups[group] = table
                 return table
-        _, parquet = _pyarrow()
-        with self._files.open(self.path) as file, parquet.ParquetFile(file, metadata=self._footer) as opened:
+        with self._read_errors(), self._opened() as opened:
             table = opened.read_row_group(group, columns=self._read, use_threads=False)
         with self._lock:
             self._groups[group] = table
@@ -144,8 +187,55 @@ class Parquet(Listing):
         return max(1, chunk.total_uncompressed_size // max(rows, 1)) if chunk is not None else -1
 
 
+def _rows(table: Any, image: str) -> list[dict[str, Any]]:
+    """Returns the rows of a table or batch; bytes inside of other columns than the image's are no fields."""
+    arrow, _ = _pyarrow()
+    names, columns = table.schema.names, []
+    for i, name in enumerate(names):
+        kind = table.schema.field(i).type
+        values = _values(arrow, table.column(i), kind)
+        nested = name != image and "binary" in str(kind) and not _is_binary(arrow, kind)
+        columns.append(list(map(_without_bytes, values)) if nested else values)
+    return [dict(zip(names, row)) for row in zip(*columns)]
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_bytes(part) for name, part in value.items() if not isinstance(part, bytes)}
+    if isinstance(value, list):
+        return [_without_bytes(part) for part in value if not isinstance(part, bytes)]
+    return value
+
+
+def _values(arrow: Any, column: Any, kind: Any) -> list[Any]:
+    types = arrow.types
+    if types.is_timestamp(kind) and kind.unit == "ns":  # Python's times end at microseconds
+        column = column.cast(arrow.timestamp("us", kind.tz), safe=False)
+    elif types.is_time64(kind) and kind.unit == "ns":
+        column = column.cast(arrow.time64("us"), safe=False)
+    elif types.is_duration(kind) and kind.unit == "ns":
+        column = column.cast(arrow.duration("us"), safe=False)
+    return column.to_pylist()
+
+
+def _can_be_image(arrow: Any, kind: Any) -> bool:
+    types = arrow.types
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
+    return text or _is_binary(arrow, kind)
+
+
+def _short(kind: Any) -> str:
+    text = str(kind)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def _is_binary(arrow: Any, kind: Any) -> bool:
-    return arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind) or arrow.types.is_binary_view(kind)
+    types = arrow.types
+    plain = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return plain or types.is_fixed_size_binary(kind)
 
 
 def _pyarrow() -> tuple[Any, Any]:

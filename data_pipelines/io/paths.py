@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipelines.errors import DataError
-from data_pipelines.io.gzipped import is_gzipped, unpacked
+from data_pipelines.io.packed import is_packed, unpacked
 from data_pipelines.io.storage import Files
 from data_pipelines.io.urls import has_wildcard, is_remote, printable, protocol, without_secrets
 
@@ -54,14 +54,22 @@ def expand(urls: str | Iterable[str], files: Files) -> list[str]:
             named = without_secrets(str(patterns))
             raise DataError(f"shard {shard} is named twice by {named}; its samples would count twice")
         seen.add(shard)
-    return [str(unpacked(shard, files)) if is_gzipped(shard) else shard for shard in shards]
+    return [str(unpacked(shard, files)) if is_packed(shard) else shard for shard in shards]
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expands `{a,b}` and `{00..12}` (zero-padded as written), innermost first."""
-    match = _BRACES.search(pattern)
+    """Expands `{a,b}` and `{00..12}` (zero-padded as written), innermost first.
+
+    Files and folders on this disk whose names hold braces are taken by their names.
+    """
+    there, rest = _literal(pattern)
+    return [there + name for name in _expanded(rest, pattern)]
+
+
+def _expanded(rest: str, pattern: str) -> list[str]:
+    match = _BRACES.search(rest)
     if not match:
-        return [pattern]
+        return [rest]
     span = _RANGE.fullmatch(match[1])
     if span:
         first, last = int(span[1]), int(span[2])
@@ -72,7 +80,7 @@ def expand_braces(pattern: str) -> list[str]:
         choices = match[1].split(",")
     else:
         raise DataError(f"{match[0]} in {pattern!r} is neither a range {{0..9}} nor a list {{a,b}}")
-    parts = (expand_braces(pattern[: match.start()] + choice + pattern[match.end() :]) for choice in choices)
+    parts = (_expanded(rest[: match.start()] + choice + rest[match.end() :], pattern) for choice in choices)
     return list(dict.fromkeys(itertools.chain.from_iterable(parts)))
 
 
@@ -115,7 +123,24 @@ def _remote(name: str, files: Files) -> list[str]:
 def _match(path: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
-    return sorted(filter(os.path.isfile, glob.glob(path)))
+    there, rest = _literal(path)
+    return sorted(filter(os.path.isfile, glob.glob(glob.escape(there) + rest)))
+
+
+def _literal(path: str) -> tuple[str, str]:
+    """Returns the longest part of a path that is there as it is written, whatever marks its names hold, and the rest.
+
+    Of a relative path one of its two places is enough.
+    """
+    if is_remote(path) or not any(mark in path for mark in "{["):
+        return "", path
+    if any(map(os.path.exists, _candidates(path))):
+        return path, ""
+    cut = len(path)
+    while (cut := path.rfind("/", 0, cut)) > 0:
+        if any(map(os.path.isdir, _candidates(path[:cut]))):
+            return path[: cut + 1], path[cut + 1 :]
+    return "", path
 
 
 def _candidates(path: str) -> list[str]:

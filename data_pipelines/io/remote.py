@@ -207,7 +207,7 @@ class Engine:
                     raise DataError(f"{printable(url)} was asked for byte {start:,} on and the server sent other bytes")
             elif start or reply.content_length != end:  # the whole file is right where it was asked for
                 raise _ignores_ranges(url)
-            return await reply.read()
+            return await _body(reply, url, end - start)
 
     async def _ask(self, url: str) -> Stat:
         # Not HEAD: urls that are signed for reading refuse it.
@@ -330,6 +330,17 @@ def _version(info: Any) -> str:
             # Memory gives one time as a date for a file and in seconds in a listing.
             return str(value.timestamp() if isinstance(value, datetime.datetime) else value).strip('"')
     return ""
+
+
+async def _body(reply: Any, url: str, size: int) -> bytes:
+    """Returns what a server answers; raises DataError as soon as that is more than was asked for."""
+    content = bytearray()
+    async for piece in reply.content.iter_any():
+        content += piece
+        if len(content) > size:
+            reply.close()  # the rest would be waited for
+            raise DataError(f"{printable(url)} was asked for {size:,} bytes and the server sent more")
+    return bytes(content)
 
 
 def _ignores_ranges(url: str) -> DataError:

@@ -32,13 +32,17 @@ class TarEnd(TarDamage):
 
 
 class Member(NamedTuple):
-    """A regular file of an archive: where its headers start, where its data lie, where the next member starts."""
+    """A file of an archive: where its headers start, where its data lie, where the next member starts.
+
+    `without` says why its content is not there as one piece ("link", "sparse member"); "" of a regular file.
+    """
 
     name: str
     start: int
     offset: int
     size: int
     end: int
+    without: str = ""
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Group:
         start: first byte of the first header.
         end: first byte after the last member.
         members: extension in lower case -> member.
+        without: extension -> why this member has no content that can be read.
         repeated: an extension occurs twice, so that the content of the sample is not defined.
     """
 
@@ -57,11 +62,12 @@ class Group:
     start: int
     end: int
     members: dict[str, Member] = field(default_factory=dict)
+    without: dict[str, str] = field(default_factory=dict)
     repeated: bool = False
 
 
 def members(read: Read, start: int, end: int, whole: bool = False) -> Iterator[Member]:
-    """Yields the regular files of bytes [start, end) of an archive, up to its end mark.
+    """Yields the files of bytes [start, end) of an archive, links and sparse files among them, up to its end mark.
 
     Args:
         read: reads the archive.
@@ -73,7 +79,7 @@ def members(read: Read, start: int, end: int, whole: bool = False) -> Iterator[M
         TarDamage: "truncated tail" or "corrupt header", after all members before it were yielded.
         TarEnd: "no end mark" or "early end mark", where `whole` is asked for.
     """
-    position, first, name, size = start, start, None, None
+    position, first, name, size, without = start, start, None, None, ""
     while position < end:
         header = read(position, BLOCK)
         if header == _ZEROS:
@@ -88,14 +94,16 @@ def members(read: Read, start: int, end: int, whole: bool = False) -> Iterator[M
         _verify(header, first)
         kind = header[156:157]
         data, length = position + BLOCK, _number(header[124:136], first)
+        if kind == b"S":
+            data, without = _after_sparse_headers(read, header, data), "sparse member"
         if kind in b"\0" + b"07" and size is not None:
             length = size
         if kind in (b"1", b"2", b"3", b"4", b"5", b"6"):  # links, devices, folders: no data, whatever the size says
-            length = 0
+            length, without = 0, "link" if kind in (b"1", b"2") else ""
         after = data + -(-length // BLOCK) * BLOCK
         if data + length > end:
             mine = _name(header) if name is None else name
-            raise TarDamage("truncated tail", first, mine if kind in b"\0" + b"07" else "")
+            raise TarDamage("truncated tail", first, mine if kind in b"\0" + b"07S" else "")
         if kind in (b"L", b"x"):
             if length > _LONG_HEADER:
                 raise TarDamage("corrupt header", first)
@@ -103,13 +111,14 @@ def members(read: Read, start: int, end: int, whole: bool = False) -> Iterator[M
             if kind == b"L":
                 name = _text(content)
             else:
-                name, size = _pax(content, first, name, size)
+                name, size, sparse = _pax(content, first, name, size)
+                without = "sparse member" if sparse else ""
         elif kind in (b"K", b"g"):  # long link targets and archive-wide remarks say nothing about this member
             pass
         else:
-            if kind in (b"\0", b"0", b"7"):
-                yield Member(_name(header) if name is None else name, first, data, length, min(after, end))
-            first, name, size = after, None, None
+            if kind in (b"\0", b"0", b"7") or without:
+                yield Member(_name(header) if name is None else name, first, data, length, min(after, end), without)
+            first, name, size, without = after, None, None, ""
         position = after
     if whole:
         raise TarEnd("no end mark", end)
@@ -118,8 +127,8 @@ def members(read: Read, start: int, end: int, whole: bool = False) -> Iterator[M
 def groups(read: Read, start: int, end: int, whole: bool = False) -> Iterator[Group]:
     """Yields the samples of bytes [start, end): runs of members with the same key.
 
-    The key is the path up to the first dot of its last part. Members without an extension, hidden files and
-    webdataset's `__meta__` members belong to no sample.
+    The key is the path up to the first dot of its last part. Members without an extension, hidden files, webdataset's
+    `__meta__` members and what macOS keeps in `__MACOSX` belong to no sample.
 
     Arguments as for `members`.
 
@@ -137,8 +146,11 @@ def groups(read: Read, start: int, end: int, whole: bool = False) -> Iterator[Gr
                 if group is not None:
                     yield group
                 group = Group(key, member.start, member.end)
-            group.repeated |= extension in group.members
-            group.members[extension] = member
+            group.repeated |= extension in group.members or extension in group.without
+            if member.without:
+                group.without[extension] = member.without
+            else:
+                group.members[extension] = member
             group.end = member.end
     except TarEnd:
         if group is not None:
@@ -159,7 +171,7 @@ def _split(name: str) -> tuple[str, str]:
     """Returns key and extension of a member; an empty key for one that belongs to no sample."""
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
-    if not (stem and dot) or name.startswith("__"):
+    if not (stem and dot) or (stem.startswith("__") and stem.endswith("__")) or "__MACOSX" in folder.split("/"):
         return "", ""
     return folder + slash + stem, extension.lower()
 
@@ -211,19 +223,30 @@ def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-def _pax(content: bytes, first: int, name: str | None, size: int | None) -> tuple[str | None, int | None]:
-    at = 0  # and no slices of the rest, which would cost the square of its length
+def _after_sparse_headers(read: Read, header: bytes, position: int) -> int:
+    """Returns where the data of GNU's old sparse format start: behind as many blocks as its map of holes takes."""
+    more = header[482]
+    while more:
+        block = read(position, BLOCK)
+        position, more = position + BLOCK, len(block) == BLOCK and block[504]
+    return position
+
+
+def _pax(content: bytes, first: int, name: str | None, size: int | None) -> tuple[str | None, int | None, bool]:
+    """Returns the name and the size that pax headers give the next member, and whether it is sparse."""
+    at, sparse = 0, False  # and no slices of the rest, which would cost the square of its length
     while at < len(content):
         digits, space, _ = content[at : at + _DIGITS].partition(b" ")
         if not (space and digits.isdigit() and 0 < int(digits) <= len(content) - at):
             raise TarDamage("corrupt header", first)
         following = at + int(digits)
         keyword, _, value = content[at + len(digits) + 1 : following - 1].partition(b"=")
-        if keyword == b"path":
+        sparse = sparse or keyword.startswith(b"GNU.sparse.")
+        if keyword == b"GNU.sparse.name" or (keyword == b"path" and not sparse):
             name = value.decode("utf-8", "surrogateescape")
         elif keyword == b"size":
             if not value.isdigit() or len(value) > _DIGITS:
                 raise TarDamage("corrupt header", first)
             size = int(value)
         at = following
-    return name, size
+    return name, size, sparse

@@ -24,8 +24,9 @@ from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.fields import field_names
 
 LARGEST = 64 * 2**20  # bytes of an image
-_VERSION = 2  # of the format; files of another one are not looked at
+_VERSION = 3  # of the format; files of another one are not looked at
 _CHUNK = 4096  # rows whose files are looked at together
+_FIELDS_OF = 100  # rows whose fields are the available ones
 _LISTED = 1000  # names kept per reason; the counts are exact
 _DISTANT = 128 * 1024  # bytes, about, of an image that has not been fetched yet
 _TEXT = 64  # bytes, about, of a text that is made of other columns
@@ -50,7 +51,7 @@ class Examined:
         skipped: reason -> rows left out.
         names: reason -> the first of them.
         filled: configured field -> rows in which it has a content.
-        available: field names of the first row that has any.
+        available: field names of the first rows.
         absent: images on this disk that cannot be used -> their size, -1 where there is none.
     """
 
@@ -103,6 +104,18 @@ def examined(
     return found
 
 
+def record_of(row: Row, captions: Captions) -> Record:
+    """Returns the text side of a row, unchecked. Raises BadSample where it cannot be used."""
+    if row.problem:
+        raise BadSample(row.problem)
+    try:
+        return captions.from_fields(row.fields, row.text)
+    except BadSample:
+        if row.textless:
+            raise BadSample(row.textless) from None
+        raise
+
+
 def _parse(arrays: Mapping[str, np.ndarray]) -> Examined:
     return Examined(sizes=arrays["sizes"], marks=arrays["marks"], **from_array(arrays["facts"]))
 
@@ -137,12 +150,10 @@ def _examine(
         stats = files.stat_many(local)
         for row, image in zip(chunk, images):
             filled.update(captions.filled(Record("", row.fields)))
-            if not found.available:
-                found.available = field_names(row.fields)
+            if row.number < _FIELDS_OF:
+                found.available = list(dict.fromkeys([*found.available, *field_names(row.fields)]))
             try:
-                if row.problem:
-                    raise BadSample(row.problem)
-                captions.check(captions.from_fields(row.fields, row.text))
+                captions.check(record_of(row, captions))
                 sizes.append(_size(row, image, stats, found) if captions.images else len(row.text or "") or _TEXT)
             except BadSample as bad:
                 sizes.append(UNUSED)

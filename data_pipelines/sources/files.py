@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,16 +14,17 @@ import numpy as np
 from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.io import paths
-from data_pipelines.io.listing import Listing, Row, open_list
+from data_pipelines.io.listing import NULL, NULLS, Csv, Folder, Listing, Row, open_list
 from data_pipelines.io.storage import Files, Forbidden, MissingFile, basename, is_remote, join, printable
 from data_pipelines.measures import Measure
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, SourceSpec
-from data_pipelines.sources.examined import LARGEST, Examined, examined
+from data_pipelines.sources.examined import LARGEST, Examined, examined, record_of
 from data_pipelines.sources.rows import UNUSED, row_blocks
 from data_pipelines.text.captions import Captions, Record
 
+_log = logging.getLogger(__name__)
 _AT_ONCE = 16  # images of a block that are fetched at a time from far away
 _ROWS = 256  # measured together
 
@@ -38,6 +40,7 @@ class FilesSpec(SourceSpec):
         caption: column of the caption; "" takes "caption", "text" or "title". Templates take the place of it.
         root: folder that relative paths start from; "" is that of the list.
         columns: names of the columns of CSV and TSV files that have no header.
+        nulls: words that stand for no value: captions of lists, and all cells of CSV and TSV files. () keeps them.
     """
 
     urls: str | tuple = field(default="", metadata=dict(example="list-*.csv"))
@@ -45,6 +48,7 @@ class FilesSpec(SourceSpec):
     caption: str = ""
     root: str = ""
     columns: tuple = ()
+    nulls: tuple = NULLS
 
 
 class FilesSource(Source):
@@ -60,7 +64,9 @@ class FilesSource(Source):
         self.name, self.spec, self.captions, self._files = name, spec, captions, files
         self._lists = [open_list(path, files, spec.columns) for path in _lists(spec.urls, files)]
         for listing in self._lists:
+            listing.nulls = spec.nulls
             listing.use(spec.image, spec.caption, None if captions.every_field else captions.fields, captions.images)
+        _check_used(spec, self._lists)
         self._found = self._examine()
         sizes = [found.sizes[found.sizes != UNUSED] for found in self._found]
         self.samples, self.bytes = sum(map(len, sizes)), sum(int(part.sum(dtype=np.int64)) for part in sizes)
@@ -126,7 +132,7 @@ class FilesSource(Source):
         """Returns what is known of each list, or learns it: of long lists it takes minutes."""
         spec, whole, done = self.spec, sum(listing.bytes for listing in self._lists), 0.0
         root = spec.root if not spec.root or is_remote(spec.root) else os.path.abspath(spec.root)
-        rule = json.dumps([spec.image, spec.caption, root, spec.columns])
+        rule = json.dumps([spec.image, spec.caption, root, spec.columns, spec.nulls])
         found = []
         with progress(100, f"examining {self.name}", "%") as advance:
 
@@ -147,24 +153,22 @@ class FilesSource(Source):
         try:
             if len(rows) != len(used):
                 raise BadSample("missing rows")
-            return [(row, self._record(row)) for row, wanted in zip(rows, used) if wanted]
+            return [(row, record_of(row, self.captions)) for row, wanted in zip(rows, used) if wanted]
         except BadSample as bad:
             raise DataError(
                 f"stale index: rows {start + 1:,} to {end:,} of {printable(listing.path)} were usable and are not now "
                 f"({bad.reason}); the list changed during the run. Start the run again"
             ) from None
 
-    def _record(self, row: Row) -> Record:
-        if row.problem:
-            raise BadSample(row.problem)
-        return self.captions.from_fields(row.fields, row.text)
-
     def _place(self, listing: Listing, row: Row) -> str | bytes | None:
         """Returns where an image lies, or an embedded image itself; None where samples have none."""
         image = row.image if self.captions.images else None
         if not isinstance(image, str) or not image or is_remote(image) or os.path.isabs(image):
             return image
-        return join(self.spec.root or listing.folder or ".", image)
+        folder = self.spec.root or listing.folder or "."
+        if "\\" in image and "/" not in image and not os.path.exists(join(folder, image)):  # as Windows writes it
+            image = image.replace("\\", "/")
+        return join(folder, image)
 
     def _fetch(self, images: Sequence[str | bytes | None]) -> list[tuple[bytes, str]]:
         """Returns the content and the fault of each image."""
@@ -196,6 +200,11 @@ class FilesSource(Source):
         available = next((found.available for found in self._found if found.available), [])
         if self.captions.fields and (self.samples or available):
             self.captions.check_fields(filled, available, where)
+        if count := self.skipped.get(NULL):
+            _log.warning(
+                "%s: the captions of %s rows are words for no value, such as %r, and left out; nulls=() keeps them",
+                where, f"{count:,}", self.spec.nulls[0],
+            )  # fmt: skip
         if self.samples:
             return
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.skipped.items()) or "it has no rows"
@@ -203,6 +212,8 @@ class FilesSource(Source):
         if "no caption" in self.skipped:
             names = ", ".join(available) or "none"
             hint = f". Name the column of the caption with `caption`, or give templates over the fields ({names})"
+        elif NULL in self.skipped:
+            hint = ". `nulls` says which words stand for no value"
         elif "no image" in self.skipped:
             hint = f". Relative paths start from {self.spec.root or self._lists[0].folder or '.'}: see `root`"
         raise DataError(f"no usable image in {where} ({reasons}){hint}")
@@ -213,13 +224,21 @@ def _origin(listing: Listing, row: Row) -> str:
     return printable(row.image) if listing.version and isinstance(row.image, str) else ""
 
 
+def _check_used(spec: FilesSpec, lists: Sequence[Listing]) -> None:
+    """Raises DataError for options that none of the lists reads."""
+    if spec.columns and not any(isinstance(listing, Csv) for listing in lists):
+        raise DataError(f"`columns` is for CSV and TSV files without a header, and {printable(lists[0].path)} is none")
+    folders = all(isinstance(listing, Folder) for listing in lists)
+    if spec.root and folders:
+        raise DataError(f"`root` is for lists that name images by relative paths, and {lists[0].path} is a folder")
+
+
 def _lists(urls: str | tuple, files: Files) -> list[str]:
     """Returns the folders and lists that the patterns name."""
     found: list[str] = []
     for pattern in [urls] if isinstance(urls, str) else urls:
-        for name in [pattern] if is_remote(pattern) else paths.expand_braces(pattern):
-            folder = os.path.expanduser(name)
-            places = [folder] if os.path.isabs(folder) else [os.path.abspath(folder), str(paths.REPOSITORY / folder)]
+        for name in [pattern] if is_remote(pattern) else paths.expand_braces(os.path.expanduser(pattern)):
+            places = [name] if os.path.isabs(name) else [os.path.abspath(name), str(paths.REPOSITORY / name)]
             folder = next((place for place in places if os.path.isdir(place)), None)
             found.extend([folder] if folder and not is_remote(name) else paths.expand(name, files))
     repeated = [path for path, count in Counter(found).items() if count > 1]

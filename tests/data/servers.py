@@ -61,7 +61,7 @@ class FaultyServer(_Server):
         faults: name -> (kind, how many times): what happens to the first requests of each range of a file. Kinds: a
             status such as "503"; "half" (the connection closes in the middle), "short" (a whole answer with fewer
             bytes), "reset", "drop" (no answer), "drip", "hang", "plain" (ranges are ignored), "flood" (also, and the
-            file never ends), "shifted" (other bytes than asked for).
+            file never ends), "endless" (a range whose content never ends), "shifted" (other bytes than asked for).
         targets: what was asked for, as it was written.
         tags: name -> ETag.
         latency: seconds before each answer.
@@ -158,10 +158,24 @@ class _FileHandler(_Handler):
             start, end = start + 1, end + 1
         where = {"Content_Range": f"bytes {start}-{end - 1}/{len(content)}"} if bounds else {}
         body = content[start:end]
-        if kind in ("half", "reset", "drop", "drip", "hang", "flood"):
+        if kind == "endless":
+            self._never_end(where)
+        elif kind in ("half", "reset", "drop", "drip", "hang", "flood"):
             self._break(kind, body, where)
         else:
             self.answer(206 if bounds else 200, body, **where, **tag)
+
+    def _never_end(self, where: dict[str, str]) -> None:
+        self.close_connection = True
+        self.send_response(206)
+        self.send_header("Content-Range", where["Content_Range"])
+        self.end_headers()
+        sent = 0
+        while sent < 2**30 and not self.server.closing.is_set():
+            try:
+                sent += self.wfile.write(bytes(2**16))
+            except OSError:  # the client has gone away
+                return
 
     def _break(self, kind: str, body: bytes, where: dict[str, str]) -> None:
         self.close_connection = True

@@ -58,7 +58,7 @@ def test_damaged_rows_do_not_touch_their_neighbours(tmp_path, files):
     path = tmp_path / "list.tsv"
     path.write_bytes(b"\n".join([b"image\tcaption", *rows]) + b"\n")
     found = check_reads(opened(path, files))
-    assert {row.number: row.problem for row in found if row.problem} == {3: "bad text", 5: "bad row"}
+    assert {row.number: row.problem for row in found if row.problem} == {3: "bad text", 5: "too many values"}
     assert (found[7].image, found[7].text) == ("7.jpg", None)
     assert [found[i].text for i in (2, 4, 6, 8)] == ["thing 2", "thing 4", "thing 6", "thing 8"]
 

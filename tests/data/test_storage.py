@@ -17,7 +17,7 @@ from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from servers import FaultyServer, GoogleStorage, serving
 
 from data_pipelines.errors import DataError
-from data_pipelines.io import gzipped, readahead, remote, retry, storage
+from data_pipelines.io import packed, readahead, remote, retry, storage
 from data_pipelines.io.storage import Files, Forbidden, MissingFile, in_flight
 from data_pipelines.io.tar import groups
 
@@ -463,19 +463,19 @@ def test_a_remote_tar_is_scanned_as_a_local_one(server, files, shards):
 
 
 def test_the_twin_of_a_remote_gzipped_tar_follows_its_version(server, files, tmp_path, monkeypatch):
-    monkeypatch.setattr(gzipped, "_CACHE", tmp_path)
+    monkeypatch.setattr(packed, "_CACHE", tmp_path)
     server.files["a.tar.gz"], server.tags["a.tar.gz"] = gzip.compress(CONTENT), "one"
     url = f"{server.address}/a.tar.gz?key=secret"
-    assert gzipped.is_gzipped(url)
-    twin = gzipped.unpacked(url, files)
+    assert packed.is_packed(url)
+    twin = packed.unpacked(url, files)
     assert twin.name == "a.tar" and twin.read_bytes() == CONTENT
     asked = len(server.requests)
-    assert gzipped.unpacked(url, files) == twin and len(server.requests) == asked + 1
+    assert packed.unpacked(url, files) == twin and len(server.requests) == asked + 1
     server.files["a.tar.gz"], server.tags["a.tar.gz"] = gzip.compress(CONTENT[::-1]), "two"
-    assert gzipped.unpacked(url, files).read_bytes() == CONTENT[::-1]
+    assert packed.unpacked(url, files).read_bytes() == CONTENT[::-1]
     server.files["a.tar.gz"], server.tags["a.tar.gz"] = gzip.compress(CONTENT)[:-9], "three"
     with pytest.raises(DataError, match=r"a.tar.gz is damaged") as error:
-        gzipped.unpacked(url, files)
+        packed.unpacked(url, files)
     assert "secret" not in str(error.value) and os.listdir(twin.parent) == ["a.tar"]
 
 
@@ -485,3 +485,9 @@ def test_pauses_grow_and_are_the_same_in_each_run():
     assert all(2 ** (n - 1) / 2 <= pause < 2 ** (n - 1) for n, pause in enumerate(pauses[:6], 1))
     assert max(pauses) <= 60
     assert len({retry.pause(1.0, 1, name) for name in "abcdefgh"}) == 8
+
+
+def test_an_answer_that_never_ends_is_not_read(server, files):
+    server.files["a.tar"], server.faults["a.tar"] = CONTENT, ("endless", 99)
+    with pytest.raises(DataError, match=r"a\.tar was asked for 90 bytes and the server sent more"):
+        files.read(f"{server.address}/a.tar", 10, 100)

@@ -66,7 +66,11 @@ def test_folders_links_and_archive_remarks_are_passed_over():
         info = tarfile.TarInfo("a.txt")
         info.size = 2
         tar.addfile(info, io.BytesIO(b"hi"))
-    assert names_and_data(buffer.getvalue()) == [("a.txt", b"hi")]
+    content = buffer.getvalue()
+    assert [(m.name, m.without) for m in members(reader(content), 0, len(content))] == [
+        ("l.jpg", "link"), ("h.jpg", "link"), ("a.txt", ""),
+    ]  # fmt: skip
+    assert names_and_data(content)[2:] == [("a.txt", b"hi")]
 
 
 def test_groups_as_webdataset_does(tmp_path):

@@ -80,6 +80,9 @@ def run(args: argparse.Namespace) -> None:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             sys.exit(130)
     _report(manifest, args.out)
+    if not manifest["samples"]:
+        print(f"nothing was built: no sample of {', '.join(args.inputs)} could be used", file=sys.stderr)
+        sys.exit(1)
 
 
 def _beam(args: argparse.Namespace) -> Callable:

@@ -26,7 +26,7 @@ _OF_SOURCE = (
     "seed",
     "scale",
 )
-_SHARDS = (".tar", ".tar.gz", ".tgz")
+_SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 DEMO_TOKENIZER = "data_pipelines/emoji/tokenizer.json"  # where tokens have to be made, whichever they are
 NAME = "data"  # of the source that positional arguments make
 

@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
         shown = dict(drop="lose their alpha channel").get(data.image.background, f"are put on {data.image.background}")
         share = transparent / max(1, stats.whole.shorter.count)
         print(f"{transparent:,} images ({share:.2%}) are transparent and {shown}: see data.image.background")
+    if nulls := stats.whole.nulls:
+        print(f"{nulls:,} captions are words for no value, such as 'nan' or 'None'; of lists `nulls` leaves them out")
     if args.out:
         write_json(args.out / "stats.json", stats.as_json())
         print(write_text(args.out / "stats.html", data_stats.render(stats)))
