@@ -120,7 +120,8 @@ class BoundedHandler(BaseHTTPRequestHandler):
         """Returns a body; one that ends early, or does not arrive in time, is shorter.
 
         Raises:
-          TooMuch: other bodies leave no room for it."""
+          TooMuch: other bodies leave no room for it.
+        """
         self._incoming.allow(BODY, length)
         parts = []
         with self.server.receiving(self.connection), contextlib.suppress(TimeoutError):
