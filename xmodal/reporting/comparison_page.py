@@ -85,7 +85,7 @@ def _groups(groups: Sequence[Group], lines: Sequence[GroupLine]) -> Markup | Non
         rows, place = [], None
         for line in own:
             if line.path[1:] != place and line.path[1:]:
-                rows.append([el("b", dotted(line.path[1:])), *[""] * (len(columns) - 1)])
+                rows.append(_heading(line.path[1:], len(columns)))
             place = line.path[1:]
             means = [el("b", spread(x.metric, x.mean, x.deviation)) if x else DASH for x in line.spreads]
             apart = [_difference(line.metric, d and d._replace(paired=True)) for d in line.differences]
@@ -116,13 +116,17 @@ def _table(runs: Sequence[Compared], lines: Sequence[Line]) -> Markup:
     rows, place = [], None
     for line in lines:
         if line.place != place and line.place:
-            rows.append([el("b", dotted(line.path[1:])), *[""] * (len(columns) - 1)])
+            rows.append(_heading(line.path[1:], len(columns)))
         place = line.place
         left, right = _strips(line, top, far) if _is_share(line) else ("", "")
         apart = (_difference(line.metric, d) for d in line.differences)
         strips = ([left], [right]) if shares else ([], [])
         rows.append([_metric(line), *strips[0], *map(_value, line.figures), *strips[1], *apart])
     return table(columns, rows, "compare")
+
+
+def _heading(path: Sequence[str], columns: int) -> Markup:
+    return el("tr", el("td", el("b", dotted(path)), colspan=columns), class_="heading")
 
 
 def _metric(line: Line) -> Markup:

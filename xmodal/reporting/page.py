@@ -37,7 +37,10 @@ def document(
         "body",
         language_switch(),
         header,
-        el("nav", el("div", [el("a", name, href=f"#{anchor}") for name, anchor in anchors], _axes(clock))),
+        el(
+            "nav",
+            el("div", el("div", [el("a", name, href=f"#{id}") for name, id in anchors], class_="links"), _axes(clock)),
+        ),
         el(
             "main",
             [
@@ -114,10 +117,10 @@ def card(label: object, value: object, *notes: object) -> Markup:
     )
 
 
-def table(columns: Sequence[object], rows: Sequence[Sequence[object]], class_: str | None = None) -> Markup:
-    """A table that scrolls where it is too wide; cells are text or `Markup`."""
+def table(columns: Sequence[object], rows: Sequence[Markup | Sequence[object]], class_: str | None = None) -> Markup:
+    """A table that scrolls where it is too wide; cells are text or `Markup`; a row may be a whole `tr`."""
     head = el("tr", [el("th", column) for column in columns])
-    body = [el("tr", [el("td", cell) for cell in row]) for row in rows]
+    body = [row if isinstance(row, Markup) else el("tr", [el("td", cell) for cell in row]) for row in rows]
     return el("div", el("table", el("thead", head), el("tbody", body), class_=class_), class_="scroll")
 
 

@@ -92,11 +92,12 @@ def chart(
         _plot(series, across, *_vertical(series, references, share, log), references, events, smooth, text, unit)
         for log in logs
     ]
+    events = [el("li", el("i", class_="event"), label) for label, x in events if across.low <= x <= across.high]
     switch = el("label", el("input", type="checkbox"), "log", class_="switch") if len(logs) > 1 else None
     return el(
         "figure",
         el("figcaption", el("b", title), switch),
-        el("ul", [_legend(i, s, text, named) for i, s in enumerate(series)], class_="legend"),
+        el("ul", [_legend(i, s, text, named) for i, s in enumerate(series)], events, class_="legend"),
         el("div", y, class_="up") if y else None,
         plots,
         class_="chart",
@@ -179,8 +180,8 @@ def _plot(
     steps = [t for t in ticks(across.low, across.high, 4) if across.low <= t <= across.high and t == int(t)]
     drawing = [_line(f"M0 {_y(up, t)}H{SIDE}", "grid") for t in marks]
     drawing += [_line(f"M0 {_y(up, value)}H{SIDE}", "reference") for _, value in references if value > 0 or not up.log]
-    events = [(label, x) for label, x in events if across.low <= x <= across.high]
-    drawing += [_line(f"M{SIDE * across(x):.0f} 0V{SIDE}", "event") for _, x in events]
+    inside = [x for _, x in events if across.low <= x <= across.high]
+    drawing += [_line(f"M{SIDE * across(x):.0f} 0V{SIDE}", "event") for x in inside]
     for index, line in enumerate(series):
         colour = _colour(index, line)
         noisy = smooth and len(line.x) >= SMOOTH_FROM
@@ -203,7 +204,6 @@ def _plot(
             for label, value in references
             if value > 0 or not up.log
         ],
-        [_event(label, x, across) for label, x in events],
         el("div", [el("div", name, class_=f"x-{axis}") for axis, name in _titles(unit)], class_="across"),
         el("i", el("b", class_="at"), class_="cursor"),
         class_="plot log" if up.log else "plot",
@@ -213,12 +213,6 @@ def _plot(
 def _titles(unit: str) -> list[tuple[str, object]]:
     """The titles of the horizontal axis: steps can be shown as all of them."""
     return list(AXES.items()) if unit == "step" else [("step", AXES[unit])]
-
-
-def _event(label: str, x: float, across: Scale) -> Markup:
-    side = "left" if across(x) <= 0.5 else "right"
-    place = 100 * (across(x) if side == "left" else 1 - across(x))
-    return el("span", label, class_=f"happened {side}", style=f"{side}:{place:.2f}%", data_x=f"{x:g}")
 
 
 def _tick(value: float, text: Callable[[float], str]) -> str:

@@ -68,11 +68,6 @@ function redraw(chart) {
       return label;
     });
     plot.append(...made);
-    for (const event of plot.querySelectorAll(".happened")) {
-      const place = 100 * share(Number(event.dataset.x));
-      event.style.left = event.classList.contains("left") ? place + "%" : "";
-      event.style.right = event.classList.contains("right") ? 100 - place + "%" : "";
-    }
   }
 }
 

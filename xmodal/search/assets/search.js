@@ -86,9 +86,7 @@ function card(hit) {
     button.append(figure);
   }
   const facts = node("span", "facts");
-  const key = node("span", "key");
-  key.append(node("bdi", "", hit.key));
-  facts.append(key, node("span", "score", hit.score === undefined ? "" : hit.score.toFixed(3)));
+  facts.append(node("span", "key", hit.key), node("span", "score", hit.score === undefined ? "" : hit.score.toFixed(3)));
   button.append(node("span", "caption", hit.caption), facts);
   button.addEventListener("click", () => like(hit.row));
   item.append(button);
