@@ -225,8 +225,9 @@ def _totals(scores: Scores, name: str) -> np.ndarray:
 
 def _ratios(times: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     sums = times @ kinds
-    with np.errstate(divide="ignore", invalid="ignore"):  # of a draw in which nothing could be scored: not a number
-        return sums[:, 0::2] / sums[:, 1::2]
+    scored, possible = sums[:, 0::2], sums[:, 1::2]
+    # Of a draw in which nothing could be scored: not a number.
+    return np.divide(scored, possible, out=np.full_like(scored, np.nan), where=possible > 0)
 
 
 def _macro(times: np.ndarray, kinds: np.ndarray) -> np.ndarray:
