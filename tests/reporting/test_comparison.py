@@ -124,7 +124,7 @@ def test_the_page_needs_nothing_from_outside_and_trusts_nothing(runs, tmp_path):
     page = Page(render(opened, lines(opened)))
     assert len(page.of("script")) == 1 and EVIL in page.text
     assert not [a for _, a in page.elements if any(key.startswith("on") for key in a)]
-    assert [a["id"] for a in page.of("section")] == ["figures", "learning-curves", "settings"]
+    assert [a["id"] for a in page.of("section")] == ["metrics", "learning-curves", "settings"]
     assert not [a for _, a in page.elements for key in ("src", "href") if not a.get(key, "#").startswith("#")]
     assert len(page.of("figure", "chart")) == 2  # one loss, one figure that was measured twice
     clear = sum(d.clear for line in lines(opened) for d in line.differences if d)
@@ -136,7 +136,7 @@ def test_without_curves_and_settings_the_page_has_figures(tmp_path):
     for name, value in (("a", 0.4), ("b", 0.5)):
         write_results(tmp_path, results_of({}, {"zero_shot/x/top1": value}), name=f"{name}.json")
     opened = open_compared([tmp_path / "a.json", tmp_path / "b.json"])
-    assert [a["id"] for a in Page(render(opened, lines(opened))).of("section")] == ["figures"]
+    assert [a["id"] for a in Page(render(opened, lines(opened))).of("section")] == ["metrics"]
 
 
 @pytest.mark.parametrize(

@@ -159,17 +159,17 @@ def lines(runs: Sequence[Compared], method: str = "bca") -> list[Line]:
 
 def seed_groups(runs: Sequence[Compared]) -> list[Group]:
     """Returns the runs by what they are repetitions of, in their order; one without a config stands alone."""
-    found: dict[str, list[int]] = {}
+    found: dict[str, dict[Any, int]] = {}
     for number, run in enumerate(runs):
         config = {name: value for name, value in run.run.config.items() if name != "seed"}
-        key = json.dumps(config, sort_keys=True) if config else f"alone {number}"
-        found.setdefault(key, []).append(number)
-    names = [_common([runs[i].name for i in members]) for members in found.values()]
+        key, seed = json.dumps(config, sort_keys=True), run.run.config.get("seed")
+        if not config or seed in found.get(key, ()):  # the same run evaluated twice is no repetition
+            key = f"alone {number}"
+        found.setdefault(key, {})[seed] = number
+    members = [tuple(own.values()) for own in found.values()]
+    names = [_common([runs[i].name for i in own]) for own in members]
     clash = len(set(names)) < len(names)
-    return [
-        Group(f"{name} ({runs[members[0]].name})" if clash else name, tuple(members))
-        for name, members in zip(names, found.values())
-    ]
+    return [Group(f"{name} ({runs[own[0]].name})" if clash else name, own) for name, own in zip(names, members)]
 
 
 def _common(names: Sequence[str]) -> str:
