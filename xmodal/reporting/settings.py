@@ -19,16 +19,14 @@ def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 def readable(value: Any) -> str:
     """Returns a value as text: lists of lists and of sections a line each, sections as `key=value`."""
+    if value is None or (isinstance(value, Mapping | Sequence) and not value):
+        return "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={_inline(item)}" for name, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         if any(isinstance(item, Mapping | list | tuple) for item in value):
             return "\n".join(_rule(item) for item in value)
         return ", ".join(map(readable, value))
-    return "none" if value is None or value == "" else _scalar(value)
-
-
-def _scalar(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
