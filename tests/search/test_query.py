@@ -75,7 +75,7 @@ def test_what_cannot_be_asked_is_said(searcher):
     searcher_ = Searcher.__new__(Searcher)
     searcher_._embed = lambda kind, what: opposite if kind == "text" else -opposite
     with pytest.raises(DataError, match="cancel out"):
-        searcher_.vector(Query("w9", b"x"))
+        searcher_.vector(Query("w9", b"x"), picture=-opposite)
 
 
 def test_a_model_of_pictures_alone(tmp_path):

@@ -293,10 +293,10 @@ def test_maps_that_cannot_be(server, index_copy):
     with _serving(Searcher(Index(index_copy), server.searcher.model)) as bare:
         assert "no word maps: the index keeps no images" in error(ask(bare, "/api/map/0?text=w9"), 400)
         assert json.loads(ask(bare, "/api/index")[2])["no_maps"] == "the index keeps no images"
-        assert " · no word maps: the index keeps no images</p>" in ask(bare, "/")[2].decode()
+        assert " · no word maps: the index keeps no images</t-en>" in ask(bare, "/")[2].decode()
     assert (
         json.loads(ask(server, "/api/index")[2])["no_maps"] == ""
-        and b"no word maps:" not in ask(server, "/")[2].partition(b"<script>")[0]
+        and " · no word maps:".encode() not in ask(server, "/")[2].partition(b"<script>")[0]
     )
 
 
@@ -439,7 +439,7 @@ def test_a_taken_port_is_said(server):
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with")
 def test_a_browser_shows_captions_and_questions_as_text(server, tmp_path):
     """The hostile caption is found by its own picture, asked for by its words, and these mapped: all is text."""
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    flags = "--headless --lang=en-US --accept-lang=en-US --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
     address = f"{server.url}?like=0&map=0&q=" + "".join(f"%{byte:02x}" for byte in EVIL.encode())
     how = [f"--user-data-dir={tmp_path}", "--virtual-time-budget=8000", "--dump-dom"]
     command = [CHROMIUM, *flags.split(), *how, address]
