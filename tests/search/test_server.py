@@ -439,9 +439,15 @@ def test_a_taken_port_is_said(server):
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with")
 def test_a_browser_shows_captions_and_questions_as_text(server, tmp_path):
     """The hostile caption is found by its own picture, asked for by its words, and these mapped: all is text."""
-    flags = "--headless --lang=en-US --accept-lang=en-US --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
     address = f"{server.url}?like=0&map=0&q=" + "".join(f"%{byte:02x}" for byte in EVIL.encode())
-    how = [f"--user-data-dir={tmp_path}", "--virtual-time-budget=8000", "--dump-dom"]
+    how = [
+        f"--user-data-dir={tmp_path}",
+        "--lang=en-US",
+        "--accept-lang=en-US",
+        "--virtual-time-budget=8000",
+        "--dump-dom",
+    ]
     command = [CHROMIUM, *flags.split(), *how, address]
     page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     assert "38 nearest of 38" in page and page.count('class="card"') == 38
