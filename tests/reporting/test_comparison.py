@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_run_report import EVIL, Page
 
 from xmodal.__main__ import main
 from xmodal.reporting.bootstrap import differences
-from xmodal.reporting.comparison import document, lines, open_compared, settings
+from xmodal.reporting.comparison import document, group_lines, lines, open_compared, seed_groups, settings
 from xmodal.reporting.comparison_page import render
 from xmodal.reporting.files import write_json
 from xmodal.reporting.metrics import MetricsWriter
@@ -32,7 +33,7 @@ def scores_of(skill, names="a"):
     return groups | {"zero_shot/groups": classes}
 
 
-def write_run(folder, skill=1.0, names="a", lr=1e-3, **changes):
+def write_run(folder, skill=1.0, names="a", lr=1e-3, seed=0, **changes):
     own = scores_of(skill, names)
     flat = {f"{group}/{name}": value for group, found in own.items() for name, value in found.figures().items()}
     flat |= {f"{name.rpartition('/')[0]}/chance/{name.rpartition('/')[2]}": 0.01 for name in list(flat)}
@@ -42,7 +43,7 @@ def write_run(folder, skill=1.0, names="a", lr=1e-3, **changes):
         for step in (100, 200):
             writer.write(step, 256 * step, {"train/loss": 5 - step / 100, "train/contrastive/loss": 5 - step / 100})
             writer.write(step, 256 * step, {"eval/retrieval/val/image_to_text/R@5": 0.001 * step})
-    write_json(folder / "config.json", {"optimizer": {"lr": lr, "name": "adamw"}, "seed": 0})
+    write_json(folder / "config.json", {"optimizer": {"lr": lr, "name": "adamw"}, "seed": seed})
     return folder
 
 
@@ -123,7 +124,7 @@ def test_the_page_needs_nothing_from_outside_and_trusts_nothing(runs, tmp_path):
     page = Page(render(opened, lines(opened)))
     assert len(page.of("script")) == 1 and EVIL in page.text
     assert not [a for _, a in page.elements if any(key.startswith("on") for key in a)]
-    assert [a["id"] for a in page.of("section")] == ["figures", "learning-curves", "settings"]
+    assert [a["id"] for a in page.of("section")] == ["metrics", "learning-curves", "settings"]
     assert not [a for _, a in page.elements for key in ("src", "href") if not a.get(key, "#").startswith("#")]
     assert len(page.of("figure", "chart")) == 2  # one loss, one figure that was measured twice
     clear = sum(d.clear for line in lines(opened) for d in line.differences if d)
@@ -135,7 +136,7 @@ def test_without_curves_and_settings_the_page_has_figures(tmp_path):
     for name, value in (("a", 0.4), ("b", 0.5)):
         write_results(tmp_path, results_of({}, {"zero_shot/x/top1": value}), name=f"{name}.json")
     opened = open_compared([tmp_path / "a.json", tmp_path / "b.json"])
-    assert [a["id"] for a in Page(render(opened, lines(opened))).of("section")] == ["figures"]
+    assert [a["id"] for a in Page(render(opened, lines(opened))).of("section")] == ["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -153,3 +154,78 @@ def test_what_cannot_be_compared_is_said(runs, tmp_path, capsys, command, messag
         main(command.format(a=runs[0], b=runs[1]).split())
     assert end.value.code == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """Two recipes with two seeds each."""
+    made = [
+        ("base_seed0", 1.0, 1e-3, 0),
+        ("base_seed1", 1.5, 1e-3, 1),
+        ("high_seed0", 3.0, 2e-3, 0),
+        ("high_seed1", 3.2, 2e-3, 1),
+    ]
+    return open_compared([write_run(tmp_path / name, skill, lr=lr, seed=seed) for name, skill, lr, seed in made])
+
+
+def test_runs_that_differ_in_the_seed_have_a_mean_and_a_deviation(seeds):
+    groups, found = seed_groups(seeds), lines(seeds)
+    assert [(group.name, group.members) for group in groups] == [("base", (0, 1)), ("high", (2, 3))]
+    line = next(line for line in group_lines(groups, found) if line.metric == "R@5")
+    one = next(line for line in found if line.metric == "R@5")
+    values = [figure.value for figure in one.figures]
+    assert line.spreads[0].mean == pytest.approx(np.mean(values[:2]))
+    assert line.spreads[1].deviation == pytest.approx(np.std(values[2:], ddof=1)) and line.spreads[1].count == 2
+    assert line.differences[0].value == pytest.approx(np.mean(values[2:]) - np.mean(values[:2]))
+    assert line.differences[0].low < line.differences[0].value < line.differences[0].high
+    assert group_lines(seed_groups(seeds[:1] + seeds[2:3]), found) == [], "nothing to put together"
+
+
+def test_between_seeds_there_is_no_star(seeds):
+    line = next(line for line in lines(seeds) if line.metric == "R@5")
+    seed, other, _ = line.differences
+    assert (seed.low > 0 or seed.high < 0) and not seed.clear and seed.chance
+    assert other.clear and not other.chance
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    groups = seed_groups(seeds)
+    print_comparison([run.name for run in seeds], lines(seeds), console, groups, group_lines(groups, lines(seeds)))
+    text = console.file.getvalue()
+    assert f"+{100 * seed.value:.1f} " in text
+    assert "No star between runs that differ in the seed alone" in text and "mean ± standard deviation" in text
+    alone = Console(file=io.StringIO(), width=200, force_terminal=False)
+    print_comparison([run.name for run in seeds[:2]], lines(seeds[:2]), alone)
+    assert "*" not in alone.file.getvalue().partition("Below each")[0]
+    page = Page(render(seeds, lines(seeds)))
+    assert "the seed alone differs" in page.text and "base, seeds: 2" in page.text
+    assert page.of("section")[0]["id"] == "over-seeds"
+    written = document(seeds, lines(seeds))
+    assert written["groups"][0] == {"name": "base", "runs": ["base_seed0", "base_seed1"]}
+
+
+def test_settings_are_readable(tmp_path):
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    configs = [
+        {"optimizer": {"rules": [[".*/bias", {"weight_decay": 0.0}], ["text/.*", {"lr": 0.1}]]}, "objectives": {}},
+        {"optimizer": {"rules": []}, "objectives": {"local": {"type": "late", "between": ["image", "text"]}}},
+    ]
+    for run, config in zip(runs, configs):
+        write_json(run / "config.json", config)
+    assert settings(open_compared(runs)) == [
+        ("optimizer.rules", [".*/bias → weight_decay=0.0\ntext/.* → lr=0.1", "none"]),
+        ("objectives.local", ["", "type=late, between=(image, text)"]),
+    ]
+
+
+@pytest.mark.parametrize("queries", [1, 2])
+def test_few_queries_give_no_warning(tmp_path, queries):
+    for name, hit in (("a", True), ("b", False)):
+        own = {"masked_text/val": Scores({"top1": np.array([hit] * queries)}, digest_of("a"),
+                                         weights={"top1": np.arange(queries) + (queries == 1)})}  # fmt: skip
+        write_results(tmp_path / name, results_of({}, {"masked_text/val/top1": float(hit)}, {}), own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = Scores(
+            {"top1": np.array([True] * queries)}, digest_of("a"), weights={"top1": np.arange(queries) + (queries == 1)}
+        )
+        differences(plain, plain)
+        lines(open_compared([tmp_path / "a", tmp_path / "b"]))

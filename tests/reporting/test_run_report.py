@@ -169,7 +169,7 @@ def test_data_never_becomes_code(folder):
 )
 def test_only_embedded_pictures_are_shown(image):
     rendered = render_gallery(gallery("a", image), "captions")
-    assert "<img" not in rendered and "no picture" in rendered
+    assert "<img" not in rendered and "no image" in rendered
 
 
 def test_the_report_needs_nothing_from_outside(folder):
@@ -251,3 +251,58 @@ def test_a_logarithmic_axis_only_for_positive_values():
     positive = chart("loss", [Series("loss", [0, 1], [100.0, 0.1])], log_switch=True)
     assert positive.count("<svg") == 2 and 'type="checkbox"' in positive
     assert chart("loss", [Series("loss", [0, 1], [1.0, 0.0])], log_switch=True).count("<svg") == 1
+
+
+def test_charts_name_their_axes_and_know_samples_and_time(folder):
+    found = page(folder)
+    for text in ("training steps", "samples seen", "training time", "share of the queries", "factor on the cosine"):
+        assert text in found.text, text
+    (axes,) = found.of("span", "axes")
+    clock = json.loads(axes["data-clock"])
+    assert clock["step"] == list(range(10, 201, 10)) and clock["sample"] == [256 * step for step in clock["step"]]
+    assert len(clock["time"]) == 20 and clock["time"] == sorted(clock["time"])
+    buttons = [a for a in found.of("button") if "data-axis" in a]
+    assert [(a["data-axis"], a["aria-pressed"]) for a in buttons] == [
+        ("step", "true"),
+        ("sample", "false"),
+        ("time", "false"),
+    ]
+
+
+def test_the_best_step_is_marked(folder):
+    best = "retrieval/unseen_vendor/image_to_text/R@10"
+    with MetricsWriter(folder, False, 200) as writer:
+        for step, value in ((210, 0.7), (220, 0.7), (230, 0.6)):
+            writer.write(step, 256 * step, {f"eval/{best}": value})
+    assert "best: step" not in page(folder).text
+    for mode, step in (("max", 210), ("min", 100)):
+        write_json(folder / "config.json", {"checkpoint": {"best": best, "best_mode": mode}})
+        found = page(folder)
+        assert f"best: step {step}" in found.text and f"第 {step} 步" in found.text
+        assert len(found.of("path", "event")) == len(found.of("i", "event")) >= 1
+
+
+def test_the_start_stands_beside_the_end(folder):
+    name = "retrieval/unseen_vendor/image_to_text/R@10"
+    assert "start 5" not in page(folder).text
+    rows = (folder / "metrics.jsonl").read_text()
+    first = (
+        dict(step=0, samples=0, time=1.0)
+        | {f"eval/{key}": value for key, value in FLAT.items()}
+        | {f"eval/{name}": 0.5}
+    )
+    (folder / "metrics.jsonl").write_text(json.dumps(first) + "\n" + rows)
+    found = page(folder)
+    assert found.text.count("start 50.0 % (+3.0)") >= 2, "in the header and in the table"
+    assert "start 17.0 % (+0.0)" in found.text and "起点 50.0 % (+3.0)" in found.text
+    assert "start 1,811" not in found.text, "numbers of images are no figures"
+
+
+def test_changed_options_come_first(folder):
+    write_json(
+        folder / "config.json", {"seed": 0, "batch_size": 77, "optimizer": {"lr": 0.5, "rules": [["a/b", {"lr": 1}]]}}
+    )
+    text = page(folder).text
+    first, _, rest = text.partition("All options")
+    assert "Changed options (3)" in first and "batch_size" in first and "a/b → lr=1" in first
+    assert "seed" in rest and "seed" not in first.rpartition("Changed options")[2]

@@ -9,12 +9,14 @@ import pytest
 
 import xmodal
 from data_pipelines.errors import DataError
+from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests.interop import test_vision as vision
 from tests.search.conftest import GOOD, caption, embed, picture
 from xmodal.__main__ import main
 from xmodal.search.index import Index
 from xmodal.search.page import document
 from xmodal.search.query import Query, Searcher
+from xmodal.search.scripts import unread, warning_of
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_what_cannot_be_asked_is_said(searcher):
     searcher_ = Searcher.__new__(Searcher)
     searcher_._embed = lambda kind, what: opposite if kind == "text" else -opposite
     with pytest.raises(DataError, match="cancel out"):
-        searcher_.vector(Query("w9", b"x"))
+        searcher_.vector(Query("w9", b"x"), picture=-opposite)
 
 
 def test_a_model_of_pictures_alone(tmp_path):
@@ -92,7 +94,7 @@ def test_a_model_of_pictures_alone(tmp_path):
     with pytest.raises(DataError, match="no word maps: no tower of the model reads texts alone"):
         searcher.word_map(0, "w9")
     page, _ = document("photos", "", searcher.among, searcher.model.inputs, searcher.no_maps)
-    assert "This model reads pictures alone" in page and "disabled" in page
+    assert "This model reads images alone" in page and "disabled" in page
 
 
 def test_search_prints_tables_and_json(made_index, tmp_path, capsys):
@@ -136,3 +138,18 @@ def test_an_index_is_asked_with_its_own_model(made_index, index_copy, model_fold
     (index_copy / "manifest.json").write_text(json.dumps(manifest | dict(format=9)))
     with pytest.raises(DataError, match="format 1, which this version reads"):
         Index(index_copy)
+
+
+def test_a_script_that_the_model_never_saw_is_said(searcher, made_index, monkeypatch):
+    bpe = Tokenizer(train_bpe([f"thing number {i}" for i in range(200)], 400).json)
+    assert unread(bpe, "thing 7") == (0, 6) and unread(bpe, "\u7b11\u8138 a") == (2, 3)
+    assert unread(bpe, "") == unread(bpe, "  ") == (0, 0)
+    warning = warning_of(bpe, "\u7b11\u8138", ["thing 7"])
+    assert "does not know 100.0 % of the characters" in warning and "100.0 %" in warning.zh
+    assert warning_of(bpe, "thing 7 \u7b11", ["thing 7"]) is None, "a word among many"
+    assert warning_of(bpe, "\u7b11\u8138", ["\u7ea2\u5fc3"]) is None, (
+        "data of the same script: the model was made for it"
+    )
+    assert searcher.warning("w9 w20") is None and searcher.warning("") is None
+    monkeypatch.setattr(searcher.model, "tokenizer", bpe)
+    assert searcher.warning("\u7b11\u8138")

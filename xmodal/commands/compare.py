@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise ConfigError(f"compare: {error}") from None
     found = comparison.lines(runs)
-    print_comparison([run.name for run in runs], found)
+    groups = comparison.seed_groups(runs)
+    print_comparison([run.name for run in runs], found, None, groups, comparison.group_lines(groups, found))
     if args.html:
         write_text(args.html, render(runs, found))
         print(args.html)

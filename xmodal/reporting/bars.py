@@ -8,6 +8,7 @@ import numpy as np
 from data_pipelines.examine.distributions import Distribution
 from xmodal.reporting.formatting import number, percent
 from xmodal.reporting.markup import Markup, el
+from xmodal.reporting.messages import say
 from xmodal.reporting.svg import SIDE, Scale, log_ticks, ticks
 
 _BARS = 48  # at most, about
@@ -52,11 +53,15 @@ def histogram(
         side = "right" if across(value) > 0.5 else "left"
         place = 100 * (1 - across(value) if side == "right" else across(value))
         labels.append(el("span", name, class_="mark", style=f"{side}:{place:.2f}%"))
-    middle = " to ".join(text(values.quantile(share)) for share in (0.05, 0.95))
+    low, middle, high = (text(values.quantile(share)) for share in (0.05, 0.5, 0.95))
     return el(
         "figure",
         el("figcaption", el("b", title)),
-        el("p", "median ", el("b", text(values.quantile(0.5))), f", 90 % from {middle}", class_="soft small"),
+        el(
+            "p",
+            say("median {middle}, 90 % from {low} to {high}", middle=middle, low=low, high=high),
+            class_="soft small",
+        ),
         el(
             "div",
             el("svg", drawing, viewBox=f"0 0 {SIDE} {SIDE}", preserveAspectRatio="none", aria_hidden="true"),

@@ -41,17 +41,21 @@ class Resampled(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Second minus first, its interval, and whether both answered the same queries."""
+    """Second minus first, its interval, and whether both answered the same queries.
+
+    `chance` says that the two differ by nothing but the seed: whatever the interval, there is no cause to name.
+    """
 
     value: float
     low: float
     high: float
     paired: bool
+    chance: bool = False
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out zero, and something other than the seed differs."""
+        return (self.low > 0 or self.high < 0) and not self.chance
 
 
 def intervals(scores: Scores, method: str = "bca", resamples: int = RESAMPLES) -> dict[str, tuple[float, float]]:
@@ -88,10 +92,14 @@ def differences(
     first, second = _with_figures_of(first, second), _with_figures_of(second, first)
     if first.digest and first.digest == second.digest and _same_layout(first, second):
         for figures, columns, statistic in _plans([first, second]):
+            if len(columns) < 2:  # a single unit tells nothing of others
+                continue
             found |= _differences(figures, resample(columns, _minus(statistic), resamples), method, True)
         return found
     mine, other = ({tuple(f): (c, s) for f, c, s in _plans([scores])} for scores in (first, second))
     for figures in mine.keys() & other.keys():
+        if min(len(mine[figures][0]), len(other[figures][0])) < 2:
+            continue
         a, b = resample(*mine[figures], resamples), resample(*other[figures], resamples, seed=1)
         minus = lambda b, a: np.round(b - a, _DIGITS)
         left_out = _apart(a, -1.0) + _apart(b, 1.0)
@@ -217,7 +225,9 @@ def _totals(scores: Scores, name: str) -> np.ndarray:
 
 def _ratios(times: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     sums = times @ kinds
-    return sums[:, 0::2] / sums[:, 1::2]
+    scored, possible = sums[:, 0::2], sums[:, 1::2]
+    # Of a draw in which nothing could be scored: not a number.
+    return np.divide(scored, possible, out=np.full_like(scored, np.nan), where=possible > 0)
 
 
 def _macro(times: np.ndarray, kinds: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from xmodal.reporting.bars import share_bar
-from xmodal.reporting.formatting import percent, words
+from xmodal.reporting.formatting import percent
 from xmodal.reporting.markup import Markup, el, join
+from xmodal.reporting.messages import dotted, say
 from xmodal.reporting.page import table
 
 _SHOWN = 10  # confusions that are not folded away
@@ -28,12 +29,17 @@ def _nodes(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tup
 def _block(path: tuple[str, ...], node: Mapping[str, Any]) -> Markup:
     confusions, classes = node.get("confusions", []), sorted(node["per_class"], key=lambda row: row["recall"])
     rows = [[row["class"], row["taken_for"], f"{row['images']:,}", percent(row["share"])] for row in confusions]
-    columns = ["class", "taken for", "images", "of the class"]
+    columns = [say("class"), say("taken for"), say("images"), say("of the class")]
     return join(
-        el("h3", " · ".join(map(words, path)), " · confusions"),
-        table(columns, rows[:_SHOWN], "names") if rows else el("p", "none", class_="soft"),
-        _folded(f"{len(rows) - _SHOWN} more", table(columns, rows[_SHOWN:], "names")) if len(rows) > _SHOWN else None,
-        _folded(f"All {len(classes):,} classes, those found least first", table(*_per_class(classes), "names")),
+        el("h3", say("{place} · confusions", place=dotted(path))),
+        table(columns, rows[:_SHOWN], "names") if rows else el("p", say("none"), class_="soft"),
+        _folded(say("{count} more", count=len(rows) - _SHOWN), table(columns, rows[_SHOWN:], "names"))
+        if len(rows) > _SHOWN
+        else None,
+        _folded(
+            say("All {count:,} classes, those found least first", count=len(classes)),
+            table(*_per_class(classes), "names"),
+        ),
     )
 
 
@@ -41,7 +47,7 @@ def _per_class(classes: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
     found = lambda row: join(share_bar(row["recall"]), " ", percent(row["recall"]))
     mistaken = lambda row: f"{row['taken_for']} ({percent(row['share'])})" if "taken_for" in row else ""
     rows = [[row["class"], mistaken(row), f"{row['images']:,}", found(row)] for row in classes]
-    return ["class", "most often taken for", "images", "found"], rows
+    return [say("class"), say("most often taken for"), say("images"), say("found")], rows
 
 
 def _folded(title: str, content: Markup) -> Markup:

@@ -1,16 +1,26 @@
-"""Runs and result files side by side: the same figures of each, and how sure their differences are."""
+"""Runs and result files side by side: the same figures of each, and how sure their differences are.
 
+Runs whose settings differ in the seed alone are repetitions of one experiment: together they have a mean and a
+deviation, and a difference between two of them has no star, however clear it is.
+"""
+
+import itertools
+import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xmodal.reporting.bootstrap import Difference, differences
+from scipy import stats
+
+from xmodal.reporting.bootstrap import LEVEL, Difference, differences
 from xmodal.reporting.files import read_json
 from xmodal.reporting.formatting import words
-from xmodal.reporting.report import Run, flat_settings, read_run
+from xmodal.reporting.report import Run, read_run
 from xmodal.reporting.results import FILE, Figure, figure_groups
 from xmodal.reporting.scores import Scores, read_scores
+from xmodal.reporting.settings import readable
 
 
 class Compared(NamedTuple):
@@ -47,6 +57,36 @@ class Line(NamedTuple):
     def place(self) -> str:
         """The set, and what is asked of it, in words."""
         return " · ".join(map(words, self.path[1:]))
+
+
+class Group(NamedTuple):
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+      name: what their names have in common.
+      members: their numbers.
+    """
+
+    name: str
+    members: tuple[int, ...]
+
+
+class Spread(NamedTuple):
+    """A figure over the seeds of a group: mean, standard deviation (NaN of one seed), number of seeds."""
+
+    metric: str
+    mean: float
+    deviation: float
+    count: int
+
+
+class GroupLine(NamedTuple):
+    """One figure of all groups; `differences` are those of the means to the first group, by Welch's t interval."""
+
+    path: tuple[str, ...]
+    metric: str
+    spreads: tuple[Spread | None, ...]
+    differences: tuple[Difference | None, ...]
 
 
 def open_compared(places: Sequence[str | Path], names: Sequence[str] = ()) -> list[Compared]:
@@ -100,6 +140,7 @@ def lines(runs: Sequence[Compared], method: str = "bca") -> list[Line]:
     tables = [_figures(run.run.results) for run in runs]
     found: dict[str, list[dict[str, Difference]]] = {}
     keys = list(dict.fromkeys(key for table in tables for key in table))
+    repeats = next((group.members for group in seed_groups(runs) if 0 in group.members), ())
     result = []
     for path, metric in sorted(keys, key=lambda key: _order(keys, key)):
         figures = tuple(table.get((path, metric)) for table in tables)
@@ -111,8 +152,66 @@ def lines(runs: Sequence[Compared], method: str = "bca") -> list[Line]:
             both = lambda a, b: differences(a, b, method) if a is not None and b is not None else {}
             found[group] = [both(own[0], other) for other in own[1:]]
         apart = [own.get(metric) or _plain(figures[0], other) for own, other in zip(found[group], figures[1:])]
+        apart = [d and d._replace(chance=number in repeats) for number, d in enumerate(apart, 1)]
         result.append(Line(path, metric, figures, tuple(apart)))
     return result
+
+
+def seed_groups(runs: Sequence[Compared]) -> list[Group]:
+    """Returns the runs by what they are repetitions of, in their order; one without a config stands alone."""
+    found: dict[str, dict[Any, int]] = {}
+    for number, run in enumerate(runs):
+        config = {name: value for name, value in run.run.config.items() if name != "seed"}
+        key, seed = json.dumps(config, sort_keys=True), run.run.config.get("seed")
+        if not config or seed in found.get(key, ()):  # the same run evaluated twice is no repetition
+            key = f"alone {number}"
+        found.setdefault(key, {})[seed] = number
+    members = [tuple(own.values()) for own in found.values()]
+    names = [_common([runs[i].name for i in own]) for own in members]
+    clash = len(set(names)) < len(names)
+    return [Group(f"{name} ({runs[own[0]].name})" if clash else name, own) for name, own in zip(names, members)]
+
+
+def _common(names: Sequence[str]) -> str:
+    """What names begin with: `clip_seed0` and `clip_seed1` are `clip`."""
+    if len(names) == 1:
+        return names[0]
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names))
+    common = "".join(letters[0] for letters in alike)
+    return common.rstrip("0123456789-_./ ").removesuffix("seed").rstrip("-_./ ") or names[0]
+
+
+def group_lines(groups: Sequence[Group], found: Sequence[Line]) -> list[GroupLine]:
+    """Returns every figure of groups of runs, empty where each group is a single run.
+
+    The interval of a difference is over seeds: it says how sure it is that the one recipe is better than the other, and
+    needs two seeds of each.
+    """
+    if all(len(group.members) == 1 for group in groups):
+        return []
+    result = []
+    for line in found:
+        values = [[line.figures[i].value for i in group.members if line.figures[i]] for group in groups]
+        spreads = [_spread(line.metric, own) for own in values]
+        apart = [_welch(values[0], own) for own in values[1:]]
+        result.append(GroupLine(line.path, line.metric, tuple(spreads), tuple(apart)))
+    return result
+
+
+def _spread(metric: str, values: Sequence[float]) -> Spread | None:
+    if not values:
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Spread(metric, statistics.fmean(values), deviation, len(values))
+
+
+def _welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
+    if not first or not second:
+        return None
+    value, low, high = statistics.fmean(second) - statistics.fmean(first), math.nan, math.nan
+    if min(len(first), len(second)) > 1 and max(map(statistics.pvariance, (first, second))) > 1e-24:
+        low, high = stats.ttest_ind(second, first, equal_var=False).confidence_interval(LEVEL)
+    return Difference(value, float(low), float(high), False)
 
 
 def _order(keys: Sequence[tuple], key: tuple) -> tuple[int, int, int]:
@@ -144,12 +243,32 @@ def _plain(first: Figure | None, other: Figure | None) -> Difference | None:
 
 
 def settings(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
-    """Returns the settings that differ between the runs that have a config: (key, text of each run, "" for none)."""
-    tables = [dict(flat_settings(run.run.config)) for run in runs]
-    keys = list(dict.fromkeys(key for table in tables for key in table))
-    known = [table for table in tables if table]
-    different = lambda key: len({table.get(key, "") for table in known}) > 1
-    return [(key, [table.get(key, "") for table in tables]) for key in keys if different(key)]
+    """Returns the settings that differ between the runs that have a config: (key, text of each run, "" for none).
+
+    A section that some of the runs lack is one setting, and not one for each of its keys.
+    """
+    configs = [run.run.config for run in runs]
+    known = [number for number, config in enumerate(configs) if config]
+    return [
+        (key, [readable(value) if value is not _ABSENT else "" for value in values])
+        for key, values in _different(configs, known, "")
+    ]
+
+
+_ABSENT = object()
+
+
+def _different(trees: Sequence[Any], known: Sequence[int], prefix: str) -> Iterator[tuple[str, list[Any]]]:
+    names = dict.fromkeys(name for number in known for name in trees[number])
+    for name in names:
+        values = [tree.get(name, _ABSENT) if isinstance(tree, Mapping) else _ABSENT for tree in trees]
+        own = [values[number] for number in known]
+        if all(value == own[0] for value in own[1:]):
+            continue
+        if all(isinstance(value, Mapping) for value in own):
+            yield from _different(values, known, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", values
 
 
 def document(runs: Sequence[Compared], found: Sequence[Line]) -> dict[str, Any]:
@@ -158,6 +277,18 @@ def document(runs: Sequence[Compared], found: Sequence[Line]) -> dict[str, Any]:
     return {
         "runs": [{"name": run.name, "path": str(run.run.folder)} | head(run) for run in runs],
         "figures": [dict(_entry(line, runs)) for line in found],
+        "groups": [dict(name=group.name, runs=[runs[i].name for i in group.members]) for group in seed_groups(runs)],
+        "group_figures": [_group_entry(line) for line in group_lines(seed_groups(runs), found)],
+    }
+
+
+def _group_entry(line: GroupLine) -> dict[str, Any]:
+    known = lambda d: {} if math.isnan(d.low) else {"ci95": [d.low, d.high]}
+    return {
+        "name": "/".join((*line.path, line.metric)),
+        "means": [spread and spread.mean for spread in line.spreads],
+        "deviations": [spread and spread.deviation for spread in line.spreads],
+        "to_first": [d and {"value": d.value} | known(d) for d in line.differences],
     }
 
 

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from xmodal.reporting.bootstrap import Difference
-from xmodal.reporting.comparison import Compared, Line, settings
+from xmodal.reporting.comparison import Compared, Group, GroupLine, Line, group_lines, seed_groups, settings
 from xmodal.reporting.curves import scalar_names
-from xmodal.reporting.formatting import compact, difference, figure, is_share, words
+from xmodal.reporting.formatting import compact, difference, figure, is_share, spread
 from xmodal.reporting.markup import Markup, el, join
+from xmodal.reporting.messages import dotted, say, term
 from xmodal.reporting.page import card, document, table
 from xmodal.reporting.results import CHANCE, Figure
 from xmodal.reporting.svg import COLOURS, Series, chart, ticks
@@ -27,18 +28,28 @@ def render(runs: Sequence[Compared], lines: Sequence[Line]) -> str:
       runs: what is compared; differences are to the first.
       lines: `comparison.lines` of them.
     """
-    title = " and ".join(run.name for run in runs) if len(runs) == 2 else f"{len(runs)} runs"
+    if len(runs) == 2:
+        title = say("{first} and {second}", first=runs[0].name, second=runs[1].name)
+    else:
+        title = say("{count} runs", count=len(runs))
     header = el(
         "header",
-        el("p", "xmodal compare", class_="eyebrow"),
+        el("p", say("xmodal compare"), class_="eyebrow"),
         el("h1", title),
         el("div", [_run(i, run, runs[0]) for i, run in enumerate(runs)], class_="cards"),
     )
-    sections = [("Figures", _figures(runs, lines)), ("Learning curves", _curves(runs)), ("Settings", _settings(runs))]
-    footer = (
+    groups = seed_groups(runs)
+    sections = [
+        (say("Over seeds"), _groups(groups, group_lines(groups, lines))),
+        (say("Metrics"), _figures(runs, lines)),
+        (say("Learning curves"), _curves(runs)),
+        (say("Settings"), _settings(runs)),
+    ]
+    footer = say(
         "Bars are 95 % bootstrap intervals, by resampling images. A difference is to the first run; in colour where "
-        "its interval leaves out zero. With many figures some do so by chance: one in twenty where nothing differs. "
-        f"Written by xmodal on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+        "its interval leaves out zero and more than the seed differs. Of many metrics some do so by chance: one in "
+        "twenty where nothing differs. Written by xmodal on {time}.",
+        time=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     shown = [(name, content) for name, content in sections if content]
     return document(title, header, shown, footer, ("report.css", "compare.css"))
@@ -46,19 +57,47 @@ def render(runs: Sequence[Compared], lines: Sequence[Line]) -> str:
 
 def _run(number: int, run: Compared, first: Compared) -> Markup:
     results = run.run.results
-    step = f"step {results['step']:,}" if "step" in results else "results"
-    samples = f"{compact(results['samples'])} samples seen" if "samples" in results else str(results.get("model", ""))
+    step = say("step {step:,}", step=results["step"]) if "step" in results else say("results")
+    samples = str(results.get("model", ""))
+    if "samples" in results:
+        samples = say("{samples} samples seen", samples=compact(results["samples"]))
     paired = [group for group, own in run.scores.items() if group in first.scores and own.digest]
     same = all(first.scores[group].digest == run.scores[group].digest for group in paired)
-    note = "" if run is first else ("same queries" if paired and same else "not all queries are the same")
+    note = say("same queries") if paired and same else say("not all queries are the same")
     label = join(el("i", class_=f"key-dot c{number % COLOURS}"), run.name)
-    return card(label, step, *filter(None, (samples, note)))
+    return card(label, step, *filter(None, (samples, "" if run is first else note)))
+
+
+def _groups(groups: Sequence[Group], lines: Sequence[GroupLine]) -> Markup | None:
+    """Mean and deviation of each metric over the seeds, and differences of the means."""
+    if not lines:
+        return None
+    note = say(
+        "Mean ± standard deviation over runs that differ in the seed alone. Differences with their 95 % interval over "
+        "seeds (Welch's t), which needs two seeds on both sides."
+    )
+    columns = [
+        "", *(say("{name}, seeds: {count}", name=group.name, count=len(group.members)) for group in groups),
+        *(f"{group.name} {MINUS} {groups[0].name}" for group in groups[1:]),
+    ]  # fmt: skip
+    blocks = [el("p", note, class_="soft")]
+    for evaluator, own in itertools.groupby(lines, key=lambda line: line.path[0]):
+        rows, place = [], None
+        for line in own:
+            if line.path[1:] != place and line.path[1:]:
+                rows.append(_heading(line.path[1:], len(columns)))
+            place = line.path[1:]
+            means = [el("b", spread(x.metric, x.mean, x.deviation)) if x else DASH for x in line.spreads]
+            apart = [_difference(line.metric, d and d._replace(paired=True)) for d in line.differences]
+            rows.append([el("span", term(line.metric), class_="metric"), *means, *apart])
+        blocks.append(el("div", el("h3", term(evaluator)), table(columns, rows, "compare"), class_="block"))
+    return join(blocks)
 
 
 def _figures(runs: Sequence[Compared], lines: Sequence[Line]) -> Markup:
     blocks = []
     for evaluator, own in itertools.groupby(lines, key=lambda line: line.path[0]):
-        blocks.append(el("div", el("h3", words(evaluator)), _table(runs, list(own)), class_="block"))
+        blocks.append(el("div", el("h3", term(evaluator)), _table(runs, list(own)), class_="block"))
     return join(blocks)
 
 
@@ -70,14 +109,14 @@ def _table(runs: Sequence[Compared], lines: Sequence[Line]) -> Markup:
     far = max((abs(end) for line in shares for d in line.differences if d for end in _ends(d)), default=0.0)
     top, far = ticks(0, max(top, 1e-3), 4)[-1], ticks(0, max(far, 1e-3), 2)[-1]
     columns = [
-        "figure", *[_axis("0", figure("", top))] * bool(shares), *(run.name for run in runs),
-        *[_axis(f"{MINUS}{100 * far:.3g}", f"+{100 * far:.3g}", "difference")] * bool(shares),
+        say("metric"), *[_axis("0", figure("", top))] * bool(shares), *(run.name for run in runs),
+        *[_axis(f"{MINUS}{100 * far:.3g}", f"+{100 * far:.3g}", say("difference"))] * bool(shares),
         *(f"{run.name} {MINUS} {runs[0].name}" for run in runs[1:]),
     ]  # fmt: skip
     rows, place = [], None
     for line in lines:
         if line.place != place and line.place:
-            rows.append([el("b", line.place), *[""] * (len(columns) - 1)])
+            rows.append(_heading(line.path[1:], len(columns)))
         place = line.place
         left, right = _strips(line, top, far) if _is_share(line) else ("", "")
         apart = (_difference(line.metric, d) for d in line.differences)
@@ -86,10 +125,14 @@ def _table(runs: Sequence[Compared], lines: Sequence[Line]) -> Markup:
     return table(columns, rows, "compare")
 
 
+def _heading(path: Sequence[str], columns: int) -> Markup:
+    return el("tr", el("td", el("b", dotted(path)), colspan=columns), class_="heading")
+
+
 def _metric(line: Line) -> Markup:
     chance = _chance(line)
-    note = el("small", f"{CHANCE} {figure(line.metric, chance)}") if chance is not None else None
-    return join(el("span", words(line.metric), class_="metric"), note)
+    note = el("small", say("chance {value}", value=figure(line.metric, chance))) if chance is not None else None
+    return join(el("span", term(line.metric), class_="metric"), note)
 
 
 def _strips(line: Line, top: float, far: float) -> tuple[Markup, Markup]:
@@ -133,7 +176,7 @@ def _strip(points: Sequence[tuple[float, float, float] | None], low: float, high
 def _value(cell: Figure | None) -> Markup | str:
     if cell is None:
         return DASH
-    notes = [el("small", cell.between, title="95 % interval")] if cell.interval else []
+    notes = [el("small", cell.between, title=say("95 % interval"))] if cell.interval else []
     return join(el("b", figure(cell.metric, cell.value)), notes)
 
 
@@ -142,11 +185,14 @@ def _difference(metric: str, apart: Difference | None) -> Markup | str:
         return DASH
     if math.isnan(apart.low):
         return el("span", difference(metric, apart.value), class_="soft")
+    if apart.chance:
+        note = say("the seed alone differs")
+        return el("span", difference(metric, apart.value), el("small", note), class_="soft")
     value, _, ends = difference(metric, apart.value, apart.low, apart.high).partition(" ")
-    note = "" if apart.paired else ", unpaired"
+    note = "" if apart.paired else say(", unpaired")
     return join(
         el("b", value, class_=("better" if apart.low > 0 else "worse") if apart.clear else "soft"),
-        el("small", ends + note),
+        el("small", ends, note),
     )
 
 
@@ -156,18 +202,20 @@ def _curves(runs: Sequence[Compared]) -> Markup | None:
     losses = [name for name in names if re.fullmatch(r"train/(.+/)?loss", name)]
     if len(losses) == 2:  # of one objective, and the sum that is the same
         losses = ["train/loss"]
-    drawn = [_curve(runs, name, words(" ".join(name.split("/")[1:])), smooth=True) for name in losses]
+    drawn = [_curve(runs, name, _loss_title(name), smooth=True) for name in losses]
     figures = [name for name in names if name.startswith("eval/") and CHANCE not in name.split("/")]
     figures = [name for name in figures if any(len(_points(run, name)) > 1 for run in runs)]
     shares = [name for name in figures if all(is_share(name, y) for run in runs for _, y in _points(run, name))]
-    evaluations = [_curve(runs, name, " · ".join(map(words, name.split("/")[2:])), share=True) for name in shares]
+    evaluations = [_curve(runs, name, dotted(name.split("/")[2:]), share=True) for name in shares]
     if not any(drawn) and not any(evaluations):
         return None
     more = evaluations[_CURVES:]
     return join(
-        el("p", "Over the training samples seen.", class_="soft"),
+        el("p", say("Over the training samples seen."), class_="soft"),
         el("div", [*drawn, *evaluations[:_CURVES]], class_="charts"),
-        el("details", el("summary", f"{len(more)} more"), el("div", more, class_="charts")) if more else None,
+        el("details", el("summary", say("{count} more", count=len(more))), el("div", more, class_="charts"))
+        if more
+        else None,
     )
 
 
@@ -176,7 +224,13 @@ def _curve(runs: Sequence[Compared], name: str, title: str, *, share: bool = Fal
     for number, run in enumerate(runs):
         points = _points(run, name)
         series.append(Series(run.name, [x for x, _ in points], [y for _, y in points], colour=number))
-    return chart(title, series, share=share, smooth=smooth, unit="sample")
+    y = say("share of the queries") if share else term("loss")
+    return chart(title, series, share=share, smooth=smooth, unit="sample", y=y)
+
+
+def _loss_title(name: str) -> str:
+    objective = name.split("/")[1:-1]
+    return say("{objective} loss", objective=term(objective[0])) if objective else say("total loss")
 
 
 def _points(run: Compared, name: str) -> list[tuple[int, float]]:
@@ -188,7 +242,7 @@ def _settings(runs: Sequence[Compared]) -> Markup | None:
     if not found:
         return None
     rows = [[key, *(_text(value) for value in values)] for key, values in found]
-    return table(["setting", *(run.name for run in runs)], rows, "list settings")
+    return table([say("setting"), *(run.name for run in runs)], rows, "list settings")
 
 
 def _text(value: str) -> Markup | str:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from xmodal.reporting.formatting import TIMES
 from xmodal.reporting.markup import Markup, el
+from xmodal.reporting.messages import reason, say, term
 from xmodal.reporting.page import document
 
 _ORIGINAL = 416  # pixels of the longer side, twice what the page shows
@@ -77,23 +78,35 @@ def render(title: str, samples: Sequence[Shown], settings: Sequence[str], notes:
     names = list(dict.fromkeys(sample.source for sample in samples))
     header = el(
         "header",
-        el("p", "xmodal data", class_="eyebrow"),
+        el("p", say("xmodal data"), class_="eyebrow"),
         el("h1", title),
-        el("p", f"{len(samples)} samples as the model sees them: " + " · ".join(settings), class_="soft"),
+        el(
+            "p",
+            say("{count} samples as the model sees them:", count=len(samples)),
+            " ",
+            " · ".join(settings),
+            class_="soft",
+        ),
         [el("p", note, class_="soft") for note in notes],
     )
     sections = [
         (name, el("div", [_card(sample) for sample in samples if sample.source == name], class_="sheet"))
         for name in names
     ]
-    left = "the image as it is stored" if any(sample.bytes for sample in samples) else "what the sample is called"
-    footer = f"Left {left}; right what training shows of it at several visits, and what it reads."
-    return document(f"{title} preview", header, sections, footer, ("report.css", "data.css"))
+    stored = any(sample.bytes for sample in samples)
+    footer = (
+        say("Left the image as it is stored; right what training shows of it at several visits, and what it reads.")
+        if stored
+        else say(
+            "Left what the sample is called; right what training shows of it at several visits, and what it reads."
+        )
+    )
+    return document(say("{title} preview", title=title), header, sections, footer, ("report.css", "data.css"))
 
 
 def _card(sample: Shown) -> Markup:
     if sample.fault:
-        right = el("p", f"not used: {sample.fault}", class_="why")
+        right = el("p", say("not used: {reason}", reason=reason(sample.fault)), class_="why")
     else:
         right = el("div", [_view(view) for view in sample.views], class_="views")
     return el("article", _original(sample), right, class_="shown broken" if sample.fault else "shown")
@@ -115,7 +128,7 @@ def _original(sample: Shown) -> Markup:
         "group": sample.group,
         "file": sample.path,
     }
-    rows = [[el("dt", name), el("dd", value, title=sample.shard if name == "shard" else None)]
+    rows = [[el("dt", term(name)), el("dd", value, title=sample.shard if name == "shard" else None)]
             for name, value in facts.items() if value]  # fmt: skip
     return el("div", picture, el("dl", rows), class_="original")
 
@@ -126,7 +139,11 @@ def _view(view: View) -> Markup:
         size = len(view.pixels)
         kind = "picture pixelated" if size < _SMALL else "picture"
         picture = el("img", src=_uri(Image.fromarray(view.pixels), size <= _LOSSLESS), alt=view.caption, class_=kind)
-    back = el("div", f"read as: {view.back}", class_="back", dir="auto") if view.back != view.caption else None
+    back = (
+        el("div", say("read as: {text}", text=view.back), class_="back", dir="auto")
+        if view.back != view.caption
+        else None
+    )
     tokens = [_tokens(view), back] if view.tokens else None
     return el("figure", picture, el("figcaption", view.caption, dir="auto"), tokens, class_="view")
 
@@ -134,7 +151,7 @@ def _view(view: View) -> Markup:
 def _tokens(view: View) -> Markup:
     kept = [el("span", token) for token in view.tokens[: view.kept]]
     cut = [el("span", token, class_="cut") for token in view.tokens[view.kept :]]
-    mark = el("em", f"✂ {len(cut)} cut", title="longer than data.text.length") if cut else None
+    mark = el("em", say("✂ {count} cut", count=len(cut)), title=say("longer than data.text.length")) if cut else None
     return el("div", kept, mark, cut, class_="tokens", dir="auto")
 
 

@@ -10,6 +10,7 @@ from data_pipelines.measures import LIKENESS
 from xmodal.reporting.bars import histogram, share_bar
 from xmodal.reporting.formatting import TIMES, compact, number, percent, size
 from xmodal.reporting.markup import Markup, el, join
+from xmodal.reporting.messages import Message, in_chinese, reason, say, term
 from xmodal.reporting.page import card, document, table
 
 _QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
@@ -72,6 +73,7 @@ class Stats:
         )  # fmt: skip
 
 
+_FIELD_COLUMNS = list(map(term, ("field", "filled", "type", "examples")))
 Table = tuple[str, list[str], list[list]]
 
 
@@ -84,48 +86,53 @@ def tables(stats: Stats) -> list[Table]:
 def render(stats: Stats) -> str:
     """Returns the page."""
     whole, looked = stats.whole, stats.whole.samples
-    share = f" of {stats.samples:,}" if looked < stats.samples else ""
-    parts = f"{looked:,}{share} samples looked at · {len(stats.facts)} source{'s' * (len(stats.facts) > 1)}"
+    counts = dict(looked=looked, samples=stats.samples, sources=len(stats.facts))
+    if looked < stats.samples:
+        parts = say("{looked:,} of {samples:,} samples looked at · sources: {sources}", **counts)
+    else:
+        parts = say("{looked:,} samples looked at · sources: {sources}", **counts)
     header = el(
         "header",
-        el("p", "xmodal data", class_="eyebrow"),
+        el("p", say("xmodal data"), class_="eyebrow"),
         el("h1", stats.title),
         el("p", parts, class_="soft"),
         el("div", list(_cards(stats)), class_="cards"),
     )
     images = join(el("div", _image_plots(stats), class_="charts"), _formats(whole))
     sections = [
-        ("Sources", join(table(*_sources(stats)[1:], "narrow"), _left_out(stats))),
-        ("Captions", el("div", _caption_plots(stats), class_="charts")),
-        *([("Images", images)] if whole.kinds else []),
-        ("Figures", table(*_numbers(stats)[1:], "narrow")),
-        ("Duplicates", join(table(*_duplicates(stats)[1:], "narrow"), _most(whole))),
+        (say("Sources"), join(table(*_sources(stats)[1:], "narrow"), _left_out(stats))),
+        (say("Captions"), el("div", _caption_plots(stats), class_="charts")),
+        *([(say("Images"), images)] if whole.kinds else []),
+        (say("Lengths and sizes"), table(*_numbers(stats)[1:], "narrow")),
+        (say("Duplicates"), join(table(*_duplicates(stats)[1:], "narrow"), _most(whole))),
     ]
     if whole.fields:
-        sections.append(("Fields", _field_table(stats)))
-    note = "Numbers are those of the samples looked at."
-    return document(f"{stats.title} data", header, sections, note, ("report.css", "data.css"))
+        sections.append((say("Fields"), _field_table(stats)))
+    note = say("Numbers are those of the samples looked at.")
+    return document(say("{title} data", title=stats.title), header, sections, note, ("report.css", "data.css"))
 
 
 def _cards(stats: Stats) -> list[Markup]:
     whole = stats.whole
+    middle = f"{whole.characters.quantile(0.5):,.0f}"
     cards = [
-        card("usable samples", compact(stats.samples), size(sum(facts.bytes for facts in stats.facts.values()))),
-        card("caption", f"{whole.characters.quantile(0.5):,.0f} characters", "median"),
+        card(say("usable samples"), compact(stats.samples), size(sum(facts.bytes for facts in stats.facts.values()))),
+        card(term("caption"), say("{count} characters", count=middle), say("median")),
     ]
     if whole.tokens.count:
-        cut = whole.cut / whole.tokens.count
-        cards.append(card("captions cut", percent(cut), f"longer than {stats.length} tokens"))
-    repeats = {kind: repeats.share for kind, repeats in whole.repeats.items()}
+        cut = percent(whole.cut / whole.tokens.count)
+        cards.append(card(say("captions cut"), cut, say("longer than {count} tokens", count=stats.length)))
+    repeats = {kind: percent(repeats.share) for kind, repeats in whole.repeats.items()}
     if not whole.kinds:  # texts alone
-        return [*cards, card("same caption", percent(repeats["caption"]), "as an earlier sample")]
-    small = whole.small / max(1, whole.shorter.count)
+        return [*cards, card(term("same caption"), repeats["caption"], say("as an earlier sample"))]
+    small = percent(whole.small / max(1, whole.shorter.count))
     side = f"{whole.width.quantile(0.5):,.0f} {TIMES} {whole.height.quantile(0.5):,.0f}"
-    cards.append(card("image", side, "median width and height"))
-    cards.append(card("enlarged", percent(small), f"shorter side below {stats.size} pixels"))
-    cards.append(card("same caption", percent(repeats["caption"]), f"same image {percent(repeats['image'])}"))
+    cards.append(card(term("image"), side, say("median width and height")))
+    cards.append(card(say("enlarged"), small, say("shorter side below {side} pixels", side=stats.size)))
+    cards.append(card(term("same caption"), repeats["caption"], say("same image {share}", share=repeats["image"])))
     if whole.transparent:
-        cards.append(card("transparent", percent(whole.transparent / max(1, whole.shorter.count)), "of the images"))
+        share = percent(whole.transparent / max(1, whole.shorter.count))
+        cards.append(card(say("transparent"), share, say("of the images")))
     return cards
 
 
@@ -137,41 +144,42 @@ def _sources(stats: Stats) -> Table:
         row = [name, percent(facts.share), f"{facts.samples:,}", f"{facts.shards:,}", size(facts.bytes)]
         rows.append([*row, *(f"{count:,}" for count in counts)])
     columns = ["source", "share of the stream", "samples", "shards", "size", "left out", "looked at", "bad images"]
-    return "sources", columns, rows
+    return "sources", list(map(term, columns)), rows
 
 
 def _left_out(stats: Stats) -> Markup | None:
-    rows = [[name, reason, f"{n:,}"] for name, facts in stats.facts.items() for reason, n in facts.skipped.items()]
+    rows = [[name, reason(why), f"{n:,}"] for name, facts in stats.facts.items() for why, n in facts.skipped.items()]
     rows += [
-        [name, f"{reason} (found now)", f"{n:,}"]
+        [name, say("{reason} (found now)", reason=reason(why)), f"{n:,}"]
         for name, found in stats.surveys.items()
-        for reason, n in found.bad.items()
+        for why, n in found.bad.items()
     ]
-    return join(el("h3", "Left out"), table(["source", "reason", "samples"], rows, "narrow")) if rows else None
+    columns = list(map(term, ("source", "reason", "samples")))
+    return join(el("h3", say("Left out")), table(columns, rows, "narrow")) if rows else None
 
 
 def _caption_plots(stats: Stats) -> list[Markup | None]:
     whole = stats.whole
-    cut = (f"cut at {stats.length}", float(stats.length) + 1)
+    cut = (say("cut at {count}", count=stats.length), float(stats.length) + 1)
     return [
-        histogram("characters of a caption", whole.characters),
-        histogram("tokens of a caption, marks included", whole.tokens, reference=cut),
+        histogram(say("characters of a caption"), whole.characters),
+        histogram(say("tokens of a caption, special tokens included"), whole.tokens, reference=cut),
     ]
 
 
 def _image_plots(stats: Stats) -> list[Markup | None]:
-    whole, side = stats.whole, (f"seen at {stats.size}", float(stats.size))
+    whole, side = stats.whole, (say("seen at {side}", side=stats.size), float(stats.size))
     return [
-        histogram("shorter side in pixels", whole.shorter, log=True, reference=side),
+        histogram(say("shorter side in pixels"), whole.shorter, log=True, reference=side),
         histogram(
-            "aspect ratio, width / height",
+            say("aspect ratio, width / height"),
             whole.aspect,
             log=True,
             whole=False,
             text=lambda v: f"{v:.2g}",
-            reference=("square", 1.0),
+            reference=(say("square"), 1.0),
         ),
-        histogram("size of the file", whole.bytes, log=True, whole=False, text=_round_size, base=1024),
+        histogram(say("size of the file"), whole.bytes, log=True, whole=False, text=_round_size, base=1024),
     ]
 
 
@@ -196,9 +204,9 @@ def _numbers(stats: Stats) -> Table:
         ("width / height", whole.aspect),
         ("image bytes", whole.bytes),
     ]
-    columns = ["of a sample", "mean", "min", *(f"{100 * q:.0f} %" for q in _QUANTILES), "max"]
+    columns = [term("of a sample"), term("mean"), "min", *(f"{100 * q:.0f} %" for q in _QUANTILES), "max"]
     rows = [
-        [name, *(_figure(v) for v in (d.mean, d.low, *(d.quantile(q) for q in _QUANTILES), d.high))]
+        [term(name), *(_figure(v) for v in (d.mean, d.low, *(d.quantile(q) for q in _QUANTILES), d.high))]
         for name, d in lines
         if d.count
     ]
@@ -210,12 +218,12 @@ def _figure(value: float) -> str:
 
 
 def _duplicates(stats: Stats) -> Table:
-    groups = {**stats.surveys, **({"together": stats.whole} if len(stats.surveys) > 1 else {})}
+    groups = {**stats.surveys, **({term("together"): stats.whole} if len(stats.surveys) > 1 else {})}
     rows = [
         [name, *(_copies(found.repeats[kind].share) for kind in LIKENESS), _basis(found)]
         for name, found in groups.items()
     ]
-    columns = ["copies of an earlier sample", *(f"same {kind}" for kind in LIKENESS), "among"]
+    columns = list(map(term, ("copies of an earlier sample", *(f"same {kind}" for kind in LIKENESS), "among")))
     return "duplicates", columns, rows
 
 
@@ -225,16 +233,18 @@ def _copies(share: float) -> str:
 
 def _basis(found: Survey) -> str:
     kept = min(repeats.kept for repeats in found.repeats.values())
-    return f"{found.samples:,} samples" + (f", estimated from 1 in {1 / kept:.0f}" if kept < 1 else "")
+    if kept < 1:
+        return say("{count:,} samples, estimated from 1 in {part:.0f}", count=found.samples, part=1 / kept)
+    return say("{count:,} samples", count=found.samples)
 
 
 def _most(whole: Survey) -> Markup | None:
     rows = [
-        [f"same {kind}", f"{copies:,} {TIMES}", example]
+        [term(f"same {kind}"), f"{copies:,} {TIMES}", example]
         for kind in LIKENESS
         for copies, example in whole.repeats[kind].most(_MOST)
     ]
-    return join(el("h3", "Most often"), table(["", "", "the first of them"], rows, "list")) if rows else None
+    return join(el("h3", say("Most often")), table(["", "", say("the first of them")], rows, "list")) if rows else None
 
 
 def _fields(stats: Stats) -> Table:
@@ -242,7 +252,7 @@ def _fields(stats: Stats) -> Table:
         [name, percent(found.filled / max(1, stats.whole.samples)), _kinds(found), " | ".join(found.examples)]
         for name, found in _sorted_fields(stats)
     ]
-    return "json fields", ["field", "filled", "type", "examples"], rows
+    return "json fields", _FIELD_COLUMNS, rows
 
 
 def _field_table(stats: Stats) -> Markup:
@@ -251,7 +261,7 @@ def _field_table(stats: Stats) -> Markup:
         share = found.filled / max(1, stats.whole.samples)
         examples = [el("span", example, class_="sample", dir="auto") for example in found.examples]
         rows.append([el("code", name), join(share_bar(share), percent(share)), _kinds(found), join(examples)])
-    return table(["field", "filled", "type", "examples"], rows, "list")
+    return table(_FIELD_COLUMNS, rows, "list")
 
 
 def _sorted_fields(stats: Stats) -> list:
@@ -260,4 +270,5 @@ def _sorted_fields(stats: Stats) -> list:
 
 def _kinds(found) -> str:
     names = dict(str="text", int="integer", float="number", bool="true or false", list="list", dict="object")
-    return ", ".join(names.get(kind, kind) for kind, _ in found.kinds.most_common())
+    kinds = [term(names.get(kind, kind)) for kind, _ in found.kinds.most_common()]
+    return Message(", ".join(kinds), "、".join(map(in_chinese, kinds)))

@@ -91,3 +91,12 @@ def between(metric: str, low: float, high: float) -> str:
     if is_share(metric, low) and is_share(metric, high):
         return f"[{', '.join(percent(end).removesuffix(' %') for end in (low, high))}]"
     return f"[{number(low)}, {number(high)}]"
+
+
+def spread(metric: str, mean: float, deviation: float) -> str:
+    """A mean and its deviation: `12.3 ± 0.4 %`; the mean alone where there is no deviation (NaN)."""
+    if not math.isfinite(deviation):
+        return figure(metric, mean)
+    if is_share(metric, mean):
+        return f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+    return f"{number(mean)} ± {number(float(f'{deviation:.2g}'))}"

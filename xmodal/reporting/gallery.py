@@ -1,4 +1,4 @@
-"""Held-out examples with pictures: what evaluators store in `gallery.json` and how the report shows them.
+"""Held-out examples with images: what evaluators store in `gallery.json` and how the report shows them.
 
     {"retrieval/unseen_vendor": {
        "image_to_text": [{"image": uri, "truth": ["grinning face"], "rank": 1,
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from xmodal.reporting.files import read_json
-from xmodal.reporting.formatting import words
 from xmodal.reporting.markup import Markup, el
+from xmodal.reporting.messages import dotted, say, term
 
 FILE = "gallery.json"
-BUDGET = 4_000_000  # bytes of examples in the report, over all sets; pictures are most of it
+BUDGET = 4_000_000  # bytes of examples in the report, over all sets; images are most of it
 OPEN = 9  # examples of a list shown before "more" is opened...
 _WAYS = ("image_to_text", "text_to_image")  # kinds of which a set has both
 FEW = 12  # ... unless the list is hardly longer
@@ -69,23 +69,27 @@ def _list(name: str, kind: str, items: Sequence[Mapping[str, Any]], share: float
     label = name.partition("/")[2] or name
     left_out = len(items) - len(kept)
     group = f"{name}/{kind}"
+    count = say("{right} of {count} right", right=right, count=len(kept))
+    rest = say("; {count} more in {file}", count=left_out, file=FILE) if left_out else None
     heading = el(
         "div",
-        el("h3", " · ".join(map(words, label.split("/"))), " · " + words(kind) if kind in _WAYS else None),
-        el(
-            "span", f"{right} of {len(kept)} right", f"; {left_out} more in {FILE}" if left_out else None, class_="soft"
-        ),
+        el("h3", dotted([*label.split("/"), *([kind] if kind in _WAYS else [])])),
+        el("span", count, rest, class_="soft"),
         el("div", [_filter(group, choice) for choice in ("all", "right", "wrong")], class_="filter"),
         class_="bar",
     )
     shown, more = (shown, []) if len(shown) <= FEW else (shown[:OPEN], shown[OPEN:])
-    rest = el("details", el("summary", f"{len(more)} more"), el("div", more, class_=class_)) if more else None
+    rest = (
+        el("details", el("summary", say("{count} more", count=len(more))), el("div", more, class_=class_))
+        if more
+        else None
+    )
     return el("div", heading, el("div", shown, class_=class_), rest, class_="gallery")
 
 
 def _filter(group: str, choice: str) -> Markup:
     box = el("input", type="radio", name=group, class_=f"show-{choice}", checked=choice == "all")
-    return el("label", box, choice)
+    return el("label", box, term(choice))
 
 
 def _within(items: Sequence[Mapping[str, Any]], budget: float) -> list[Mapping[str, Any]]:
@@ -99,15 +103,15 @@ def _within(items: Sequence[Mapping[str, Any]], budget: float) -> list[Mapping[s
 
 
 def _image(uri: object, title: str = "") -> Markup:
-    """An embedded picture; anything but a data URI of an image (a link, a script) is not shown."""
+    """An embedded image; anything but a data URI of an image (a link, a script) is not shown."""
     if isinstance(uri, str) and DATA_URI.fullmatch(uri):
         return el("img", src=uri, alt=title, title=title or None, class_="picture", loading="lazy")
-    return el("span", "no picture", class_="picture blank")
+    return el("span", say("no image"), class_="picture blank")
 
 
 def _rank(item: Mapping[str, Any]) -> Markup | None:
     rank = item.get("rank")
-    return None if rank is None else el("span", f"rank {int(rank):,}", class_="rank")
+    return None if rank is None else el("span", say("rank {rank:,}", rank=int(rank)), class_="rank")
 
 
 def _score(candidate: Mapping[str, Any]) -> str:
@@ -146,7 +150,7 @@ def _text_to_image(item: Mapping[str, Any], verdict: str) -> Markup:
 
 def _caption(item: Mapping[str, Any], verdict: str) -> Markup:
     truth = el("div", el("span", item["truth"], dir="auto"), class_="truth")
-    generated = el("div", item["generated"] or "(nothing)", class_="generated", dir="auto")
+    generated = el("div", item["generated"] or say("(nothing)"), class_="generated", dir="auto")
     return el("div", _image(item["image"], item["truth"]), el("div", truth, generated), class_=f"item {verdict}")
 
 

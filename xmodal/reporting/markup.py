@@ -1,6 +1,12 @@
-"""HTML by construction: text is escaped unless it was built here, so a caption can never become code."""
+"""HTML by construction: text is escaped unless it was built here, so a caption can never become code.
+
+A `Message` becomes its English and its Chinese, of which the style sheet shows one; in an attribute the Chinese stands
+beside it as `data-zh-<attribute>`, and `assets/language.js` puts it in its place.
+"""
 
 import html
+
+from xmodal.reporting.messages import Message
 
 VOID = frozenset({"input", "img", "meta", "br", "line", "path", "rect"})
 
@@ -37,6 +43,12 @@ def _child(child: object) -> str:
         return child
     if isinstance(child, list | tuple):
         return join(*child)
+    if isinstance(child, Message) and child.zh != child:
+        return f'<t-en>{_escaped(child)}</t-en><t-zh lang="zh-Hans">{_escaped(child.zh)}</t-zh>'
+    return _escaped(child)
+
+
+def _escaped(child: object) -> str:
     return html.escape(str(child), quote=False)
 
 
@@ -44,4 +56,7 @@ def _attribute(key: str, value: object) -> str:
     if value is None or value is False:
         return ""
     key = key.rstrip("_").replace("_", "-") if key != "viewBox" else key
-    return f" {key}" if value is True else f' {key}="{html.escape(str(value))}"'
+    if value is True:
+        return f" {key}"
+    chinese = f' data-zh-{key}="{html.escape(value.zh)}"' if isinstance(value, Message) else ""
+    return f' {key}="{html.escape(str(value))}"{chinese}'

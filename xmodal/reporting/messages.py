@@ -57,8 +57,11 @@ def reason(text: str) -> str:
 
 
 def _term(text: str) -> str:
-    chinese = table()["terms"].get(text)
-    return text if chinese is None else Message(text, chinese)
+    known = table()["terms"]
+    if text in known:
+        return Message(text, known[text])
+    head, of, rest = text.partition(" of ")  # figures of a part of a set: `image → text of train`
+    return Message(text, f"{known[head]} · {rest}") if of and head in known else text
 
 
 def in_chinese(value: Any) -> Any:

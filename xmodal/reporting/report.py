@@ -17,11 +17,12 @@ pictures must be `data:` URIs, and the page's own security policy allows no scri
 
 import itertools
 import json
+import math
 import os
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,16 +31,19 @@ from xmodal.reporting import curves
 from xmodal.reporting.classes import render_classes
 from xmodal.reporting.environment import read_environment
 from xmodal.reporting.files import read_json, write_text
-from xmodal.reporting.formatting import TIMES, compact, duration, figure, number, percent, size, words
+from xmodal.reporting.formatting import TIMES, compact, difference, duration, figure, number, percent, size, words
 from xmodal.reporting.gallery import read_gallery, render_gallery
 from xmodal.reporting.markup import Markup, el, join
+from xmodal.reporting.messages import dotted, reason, say, term
 from xmodal.reporting.metrics import read_metrics
-from xmodal.reporting.page import card, document
-from xmodal.reporting.results import CHANCE, Figure, evaluation_tables, nest, read_results
+from xmodal.reporting.page import card, document, table
+from xmodal.reporting.results import Figure, Table, evaluation_tables, nest, read_results
+from xmodal.reporting.settings import changed, flat_settings, readable
 from xmodal.reporting.svg import smoothed
 
 FILE = "report.html"
 SKIPPED_SHOWN = 20
+_KNOTS = 300  # points at which a page knows samples and time of a step
 
 
 class Run(NamedTuple):
@@ -61,6 +65,20 @@ class Run(NamedTuple):
     def step(self) -> int:
         """Steps done, as far as the metrics tell."""
         return self.rows[-1]["step"] if self.rows else 0
+
+    @property
+    def best(self) -> int | None:
+        """Step of the best value of the metric that `checkpoint.best` names, None where it names none."""
+        chosen = self.config.get("checkpoint", {})
+        name, sign = f"eval/{chosen.get('best')}", -1 if chosen.get("best_mode") == "min" else 1
+        found = [(sign * row[name], row["step"]) for row in self.rows if isinstance(row.get(name), int | float)]
+        found = [(value, -step) for value, step in found if math.isfinite(value)]
+        return -max(found)[1] if found else None  # of equal ones the first
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Nested results of the weights that the run started from, empty of one that started from scratch."""
+        return _last_evaluation([row for row in self.rows if row["step"] == 0])
 
 
 def build_report(workdir: str | os.PathLike) -> Path:
@@ -100,26 +118,37 @@ def read_run(folder: Path) -> Run:
 def _page(run: Run) -> str:
     sections = [(title, content) for title, content in _sections(run) if content]
     name = run.folder.resolve().name
-    footer = f"Written by xmodal on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC from the files of this run."
-    return document(name, _header(run, name), sections, footer)
+    footer = say(
+        "Written by xmodal on {time} from the files of this run.", time=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    )
+    return document(name, _header(run, name), sections, footer, clock=_clock(run))
+
+
+def _clock(run: Run) -> dict[str, list[float]]:
+    """What charts over steps need to be shown over samples and time: {step, sample, time: [knots]}."""
+    rows = list({row["step"]: row for row in run.rows}.values())
+    times = dict(zip((row["step"] for row in run.rows), itertools.accumulate(_gaps(run), initial=0.0)))
+    kept = sorted({round(i * (len(rows) - 1) / _KNOTS) for i in range(_KNOTS + 1)}) if rows else []
+    knots = [(rows[i]["step"], rows[i]["samples"], round(times[rows[i]["step"]], 1)) for i in kept]
+    return dict(zip(("step", "sample", "time"), map(list, zip(*knots)))) if len(knots) > 1 else {}
 
 
 def _sections(run: Run) -> Iterator[tuple[str, Markup | None]]:
     chance = run.facts.get("chance_loss", {})
     charts = curves.metric_charts(run.rows)
-    yield "Alarms", _alarms(run)
-    yield "Evaluation", _evaluation(run)
-    yield "Classes", render_classes(run.results)
+    yield say("Alarms"), _alarms(run)
+    yield say("Evaluation"), _evaluation(run)
+    yield say("Classes"), render_classes(run.results)
     yield (
-        "Retrievals",
+        say("Retrievals"),
         _both(render_gallery(run.gallery, "image_to_text"), render_gallery(run.gallery, "text_to_image")),
     )
-    yield "Captions", render_gallery(run.gallery, "captions")
-    yield "Words point to patches", render_gallery(run.gallery, "pointing")
-    yield "Training", _both(curves.loss_charts(run.rows, chance), charts.pop("Training", None))
+    yield say("Captions"), render_gallery(run.gallery, "captions")
+    yield say("Words point to patches"), render_gallery(run.gallery, "pointing")
+    yield say("Training"), _both(curves.loss_charts(run.rows, chance), charts.pop("Training", None))
     yield from charts.items()
-    yield "Skipped samples", _skipped(run.folder)
-    yield "Details", _details(run)
+    yield say("Skipped samples"), _skipped(run.folder)
+    yield say("Details"), _details(run)
 
 
 def _both(*parts: Markup | None) -> Markup | None:
@@ -129,21 +158,27 @@ def _both(*parts: Markup | None) -> Markup | None:
 def _header(run: Run, name: str) -> Markup:
     total = run.facts.get("total_steps")
     if not run.rows:
-        status = "no metrics yet"
+        status = say("no metrics yet")
     elif total and run.step >= total:
-        status = f"finished after {run.step:,} steps"
+        status = say("finished after {step:,} steps", step=run.step)
+    elif total:
+        status = say(
+            "step {step:,} of {total:,} ({share})", step=run.step, total=total, share=percent(run.step / total)
+        )
     else:
-        status = f"step {run.step:,}" + (f" of {total:,} ({percent(run.step / total)})" if total else "")
+        status = say("step {step:,}", step=run.step)
     parts = [status]
     if run.rows:
-        parts.append(f"{datetime.fromtimestamp(run.rows[-1]['time'], UTC):%d %B %Y, %H:%M} UTC".lstrip("0"))
+        parts.append(f"{datetime.fromtimestamp(run.rows[-1]['time'], UTC):%Y-%m-%d %H:%M} UTC")
+    if run.best:
+        parts.append(say("best: step {step:,}", step=run.best))
     parts += [f"{d['count']} {TIMES} {d['kind']}" for d in run.environment.get("devices", [])]
     groups = [(list(_headline(run)), "cards key"), (list(_numbers(run)), "cards")]
     return el(
         "header",
-        el("p", "xmodal run", class_="eyebrow"),
+        el("p", say("xmodal run"), class_="eyebrow"),
         el("h1", name),
-        el("p", " · ".join(parts), class_="soft"),
+        el("p", [[" · " if i else "", part] for i, part in enumerate(parts)], class_="soft"),
         [el("div", cards, class_=name) for cards, name in groups if cards],
     )
 
@@ -154,18 +189,43 @@ def _headline(run: Run) -> Iterator[Markup]:
     The set is the one that `checkpoint.best` names, where it does.
     """
     best = str(run.config.get("checkpoint", {}).get("best", "")).split("/")
-    chosen = words(best[1]) if len(best) > 1 else ""
-    for table in evaluation_tables(run.results):
-        row = next((row for row in table.rows if chosen and str(row[0]).startswith(chosen)), table.rows[0])
+    chosen, start = words(best[1]) if len(best) > 1 else "", _figures_of(run.start)
+    for found in evaluation_tables(run.results):
+        row = next((row for row in found.rows if chosen and str(row[0]).startswith(chosen)), found.rows[0])
         place = str(row[0])
         judged = [cell for cell in row if isinstance(cell, Figure) and cell.chance is not None]
         recalls = [cell for cell in judged if cell.metric.startswith("R@")]
         for cell in [recalls[0], recalls[-1]] if len(recalls) > 1 else judged[:1]:
-            label = f"{table.title} {words(cell.metric)}"
-            notes = [f"95 % interval {cell.between}"] if cell.interval else []
-            yield card(
-                label, figure(cell.metric, cell.value), place, *notes, f"chance {figure(cell.metric, cell.chance)}"
-            )
+            label = say("{evaluator} {metric}", evaluator=term(found.title), metric=term(cell.metric))
+            notes = [say("start {value}", value=value)] if (value := _start(start, found, row, cell)) else []
+            notes += [say("95 % interval {ends}", ends=cell.between)] if cell.interval else []
+            chance = say("chance {value}", value=figure(cell.metric, cell.chance))
+            yield card(label, figure(cell.metric, cell.value), _place(place), *notes, chance)
+
+
+def _place(text: str) -> str:
+    """A set and what is asked of it, as `evaluation_tables` joins them."""
+    return dotted(text.split(" · "))
+
+
+def _figures_of(results: Mapping[str, Any]) -> dict[tuple[str, str, str], Figure]:
+    """{(evaluator, set, metric): figure} of nested results."""
+    return {
+        (table.title, str(row[0]), cell.metric): cell
+        for table in evaluation_tables(results)
+        for row in table.rows
+        for cell in row
+        if isinstance(cell, Figure)
+    }
+
+
+def _start(start: Mapping, table: Table, row: Sequence[Any], cell: Any) -> str:
+    """What the weights scored that the run started from, and the change since; "" where that is not known."""
+    before = start.get((table.title, str(row[0]), cell.metric)) if isinstance(cell, Figure) else None
+    if before is None or (before.chance is None and cell.chance is None and not before.interval and not cell.interval):
+        return ""
+    change = difference(cell.metric, cell.value - before.value)
+    return f"{figure(cell.metric, before.value)} ({change})"
 
 
 def _numbers(run: Run) -> Iterator[Markup]:
@@ -173,34 +233,36 @@ def _numbers(run: Run) -> Iterator[Markup]:
     if losses := _values(run, "train/loss"):
         chance = run.facts.get("chance_loss", {})
         level = chance.get("total") or (next(iter(chance.values())) if len(chance) == 1 else None)
-        yield card("loss", f"{smoothed(losses)[-1]:.3g}", f"chance {number(level)}" if level else "smoothed")
+        note = say("chance {value}", value=number(level)) if level else say("smoothed")
+        yield card(term("loss"), f"{smoothed(losses)[-1]:.3g}", note)
     if run.rows:
-        yield card("samples seen", compact(run.rows[-1]["samples"]), f"{run.step:,} steps")
-        yield card("training time", duration(_seconds(run)), "pauses left out")
+        yield card(say("samples seen"), compact(run.rows[-1]["samples"]), say("{step:,} steps", step=run.step))
+        yield card(say("training time"), duration(sum(_gaps(run))), say("pauses left out"))
     if rates := _values(run, "throughput/samples_per_s"):
         rate, waits = statistics.median(rates), _values(run, "throughput/data_wait")
-        wait = f"data wait {percent(statistics.median(waits))}" if waits else "median"
-        yield card("samples per second", f"{rate:,.0f}" if 10 < rate < 100_000 else compact(rate), wait)
+        wait = say("data wait {share}", share=percent(statistics.median(waits))) if waits else say("median")
+        yield card(say("samples per second"), f"{rate:,.0f}" if 10 < rate < 100_000 else compact(rate), wait)
     if parameters := run.facts.get("parameters"):
-        towers = [f"{words(tower)} {compact(count)}" for tower, count in parameters.items() if count >= 1000]
-        yield card("parameters", compact(sum(parameters.values())), " · ".join(towers))
+        towers = [[" · " if i else "", term(tower), f" {compact(count)}"]
+                  for i, (tower, count) in enumerate(parameters.items()) if count >= 1000]  # fmt: skip
+        yield card(say("parameters"), compact(sum(parameters.values())), towers)
 
 
 def _values(run: Run, name: str) -> list[float]:
     return [row[name] for row in run.rows if isinstance(row.get(name), int | float)]
 
 
-def _seconds(run: Run) -> float:
-    """Time between the rows; gaps far longer than usual are interruptions."""
+def _gaps(run: Run) -> list[float]:
+    """Seconds between the rows; gaps far longer than usual are interruptions, and count as none."""
     times = [row["time"] for row in run.rows]
     gaps = [b - a for a, b in itertools.pairwise(times)]
     limit = max(600.0, 50 * statistics.median(gaps)) if gaps else 0.0
-    return sum(gap for gap in gaps if 0 <= gap <= limit)
+    return [gap if 0 <= gap <= limit else 0.0 for gap in gaps]
 
 
 def _alarms(run: Run) -> Markup | None:
     found = [(row["step"], text) for row in run.rows for text in row.get("alarms", ())]
-    items = [el("li", el("b", f"step {step:,}"), text) for step, text in found]
+    items = [el("li", el("b", say("step {step:,}", step=step)), text) for step, text in found]
     return el("ul", items, class_="alarms") if items else None
 
 
@@ -218,26 +280,29 @@ def _evaluation(run: Run) -> Markup | None:
     tables = evaluation_tables(run.results)
     if not tables:
         return None
-    step, samples = run.results.get("step", run.step), run.results.get("samples", 0)
-    blocks = [el("p", f"Held-out data at step {step:,}, {compact(samples)} samples seen.", class_="soft")]
-    for title, columns, rows in tables:
-        head = el("tr", [el("th", column) for column in columns])
-        body = [el("tr", [el("td", _cell(cell)) for cell in row]) for row in rows]
-        blocks += [el("h3", title), el("div", el("table", el("thead", head), el("tbody", body)), class_="scroll")]
-    charts = curves.evaluation_charts(run.rows)
+    step, samples = run.results.get("step", run.step), compact(run.results.get("samples", 0))
+    head = say("Held-out data at step {step:,}, {samples} samples seen.", step=step, samples=samples)
+    blocks, start = [el("p", head, class_="soft")], _figures_of(run.start)
+    for found in tables:
+        rows = [[_place(str(row[0])), *(_cell(cell, _start(start, found, row, cell)) for cell in row[1:])]
+                for row in found.rows]  # fmt: skip
+        blocks += [el("h3", term(found.title)), table(list(map(term, found.columns)), rows)]
+    charts = curves.evaluation_charts(run.rows, run.best)
     if charts:
-        blocks += [el("h3", "Over training"), charts]
+        blocks += [el("h3", say("Over training")), charts]
     return join(blocks)
 
 
-def _cell(cell: Any) -> Any:
+def _cell(cell: Any, start: str) -> Any:
     if not isinstance(cell, Figure):
         return cell
     value, notes = figure(cell.metric, cell.value), []
     if cell.interval is not None:
-        notes.append(el("small", cell.between, title="95 % interval"))
+        notes.append(el("small", cell.between, title=say("95 % interval")))
     if cell.chance is not None:
-        notes.append(el("small", f"{CHANCE} {figure(cell.metric, cell.chance)}"))
+        notes.append(el("small", say("chance {value}", value=figure(cell.metric, cell.chance))))
+    if start:
+        notes.append(el("small", say("start {value}", value=start), class_="start"))
     return join(el("b", value), notes) if notes else value
 
 
@@ -258,34 +323,39 @@ def _skipped(folder: Path) -> Markup | None:
     if not reasons:
         return None
     fields = [name for name in dict.fromkeys(key for row in first for key in row) if name != "reason"]
-    counts = [el("tr", el("td", reason), el("td", f"{count:,}")) for reason, count in reasons.most_common()]
-    rows = [
-        el("tr", el("td", row.get("reason", "")), [el("td", row.get(name, "")) for name in fields]) for row in first
-    ]
-    table = el("table", el("tr", el("th", "reason"), [el("th", words(name)) for name in fields]), rows, class_="list")
+    total = sum(reasons.values())
+    rows = [[reason(str(row.get("reason", ""))), *(row.get(name, "") for name in fields)] for row in first]
+    counts = [[reason(name), f"{count:,}"] for name, count in reasons.most_common()]
+    note = say("{count:,} samples could not be used; each one is named in the run folder.", count=total)
+    more = table([say("reason"), *map(term, fields)], rows, "list")
     return join(
-        el(
-            "p",
-            f"{sum(reasons.values()):,} samples could not be used; each one is named in the run folder.",
-            class_="soft",
-        ),
-        el("table", el("tr", el("th", "reason"), el("th", "samples")), counts),
-        el("details", el("summary", f"The first {len(first)}"), el("div", table, class_="scroll")),
+        el("p", note, class_="soft"),
+        table([say("reason"), say("samples")], counts),
+        el("details", el("summary", say("The first {count}", count=len(first))), more),
     )
 
 
 def _details(run: Run) -> Markup | None:
     blocks = []
     if command := _command(run.environment):
-        blocks.append(("How to reproduce", command))
-    if run.config:
-        search = el("input", type="search", class_="search", placeholder="Search keys and values", aria_label="Search")
-        blocks.append(("Configuration", join(search, _facts(dict(flat_settings(run.config))))))
+        blocks.append((say("How to reproduce"), command, False))
+    settings = {name: readable(value) for name, value in flat_settings(run.config)}
+    if chosen := {name: readable(value) for name, value in changed(run.config).items()}:
+        note = el(
+            "p", say("Options that differ from their defaults, without those of model and evaluations."), class_="soft"
+        )
+        blocks.append((say("Changed options ({count})", count=len(chosen)), join(note, _facts(chosen)), True))
+    if settings:
+        label = say("Search keys and values")
+        search = el("input", type="search", class_="search", placeholder=label, aria_label=label)
+        blocks.append((say("All options ({count})", count=len(settings)), join(search, _facts(settings)), False))
     if run.environment:
-        blocks.append(("Environment", _facts(_environment(run.environment))))
+        blocks.append((say("Environment"), _facts(_environment(run.environment)), False))
     if run.environment.get("packages"):
-        blocks.append(("Packages", _facts({"Python": run.environment.get("python")} | run.environment["packages"])))
-    return join([el("details", el("summary", title), el("div", content)) for title, content in blocks]) or None
+        packages = {"Python": run.environment.get("python")} | run.environment["packages"]
+        blocks.append((say("Packages"), _facts(packages), False))
+    parts = [el("details", el("summary", title), el("div", content), open=shown) for title, content, shown in blocks]
+    return join(parts) or None
 
 
 def _command(environment: Mapping[str, Any]) -> Markup | None:
@@ -296,40 +366,33 @@ def _command(environment: Mapping[str, Any]) -> Markup | None:
     if commit := git.get("commit"):
         lines.append(f"git checkout {commit}")
     lines.append("python " + shlex.join(arguments))
-    dirty = "The source tree had uncommitted changes." if git.get("dirty") else None
+    dirty = say("The source tree had uncommitted changes.") if git.get("dirty") else None
     return join(
         el("pre", el("code", "\n".join(lines))),
         el("p", dirty, class_="soft") if dirty else None,
-        el("p", "The same config, seed and devices give the same bits.", class_="soft"),
+        el("p", say("The same config, seed and devices give the same bits."), class_="soft"),
     )
 
 
 def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
     cpu, git = environment.get("cpu", {}), environment.get("git", {})
     devices = [
-        f"{d['count']} {TIMES} {d['kind']}" + (f", {size(d['memory_bytes'])} each" if d.get("memory_bytes") else "")
+        f"{d['count']} {TIMES} {d['kind']}" + (f", {size(d['memory_bytes'])}" if d.get("memory_bytes") else "")
         for d in environment.get("devices", [])
     ]
+    commit = git.get("commit", "")
     facts = {
-        "devices": "; ".join(devices),
-        "hosts": environment.get("hosts"),
-        "processor": f" {TIMES} ".join(str(part) for part in (cpu.get("cores"), cpu.get("model")) if part),
-        "memory": size(environment["memory_bytes"]) if environment.get("memory_bytes") else None,
-        "system": environment.get("system"),
-        "commit": git.get("commit", "") + (" with uncommitted changes" if git.get("dirty") else ""),
+        say("devices"): "; ".join(devices),
+        say("hosts"): environment.get("hosts"),
+        say("processor"): f" {TIMES} ".join(str(part) for part in (cpu.get("cores"), cpu.get("model")) if part),
+        say("memory"): size(environment["memory_bytes"]) if environment.get("memory_bytes") else None,
+        say("system"): environment.get("system"),
+        say("commit"): say("{commit} with uncommitted changes", commit=commit) if git.get("dirty") else commit,
     }
     shown = {"total_steps", "chance_loss", "parameters"}  # elsewhere in the report
     run = {words(k): v for k, v in environment.get("run", {}).items() if k not in shown}
-    return facts | dict(flat_settings(run)) | environment.get("variables", {})
-
-
-def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the leaves of nested settings as (dotted key, text)."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat_settings(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    more = {name: readable(value) for name, value in flat_settings(run)}
+    return facts | more | environment.get("variables", {})
 
 
 def _facts(facts: Mapping[str, Any]) -> Markup:

@@ -7,8 +7,8 @@ several pieces, each of which repeats the columns that name its rows.
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from xmodal.reporting.bootstrap import Difference
-from xmodal.reporting.formatting import difference, number, words
+from xmodal.reporting.formatting import difference, number, spread, words
 from xmodal.reporting.results import Figure, evaluation_tables
 
 if TYPE_CHECKING:
-    from xmodal.reporting.comparison import Line
+    from xmodal.reporting.comparison import Group, GroupLine, Line
 
 LOG_WIDTH = 120  # columns of a log file where COLUMNS does not say otherwise
 _GAP = 3  # between two cells
@@ -122,28 +122,56 @@ def print_evaluation(results: Mapping[str, object], console: Console | None = No
         print_table(f"{title} ({'; '.join(notes)})" if notes else title, columns, rows, console)
 
 
-def print_comparison(names: Sequence[str], lines: "Sequence[Line]", console: Console | None = None) -> None:
-    """Prints one table per evaluator: each figure of all runs, and the differences to the first one.
+def print_comparison(
+    names: Sequence[str],
+    lines: "Sequence[Line]",
+    console: Console | None = None,
+    groups: "Sequence[Group]" = (),
+    group_lines: "Sequence[GroupLine]" = (),
+) -> None:
+    """Prints one table per evaluator: each metric of all runs, and the differences to the first one.
 
     Args:
       names: of the runs.
       lines: `comparison.lines` of them.
       console: where to print; standard output by default.
+      groups: runs that differ in the seed alone.
+      group_lines: `comparison.group_lines` of them.
     """
     console = console or open_console()
-    columns = ["set", "figure", *names, *(f"{name} - {names[0]}" for name in names[1:])]
-    for evaluator, own in itertools.groupby(lines, key=lambda line: line.path[0]):
-        rows, place = [], None
-        for line in own:
-            figures = [f and dataclasses.replace(f, chance=None) for f in line.figures]
-            apart = [_Apart(line.metric, d) if d else "" for d in line.differences]
-            rows.append([line.place if line.place != place else "", words(line.metric), *figures, *apart])
-            place = line.place
-        print_table(words(evaluator), columns, rows, console, names=2)
+    columns = ["set", "metric", *names, *(f"{name} - {names[0]}" for name in names[1:])]
+    cell = lambda f: f and dataclasses.replace(f, chance=None)
+    _print_lines(columns, lines, lambda line: map(cell, line.figures), console)
     notes = "Below each figure and difference: 95 % bootstrap interval. * it leaves out zero."
     if any(d and not d.paired and d.low == d.low for line in lines for d in line.differences):
         notes += " ~ not the same queries: unpaired."
+    if any(d and d.chance for line in lines for d in line.differences):
+        notes += " No star between runs that differ in the seed alone."
     console.print(Text(notes, "dim"))
+    if group_lines:
+        own = [f"{group.name} ({len(group.members)})" for group in groups]
+        columns = ["set", "metric", *own, *(f"{group.name} - {groups[0].name}" for group in groups[1:])]
+        console.print(Text("\nover seeds: mean ± standard deviation (number of seeds)", "bold"))
+        _print_lines(columns, group_lines, lambda line: line.spreads, console, paired=True)
+        console.print(Text("Below each difference: 95 % interval over seeds (Welch's t). * it leaves out zero.", "dim"))
+
+
+def _print_lines(
+    columns: Sequence[str],
+    lines: Sequence[Any],
+    cells: Callable[[Any], Iterable[object]],
+    console: Console,
+    paired: bool = False,
+) -> None:
+    """Prints a table per evaluator; differences of means are neither paired nor marked as unpaired."""
+    for evaluator, own in itertools.groupby(lines, key=lambda line: line.path[0]):
+        rows, place = [], None
+        for line in own:
+            apart = [_Apart(line.metric, d._replace(paired=d.paired or paired)) if d else "" for d in line.differences]
+            named = " · ".join(map(words, line.path[1:]))
+            rows.append([named if named != place else "", words(line.metric), *cells(line), *apart])
+            place = named
+        print_table(words(evaluator), columns, rows, console, names=2)
 
 
 class _Apart(NamedTuple):
@@ -175,6 +203,8 @@ def _cell(value: object) -> Text:
         text, _, ends = difference(value.metric, d.value, d.low, d.high).partition(" ")
         marks = "*" * d.clear + "~" * (not d.paired)
         return Text.assemble((text + marks, "bold" if d.clear else ""), (f"\n{ends}", "dim"))
+    if hasattr(value, "deviation"):
+        return Text(spread(value.metric, value.mean, value.deviation))
     if isinstance(value, Figure) and value.interval is not None:
         return _cell(str(dataclasses.replace(value, interval=None))) + Text(f"\n{value.between}", "dim")
     head, bracket, tail = str(value).partition(" (")

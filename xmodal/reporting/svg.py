@@ -15,6 +15,7 @@ import numpy as np
 
 from xmodal.reporting.formatting import compact, number, percent
 from xmodal.reporting.markup import Markup, el
+from xmodal.reporting.messages import say
 
 SIDE = 1000  # units of the drawing in both directions
 POINTS = 400  # per drawn line
@@ -50,6 +51,9 @@ class Scale:
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
+AXES = {"step": say("training steps"), "sample": say("samples seen"), "time": say("training time")}
+
+
 def chart(
     title: str,
     series: Sequence[Series],
@@ -59,6 +63,8 @@ def chart(
     smooth: bool = False,
     log_switch: bool = False,
     unit: str = "step",
+    y: str = "",
+    events: Sequence[tuple[str, float]] = (),
 ) -> Markup:
     """Draws lines over training steps, or over what `unit` names.
 
@@ -69,7 +75,9 @@ def chart(
       references: (label, value) of dashed horizontal lines, such as a chance level.
       smooth: draws a local mean over the faint raw line of a long series.
       log_switch: offers a logarithmic vertical axis.
-      unit: what x counts, for the read-out.
+      unit: what x counts, a key of `AXES`; the page can show steps as samples or time where it has a `clock`.
+      y: title of the vertical axis.
+      events: (label, x) of dashed vertical lines, such as the best step.
     """
     series = [s for s in series if any(map(math.isfinite, s.y))]
     if not series:
@@ -81,13 +89,16 @@ def chart(
     across = Scale(min(steps), max(steps) if max(steps) > min(steps) else min(steps) + 1)
     named = len(series) > 1 or series[0].name not in title  # a line that is alone is named by the title
     plots = [
-        _plot(series, across, *_vertical(series, references, share, log), references, smooth, text) for log in logs
+        _plot(series, across, *_vertical(series, references, share, log), references, events, smooth, text, unit)
+        for log in logs
     ]
+    events = [el("li", el("i", class_="event"), label) for label, x in events if across.low <= x <= across.high]
     switch = el("label", el("input", type="checkbox"), "log", class_="switch") if len(logs) > 1 else None
     return el(
         "figure",
         el("figcaption", el("b", title), switch),
-        el("ul", [_legend(i, s, text, named) for i, s in enumerate(series)], class_="legend"),
+        el("ul", [_legend(i, s, text, named) for i, s in enumerate(series)], events, class_="legend"),
+        el("div", y, class_="up") if y else None,
         plots,
         class_="chart",
         data_chart=json.dumps(_data(series, across, share) | {"unit": unit}, separators=(",", ":")),
@@ -161,12 +172,16 @@ def _plot(
     up: Scale,
     marks: Sequence[float],
     references: Sequence[tuple[str, float]],
+    events: Sequence[tuple[str, float]],
     smooth: bool,
     text: Callable[[float], str],
+    unit: str,
 ) -> Markup:
     steps = [t for t in ticks(across.low, across.high, 4) if across.low <= t <= across.high and t == int(t)]
     drawing = [_line(f"M0 {_y(up, t)}H{SIDE}", "grid") for t in marks]
     drawing += [_line(f"M0 {_y(up, value)}H{SIDE}", "reference") for _, value in references if value > 0 or not up.log]
+    inside = [x for _, x in events if across.low <= x <= across.high]
+    drawing += [_line(f"M{SIDE * across(x):.0f} 0V{SIDE}", "event") for x in inside]
     for index, line in enumerate(series):
         colour = _colour(index, line)
         noisy = smooth and len(line.x) >= SMOOTH_FROM
@@ -178,7 +193,7 @@ def _plot(
         "div",
         el("svg", drawing, viewBox=f"0 0 {SIDE} {SIDE}", preserveAspectRatio="none", aria_hidden="true"),
         [el("span", _tick(t, text), class_="y", style=f"bottom:{100 * up(t):.2f}%") for t in marks],
-        [el("span", compact(t), class_="x", style=f"left:{100 * across(t):.2f}%") for t in steps],
+        [el("span", compact(t), class_="x", data_x=f"{t:g}", style=f"left:{100 * across(t):.2f}%") for t in steps],
         [
             el(
                 "span",
@@ -189,9 +204,15 @@ def _plot(
             for label, value in references
             if value > 0 or not up.log
         ],
+        el("div", [el("div", name, class_=f"x-{axis}") for axis, name in _titles(unit)], class_="across"),
         el("i", el("b", class_="at"), class_="cursor"),
         class_="plot log" if up.log else "plot",
     )
+
+
+def _titles(unit: str) -> list[tuple[str, object]]:
+    """The titles of the horizontal axis: steps can be shown as all of them."""
+    return list(AXES.items()) if unit == "step" else [("step", AXES[unit])]
 
 
 def _tick(value: float, text: Callable[[float], str]) -> str:
@@ -223,7 +244,7 @@ def _path(x: Sequence[float], y: Sequence[float], across: Scale, up: Scale) -> s
 
 
 def _legend(index: int, line: Series, text: Callable[[float], str], named: bool) -> Markup:
-    value = el("b", text(next(y for y in reversed(line.y) if math.isfinite(y))))
+    value = el("b", text(next(y for y in reversed(line.y) if math.isfinite(y))), class_="last")
     return el("li", [el("i", class_=_colour(index, line)), line.name, " "] if named else None, value)
 
 

@@ -16,11 +16,13 @@ from xmodal.inference import Model
 from xmodal.reporting.messages import Message, reason, say, term
 from xmodal.search.index import Index
 from xmodal.search.models import model_of
+from xmodal.search.scripts import warning_of
 from xmodal.search.top_k import Nearest, open_nearest
 
 MOST = 1000  # results of one question
 LONGEST = 2000  # characters of a text; towers read some 77 tokens
 _MAPS = 16  # word maps that are kept: another word of the same text is asked for next
+_CAPTIONS = 200  # that say what this tokenizer makes of these data
 _DECODERS = 2  # pictures decoded at a time: each may fill as much memory as `data.image.max_pixels` allows
 _PATIENCE = 20.0  # seconds that a picture waits for one of them
 
@@ -124,6 +126,20 @@ class Searcher:
         found = zip(rows[0].tolist(), scores[0].tolist())
         # Half precision makes some vectors a little longer than 1.
         return [Hit(row, min(score, 1.0), self.index.record(row)) for row, score in found]
+
+    def warning(self, text: str) -> Message | None:
+        """Returns what to tell who asks in a script that the model cannot read; None where it can."""
+        if "text" not in self.model.inputs or not text.strip():
+            return None
+        return warning_of(self.model.tokenizer, self._as_read(text), self._some_captions)
+
+    @functools.cached_property
+    def _some_captions(self) -> list[str]:
+        rows = np.unique(np.linspace(0, max(0, len(self.index) - 1), min(_CAPTIONS, len(self.index))).astype(int))
+        return [self._as_read(self.index.record(row)["caption"][:LONGEST]) for row in rows.tolist()]
+
+    def _as_read(self, text: str) -> str:
+        return text.lower() if self.model.stored.config.data.text.lower else text
 
     @property
     def no_maps(self) -> str:

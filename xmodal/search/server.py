@@ -3,10 +3,10 @@
     GET  /                        the page
     GET  /api/index               what the index holds
     GET  /api/samples             some samples from all over it
-    GET  /api/search?text=...     results; also sample=N, weight=W, among=image|text, top=N
-    POST /api/search?text=...     the same with a picture: its bytes are the body, Content-Type image/...
+    GET  /api/search?text=...     results, a warning; also sample=N, weight=W, among=image|text, top=N
+    POST /api/search?text=...     the same with an image: its bytes are the body, Content-Type image/...
     GET  /api/thumbnail/N         small JPEG of sample N
-    GET  /api/map/N?text=...      where a word of a text points to in that picture; also word=K, its number from 0
+    GET  /api/map/N?text=...      where a word of a text points to in that image; also word=K, its number from 0
 
 A further question about a result is one more entry of `ROUTES`; results carry the number of their sample, `row`.
 
@@ -113,9 +113,10 @@ class SearchServer(BoundedServer):
 
 def _page(searcher: Searcher, request: Request) -> Answer:
     about = _about(searcher)
-    kinds = " and ".join({"image": "pictures", "text": "captions"}[kind] for kind in about["among"])
-    line = f"{about['samples']:,} {kinds} · model {about['model']}"
-    page, policy = document(about["name"], line, tuple(about["among"]), tuple(about["reads"]), about["no_maps"])
+    kinds = {"image": say("images"), "text": say("captions"), "both": say("images and captions")}
+    kind = kinds["both" if len(about["among"]) > 1 else about["among"][0]]
+    line = say("{samples:,} {kinds} · model {model}", samples=about["samples"], kinds=kind, model=about["model"])
+    page, policy = document(about["name"], line, tuple(about["among"]), tuple(about["reads"]), searcher.no_maps)
     return Answer(page.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": policy})
 
 
@@ -135,6 +136,7 @@ def _about(searcher: Searcher) -> dict[str, Any]:
         thumbnails=index.has_thumbnails,
         version=index.version,
         no_maps=searcher.no_maps,
+        no_maps_zh=in_chinese(searcher.no_maps),
         aligns_words=searcher.model.aligns_words,
     )
 
@@ -160,6 +162,8 @@ def _search(searcher: Searcher, request: Request) -> Answer:
     asked = dict(text=query.text, picture=bool(query.image), sample=query.sample, weight=query.weight)
     milliseconds = round(1e3 * (time.perf_counter() - began), 1)
     found = dict(query=asked | dict(among=query.among), milliseconds=milliseconds, results=hits)
+    if warning := searcher.warning(query.text):
+        found |= dict(warning=warning, warning_zh=in_chinese(warning))
     return Answer(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
 
 

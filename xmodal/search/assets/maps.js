@@ -6,7 +6,7 @@ const drawn = find("#drawn"), doubt = find("#doubt");
 let mapped = null, mapRequest = null; // { row, word }: word is null until the server has said which stands out
 
 function mapButton(hit) {
-  const button = node("button", "where"), label = "Where the words point to";
+  const button = node("button", "where"), label = t("Where the words point to");
   button.type = "button";
   button.title = label + " (m)";
   button.setAttribute("aria-label", label + ": " + (hit.caption || hit.key));
@@ -16,8 +16,8 @@ function mapButton(hit) {
 }
 
 function openMap(row) {
-  if (about.no_maps) return say("There are no word maps: " + about.no_maps + ".", true);
-  if (!text.value.trim()) return say("Type some words first: a map shows where each of them points to.", true);
+  if (about.no_maps) return say(() => t("There are no word maps: {reason}.", { reason: inLanguage(about, "no_maps") }), true);
+  if (!text.value.trim()) return say(() => t("Type some words first: a map shows where each of them points to."), true);
   mapped = { row, word: null };
   remember(true);
   showMap();
@@ -33,7 +33,7 @@ async function showMap() {
     map.showModal();
     words.replaceChildren(text.value.trim());
     words.focus();
-    tell("Finding out where the words point to …");
+    tell(t("Finding out where the words point to …"));
   }
   if (mapRequest) mapRequest.abort();
   const own = (mapRequest = new AbortController()), parameters = new URLSearchParams({ text: text.value.trim() });
@@ -44,7 +44,7 @@ async function showMap() {
   try {
     const response = await fetch("/api/map/" + mapped.row + "?" + parameters, { signal: own.signal });
     const found = await response.json();
-    if (!response.ok) throw new Error(found.error);
+    if (!response.ok) throw new Failure(found);
     mapped.word = found.word;
     remember(false);
     drawMap(found);
@@ -52,7 +52,7 @@ async function showMap() {
     if (error.name === "AbortError") return;
     drawn.hidden = doubt.hidden = true;
     find("#caption").textContent = "";
-    tell(error instanceof TypeError ? "The server does not answer." : error.message, true);
+    tell((error.told || unreachable)(), true);
   }
   if (own === mapRequest) map.classList.remove("waiting");
 }
@@ -71,15 +71,16 @@ function drawMap(found) {
   const word = found.pieces.find(([, number]) => number === found.word)[0], [row, column] = found.best, [rows, columns] = found.grid;
   find("#caption").textContent = found.caption;
   shown.src = found.picture;
-  shown.alt = `“${word}” fits best in row ${row + 1}, column ${column + 1} of ${rows} × ${columns} patches`;
+  shown.alt = t("“{word}” fits best in row {row}, column {column} of {rows} × {columns} patches",
+    { word, row: row + 1, column: column + 1, rows, columns });
   const share = (part, whole) => (100 * part) / whole + "%";
   Object.assign(find("#best").style, {
     top: share(row, rows), left: share(column, columns), height: share(1, rows), width: share(1, columns),
   });
   drawn.hidden = false;
   doubt.hidden = about.aligns_words;
-  tell(`Clear where “${word}” fits well, grey where badly. Best in the frame: cosine ${found.highest.toFixed(3)}; ` +
-    `least: ${found.lowest.toFixed(3)}.`);
+  tell(t("Clear where “{word}” fits well, grey where badly. Best in the frame: cosine {highest}; least: {lowest}.",
+    { word, highest: found.highest.toFixed(3), lowest: found.lowest.toFixed(3) }));
 }
 
 function chooseWord(number) {

@@ -1,19 +1,39 @@
-"use strict";
 
-// What is looked for: a text, and a picture (a file of the user's) or a sample of the index. Nothing that comes from
+// What is looked for: a text, and an image (a file of the user's) or a sample of the index. Nothing that comes from
 // the user or the index is ever read as HTML: all of it goes through textContent and attributes.
 const find = (selector) => document.querySelector(selector);
 const form = find("form"), text = find("#text"), file = find("#file"), chip = find("#chip"), weight = find("#weight");
 const status = find("#status"), results = find("#results"), drop = find("#drop"), balance = find("#balance");
-const TOP = 48, PAUSE = 300; // results; milliseconds after the last letter
-let picture = null, sample = null, request = null, timer = 0, about = null, asked = null;
+const warning = find("#warning"), more = find("#more");
+const TOP = 48, MOST = 1000, PAUSE = 300; // results at a time and at most; milliseconds after the last letter
+let picture = null, sample = null, request = null, timer = 0, about = null, asked = null, wanted = TOP, described = null;
 
 const among = () => (find("[name=among]:checked") || { value: "image" }).value;
 const thumbnail = (row) => "/api/thumbnail/" + row + "?v=" + about.version;
 
+// `message` is a function: it is asked again when the reader chooses another language.
 function say(message, failed = false) {
-  status.textContent = message;
+  described = () => { status.textContent = message(); };
+  described();
   status.classList.toggle("failed", failed);
+}
+
+const unreachable = () => t("The server does not answer.");
+const inLanguage = (found, name) => (inChinese() && found[name + "_zh"]) || found[name];
+
+class Failure extends Error {
+  constructor(found) {
+    super(found.error);
+    this.told = () => (inChinese() && found.zh) || found.error;
+  }
+}
+
+function warn(found) {
+  warning.hidden = !found.warning;
+  warning.replaceChildren();
+  for (const [tag, text] of [["t-en", found.warning], ["t-zh", found.warning_zh]]) {
+    if (text) warning.append(node(tag, "", text));
+  }
 }
 
 function showPicture(url) {
@@ -24,7 +44,7 @@ function showPicture(url) {
 }
 
 function take(blob) {
-  if (!blob || !blob.type.startsWith("image/")) return say("That is no picture: JPEG, PNG, WebP, GIF and BMP are read.", true);
+  if (!blob || !blob.type.startsWith("image/")) return say(() => t("That is no image: JPEG, PNG, WebP, GIF and BMP are read."), true);
   picture = blob;
   sample = null;
   showPicture(URL.createObjectURL(blob));
@@ -56,7 +76,6 @@ function node(tag, name, content) {
 function card(hit) {
   const item = document.createElement("li"), button = node("button", "card");
   button.type = "button";
-  button.title = "More like this: " + hit.shard + "/" + hit.key;
   button.dataset.row = hit.row;
   if (about.thumbnails) {
     const figure = document.createElement("figure"), image = document.createElement("img");
@@ -71,11 +90,13 @@ function card(hit) {
   button.append(node("span", "caption", hit.caption), facts);
   button.addEventListener("click", () => like(hit.row));
   item.append(button);
+  item.relabel = () => { button.title = t("More like this: {name}", { name: hit.shard + "/" + hit.key }); };
+  item.relabel();
   if (text.value.trim() && !about.no_maps) item.append(mapButton(hit));
   return item;
 }
 
-// The address holds all but the user's picture, which goes nowhere but to this server.
+// The address holds all but the user's image, which goes nowhere but to this server.
 function question() {
   const parameters = new URLSearchParams();
   if (text.value.trim()) parameters.set("q", text.value.trim());
@@ -93,27 +114,38 @@ function remember(push) {
   if (push) history.pushState({ map: mapped !== null }, "", address); else history.replaceState(history.state, "", address);
 }
 
-function search(push = true) {
+function search(push = true, count = TOP) {
   clearTimeout(timer);
   if (request) request.abort();
+  wanted = count;
   const words = text.value.trim(), shown = picture !== null || sample !== null;
   balance.hidden = !(words && shown);
   asked = question().toString();
   remember(push);
   if (!words && !shown) {
     return show("/api/samples", {}, () => about.reads.includes("text")
-      ? "Some of what is there. Type what to look for, or drop a picture."
-      : "Some of what is there. Drop or choose a picture.");
+      ? t("Some of what is there. Type what to look for, or drop an image.")
+      : t("Some of what is there. Drop or choose an image."));
   }
-  const parameters = new URLSearchParams({ top: TOP, among: among(), weight: weight.value });
+  const parameters = new URLSearchParams({ top: count, among: among(), weight: weight.value });
   if (words) parameters.set("text", words);
   if (sample !== null) parameters.set("sample", sample);
   const options = {};
   if (picture) Object.assign(options, { method: "POST", body: picture, headers: { "Content-Type": picture.type } });
   return show("/api/search?" + parameters, options, (found) => {
     const count = found.results.length.toLocaleString("en"), total = about.samples.toLocaleString("en");
-    return `${count} nearest of ${total}, ${found.milliseconds.toFixed(0)} ms`;
+    return t("{count} nearest of {total}, {time} ms", { count, total, time: found.milliseconds.toFixed(0) });
   });
+}
+
+// Further results go behind those that are there, which stay as they are, with their images and the focus.
+function fill(found) {
+  const rows = [...results.querySelectorAll(".card")].map((old) => Number(old.dataset.row));
+  const same = rows.length && wanted > TOP && rows.every((row, i) => i < found.results.length && row === found.results[i].row);
+  if (same) results.append(...found.results.slice(rows.length).map(card));
+  else results.replaceChildren(...found.results.map(card));
+  const asking = "query" in found;
+  more.hidden = !asking || found.results.length < wanted || wanted >= Math.min(MOST, about.samples);
 }
 
 async function show(address, options, describe) {
@@ -121,13 +153,16 @@ async function show(address, options, describe) {
   results.classList.add("waiting");
   try {
     const response = await fetch(address, { ...options, signal: own.signal }), found = await response.json();
-    if (!response.ok) throw new Error(found.error);
-    results.replaceChildren(...found.results.map(card));
-    say(describe(found));
+    if (!response.ok) throw new Failure(found);
+    fill(found);
+    warn(found);
+    say(() => describe(found));
   } catch (error) {
     if (error.name === "AbortError") return;
     results.replaceChildren();
-    say(error instanceof TypeError ? "The server does not answer." : error.message, true);
+    more.hidden = true;
+    warn({});
+    say(error.told || unreachable, true);
   }
   if (own === request) results.classList.remove("waiting");
 }
@@ -186,7 +221,8 @@ document.addEventListener("keydown", (event) => {
     }
     return;
   }
-  if (event.key === "/" && document.activeElement !== text) {
+  // In an empty field, as it is right after loading, the slash is the key and no text.
+  if (event.key === "/" && (document.activeElement !== text || !text.value)) {
     event.preventDefault();
     text.focus();
     text.select();
@@ -221,6 +257,12 @@ chip.querySelector("button").addEventListener("click", () => {
   text.focus();
   search();
 });
+more.querySelector("button").addEventListener("click", () => search(false, Math.min(MOST, wanted + TOP)));
+document.addEventListener("language", () => {
+  if (described) described();
+  for (const item of results.querySelectorAll("li")) if (item.relabel) item.relabel();
+  if (map.open) showMap();
+});
 document.addEventListener("paste", (event) => {
   const pasted = [...event.clipboardData.files][0];
   if (pasted) {
@@ -243,4 +285,4 @@ window.addEventListener("popstate", restore);
 fetch("/api/index").then((response) => response.json()).then((found) => {
   about = found;
   restore();
-}).catch(() => say("The server does not answer.", true));
+}).catch(() => say(unreachable, true));
