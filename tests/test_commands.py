@@ -162,7 +162,7 @@ def test_variants(path):
 
 
 def test_params_lists_paths_and_rules(capsys):
-    flags = ["params", "--config", "demo.py"]
+    flags = ["params", "--config", "demo.py:stem"]
     code, out, _ = ended(capsys, *flags)
     assert code == 0 and out.startswith("50 of 50 arrays, 3,486,561 of 3,486,561 parameters")
     rules = "(('image/.*', {'freeze': True}), ('text/.*bias', {'lr': 0.5, 'weight_decay': 0.0}))"

@@ -14,7 +14,7 @@ from xmodal.config import ConfigError, load_saved
 from xmodal.reporting.files import write_json
 from xmodal.reporting.report import build_report
 from xmodal.training.checkpoints import Checkpoints
-from xmodal.training.saved_steps import CheckpointError, DamagedError, latest_valid, read_meta
+from xmodal.training.saved_steps import CheckpointError, DamagedError, open_newest, read_meta
 
 PLACED = jax.ShapeDtypeStruct((300,), jnp.float32)
 
@@ -50,7 +50,7 @@ def test_checkpoints(saved, tmp_path, fuzz_cases):
         name = damage(folder, seed)
 
         def restore(folder=folder):
-            latest_valid(folder)
+            open_newest(folder, read_meta)
             state, meta = Checkpoints(folder, keep_last=9).restore({"x": PLACED})
             np.testing.assert_array_equal(state["x"], np.arange(300.0) + meta["step"])
             assert meta["position"] == 8 * meta["step"] and meta["step"] in (1, 2)
@@ -66,7 +66,7 @@ def test_documents_of_another_kind(saved, tmp_path, text):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(DamagedError, match=r"meta/data.json"):
         read_meta(path.parents[1])
-    assert latest_valid(folder).name == "1" and Checkpoints.newest(folder)["step"] == 1
+    assert open_newest(folder, read_meta)["step"] == 1 and Checkpoints.newest(folder)["step"] == 1
     assert Checkpoints(folder).restore({"x": PLACED})[1]["step"] == 1
 
 

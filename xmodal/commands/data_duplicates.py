@@ -73,6 +73,7 @@ def write_pairs(
         columns: what they are called.
     """
     from xmodal.reporting.files import write_text
+    from xmodal.reporting.messages import say, term
     from xmodal.reporting.pairs_page import Pair, render_pairs, spread
 
     vectors = [index.vectors(AMONG[args.among]) for index in indexes]
@@ -86,9 +87,11 @@ def write_pairs(
         Pair(float(scores[i]), _side(indexes[0], int(left[i])), _side(indexes[1], int(right[i])))
         for i in order.tolist()
     ]
-    of = " and ".join(_names(indexes))
-    found = f"{len(left):,} pairs in {of}: {args.among} are taken for the same from a cosine of {args.above:g} on"
-    title = "Pairs that are nearly the same"
+    found = say(
+        "{count:,} pairs in {names}: {kind} are taken for the same from a cosine of {limit:g} on",
+        count=len(left), names=", ".join(_names(indexes)), kind=term(args.among), limit=args.above,
+    )  # fmt: skip
+    title = say("Pairs that are nearly the same")
     print(write_text(args.html, render_pairs(title, columns, found, len(left), pairs)))
 
 

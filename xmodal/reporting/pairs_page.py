@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xmodal.reporting.markup import Markup, el
+from xmodal.reporting.messages import say
 from xmodal.reporting.page import document
 
 SHOWN = 200  # pairs on a page
@@ -51,14 +52,14 @@ def render_pairs(title: str, columns: tuple[str, str], found: str, total: int, p
       total: pairs that were found.
       pairs: those that are shown, in the order in which they are.
     """
-    less = f"{len(pairs):,} of {total:,} pairs, evenly from the most to the least alike" if len(pairs) < total else ""
+    less = say("{shown:,} of {total:,} pairs, evenly from the most to the least alike", shown=len(pairs), total=total)
     header = el(
         "header", el("p", "xmodal data", class_="eyebrow"), el("h1", title), el("p", found, class_="soft"),
-        el("p", less, class_="soft") if less else None,
+        el("p", less, class_="soft") if len(pairs) < total else None,
     )  # fmt: skip
-    shown = [_pair(pair, columns) for pair in pairs] or [el("p", "There are none.", class_="soft")]
-    footer = "The most alike come first: look from the end on where the limit should be."
-    return document(title, header, [("Pairs", el("div", shown, class_="rows"))], footer)
+    shown = [_pair(pair, columns) for pair in pairs] or [el("p", say("There are none."), class_="soft")]
+    footer = say("The most alike come first: look from the end on where the limit should be.")
+    return document(title, header, [(say("Pairs"), el("div", shown, class_="rows"))], footer)
 
 
 def _pair(pair: Pair, columns: tuple[str, str]) -> Markup:
@@ -68,7 +69,7 @@ def _pair(pair: Pair, columns: tuple[str, str]) -> Markup:
 
 
 def _side(side: Side, column: str) -> Markup:
-    image = el("span", "no image", class_="picture blank")
+    image = el("span", say("no image"), class_="picture blank")
     if side.thumbnail:
         uri = f"data:image/jpeg;base64,{base64.b64encode(side.thumbnail).decode()}"
         image = el("img", src=uri, alt=side.caption, class_="picture", loading="lazy")
