@@ -11,10 +11,10 @@ import pytest
 from fuzzing import damaged, damaged_json, survives
 from tiny_shards import encode, sample, write_tar
 
-from configs.base import get_config
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
 from data_pipelines.sources import open_source
+from xmodal.configs.base import get_config
 
 ROWS = 30
 IMAGES = [encode(i, "jpg") for i in range(3)]

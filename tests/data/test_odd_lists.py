@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_shards import encode
 
-from configs.base import get_config
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.evalset import EvalSet
 from data_pipelines.io.storage import Files
 from data_pipelines.labels import Labels
 from data_pipelines.sources import open_source
 from xmodal.__main__ import main
+from xmodal.configs.base import get_config
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 import zstandard
 from tiny_shards import encode, write_tar
 
-from configs.base import get_config
 from data_pipelines.errors import DataError
 from data_pipelines.io import packed
 from data_pipelines.io.storage import Files
 from data_pipelines.sources import open_source
+from xmodal.configs.base import get_config
 
 IMAGE = encode(1, "jpg")
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import xmodal
-from configs import base
 from data_pipelines.rows import OtherText
 from data_pipelines.stream import open_stream
 from data_pipelines.text.preparation import CLEANING, Preparation
@@ -16,6 +15,7 @@ from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests.data.tiny_shards import encode, write_tar
 from xmodal.__main__ import main
 from xmodal.config import make_spec, validate
+from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh
 from xmodal.evaluation import EvalContext
 from xmodal.evaluation.captioning import Captioning

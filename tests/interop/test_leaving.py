@@ -3,9 +3,9 @@
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from configs import base
 from tests.interop import folders
 from xmodal.config import load_config
+from xmodal.configs import base
 from xmodal.interop.export import export
 from xmodal.interop.folder import open_stored
 from xmodal.interop.leaving import leaves_as

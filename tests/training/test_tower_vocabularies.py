@@ -2,9 +2,9 @@
 
 import pytest
 
-from configs import git
 from data_pipelines.text.tokenizers import train_bpe
 from xmodal.config import ConfigError
+from xmodal.configs import git
 from xmodal.training.task import resolve
 
 TOKENIZER = train_bpe([f"thing {i}" for i in range(48)], 320)

@@ -41,10 +41,11 @@ class ZeroShot(Evaluator):
         labels = number(values, classes, self.labels, dataset.where)
         prompts = read_prompts(self.prompts, classes, "prompts")
         # Classes with the same prompts get the same scores, bit by bit: which one comes first is the rule for ties.
-        kinds = list(dict.fromkeys(map(tuple, prompts)))
+        prepared = [tuple(map(context.prepare, own)) for own in prompts]
+        kinds = list(dict.fromkeys(prepared))
         place = {own: i for i, own in enumerate(kinds)}
-        columns = [place[tuple(own)] for own in prompts]
-        texts = [context.prepare(prompt) for own in kinds for prompt in own]
+        columns = [place[own] for own in prepared]
+        texts = [prompt for own in kinds for prompt in own]
         embedder, prefix = Embedder(context, self.batch_size), f"zero_shot/{name}"
         if not texts:
             raise DataError("prompts: there is none")
