@@ -110,7 +110,7 @@ def test_search_prints_tables_and_json(made_index, tmp_path, capsys):
     assert found[0]["results"][0]["row"] == 5
     main(["search", caption(GOOD[3]), "--index", str(made_index), "--among", "captions"])
     out = capsys.readouterr().out
-    assert re.search(rf" 1 +(1\.0000|0\.999\d) +{caption(GOOD[3])} +{GOOD[3]:03d} +a\.tar", out) and re.search(
+    assert re.search(rf" 1 +(1\.0000|0\.999\d) +{caption(GOOD[3])} +{GOOD[3]:03d} +\S+/a\.tar", out) and re.search(
         r"\n 10 ", out
     )
 
