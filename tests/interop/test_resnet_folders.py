@@ -72,7 +72,7 @@ def test_in_and_out_again(name, tmp_path):
 OTHERS = {  # changes of config.json: messages
     "task": (
         dict(architectures=["ResNetBackbone"]),
-        "config.json: architectures is ResNetBackbone: known are ResNetModel and ResNetForImageClassification",
+        "config.json: architectures is ResNetBackbone: known are ResNetModel, ResNetForImageClassification",
     ),
     "activation": (dict(hidden_act="gelu"), "hidden_act is 'gelu', needs 'relu'"),
     "block": (

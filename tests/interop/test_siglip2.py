@@ -60,7 +60,7 @@ def test_in_and_out_again(tmp_path):
     assert (image.crop, image.filter, image.naflex.lengths, image.naflex.patch_size) == ("whole", "bilinear", (24,), 4)
     done = export(stored, tmp_path / "out", to="hf")
     assert done.differences == {"image": 0.0, "text": 0.0}
-    assert [note.split()[0] for note in done.notes] == ["AutoTokenizer", "AutoProcessor"]
+    assert [note.split()[0] for note in done.notes] == ["AutoTokenizer", "transformers'", "AutoProcessor"]
     assert all(note in (tmp_path / "out" / "README.md").read_text() for note in done.notes)
     before, after = load_file(given / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -129,7 +129,7 @@ def test_gemmas_tokenizer_leaves_as_it_came(gemma, tmp_path):
     given = hugging_face(tmp_path / "in", gemma, folders.SIGLIP2_MARKS | dict(model_max_length=folders.LENGTH))
     stored = open_stored(f"hf:{given}")
     done = export(stored, tmp_path / "out", to="hf")
-    assert [note.split()[0] for note in done.notes] == ["AutoTokenizer", "AutoProcessor"]
+    assert [note.split()[0] for note in done.notes] == ["AutoTokenizer", "transformers'", "AutoProcessor"]
     texts = ["A Photo of a CAT", "Éa", ""]
     again = open_stored(f"hf:{tmp_path / 'out'}").tokenizer
     for a, b in zip(stored.tokenizer.encode(texts, 12), again.encode(texts, 12)):

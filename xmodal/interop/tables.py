@@ -151,13 +151,13 @@ def to_params(weights: Mapping[str, np.ndarray], entries: list[Entry], ignored: 
     prefix = "" if wanted.keys() <= set(weights) else _wrapped(wanted, weights)
     problems = [f"every name begins with {prefix!r}: save the model inside the wrapper"] if prefix else []
     problems += [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in weights]
-    problems += [f"unexpected: {name}" for name in weights if name not in wanted and name not in ignored]
     shapes = {name: np.shape(weights[name]) for name in wanted if name in weights}
     problems += [
         f"shape: {name} is {shape}, the model needs {wanted[name]}"
         for name, shape in shapes.items()
         if shape != wanted[name]
     ]
+    problems += [f"unexpected: {name}" for name in weights if name not in wanted and name not in ignored]
     fail("the weights do not fit the model", problems)
     stacks: dict[str, list[np.ndarray]] = {}
     for entry in entries:  # layers come in order
