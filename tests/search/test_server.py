@@ -459,7 +459,7 @@ def test_a_browser_shows_captions_and_questions_as_text(server, tmp_path):
     assert (
         re.search(r'<dialog[^>]* open=""', page) and page.count('<button class="word" type="button" aria-pressed') == 1
     )
-    word = re.search(r'aria-pressed="true">(.*?)</button>', page)[1]
+    word = re.search(r'class="word"[^>]*aria-pressed="true">(.*?)</button>', page)[1]
     assert (
         "&lt;<button" in page
         and f"Clear where “{word}” fits well, grey where badly. Best in the frame: cosine " in page
