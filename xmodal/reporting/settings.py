@@ -1,11 +1,8 @@
 """Settings of a run as people read them: flat, in words rather than JSON, and the changed ones apart."""
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-BASES = ("xmodal.configs.base", "configs.base")  # modules that hold every option with its default
 
 
 def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -63,14 +60,11 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
 _SHOWN = ("objectives", "data.sources")
 
 
-def _defaults() -> dict[str, Any] | None:
-    """Every option with its default, None where the recipes are not there (a report of a copied folder)."""
-    for name in BASES:
-        try:
-            return importlib.import_module(name).get_config().to_dict()
-        except ImportError:
-            continue
-    return None
+def _defaults() -> dict[str, Any]:
+    """Every option with its default."""
+    from xmodal.configs import base  # recipes import models, which reports do not need otherwise
+
+    return base.get_config().to_dict()
 
 
 def _plain(value: Any) -> Any:

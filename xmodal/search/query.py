@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images.decode import Options, full_image
+from data_pipelines.text.preparation import Preparation
 from xmodal.evaluation.word_maps import WordMap
 from xmodal.inference import Model
 from xmodal.reporting.messages import Message, reason, say, term
@@ -139,7 +140,7 @@ class Searcher:
         return [self._as_read(self.index.record(row)["caption"][:LONGEST]) for row in rows.tolist()]
 
     def _as_read(self, text: str) -> str:
-        return text.lower() if self.model.stored.config.data.text.lower else text
+        return Preparation.of(self.model.stored.config.data.text)(text)
 
     @property
     def no_maps(self) -> str:
