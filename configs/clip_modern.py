@@ -7,8 +7,8 @@
         --config.data.text.tokenizer=clip/tokenizer.json
 
 Rotary positions, RMSNorm, SwiGLU, no biases, normalised queries and keys, and every token sees all others; the sizes
-are CLIP's. Everything else is configs/clip.py or configs/demo.py:stem, so that a run of each compares the towers alone. No
-result is published for exactly this.
+are CLIP's. Everything else is configs/clip.py or configs/demo.py:stem, so that a run of each compares the towers alone.
+No result is published for exactly this.
 
 `:multilingual` learns the emoji's names and keywords in five languages and is measured in each by itself. The demo's
 tokenizer works on bytes and so reads them all, but spells what it was not trained on: 48 tokens, where demo.py has 16.

@@ -24,7 +24,7 @@ VARIANTS = ("taught", "untaught", "own")
 
 
 def student() -> dict:
-    """The towers of demo.py:stem with a quarter of their parameters: of half the width, and texts, mostly tokens, of less."""
+    """The towers of demo.py:stem with a quarter of their parameters: half the width, and less for texts (tokens)."""
     common = dict(act="gelu_tanh", embed_dim=128, pool="mean", scan=False)
     stem = dict(stem=((24, 4, 4), (64, 3, 2)), pre_norm=False, bias=True)
     return dict(
