@@ -14,8 +14,8 @@ normalised by itself, so it should stay large.
 
 Run here: models, loss and gradients against the reference implementations at small size (tests/models/test_golden.py,
 test_golden_resnet.py), and the recipe at small scale on emoji (configs/demo.py). `:RN_emoji`, demo.py:stem with a
-ResNet of three stages, three seeds: unseen vendor image to text R@1 31.2 %, R@10 65.2 % (docs/experiments.md). Not run here: the
-full pretraining.
+ResNet of three stages, three seeds: unseen vendor image to text R@1 31.2 %, R@10 65.2 % (docs/experiments.md). Not run
+here: the full pretraining.
 """
 
 from xmodal.configs import base, demo
