@@ -358,10 +358,9 @@ _HINTS = {
 
 
 def _hint(index: Index, files: Files) -> str:
-    hints = [hint for reason, hint in _HINTS.items() if reason in index.skipped]
-    if hints:
-        return ". " + "; ".join(hints)
-    return _members_of(index.shards[0], files) if {"no image", "no caption"} & index.skipped.keys() else ""
+    hints = "; ".join(hint for reason, hint in _HINTS.items() if reason in index.skipped)
+    by_members = {"no image", "no caption", "dot in the name"} & index.skipped.keys()
+    return (f". {hints}" if hints else "") + (_members_of(index.shards[0], files) if by_members else "")
 
 
 def _members_of(shard: ShardIndex, files: Files) -> str:

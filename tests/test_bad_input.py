@@ -286,7 +286,7 @@ def test_full_disk_for_a_checkpoint(data, workdir, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert re.search(r"error: the checkpoint of step 4 could not be written to .*: .*that large there", error)
-    assert "run the same command again: it goes on from step 2" in error
+    assert "Run the same command again when that is mended: it goes on from step 2" in error
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
 
 

@@ -161,7 +161,8 @@ def test_variants(path):
 # ------------------------------------------------------------------------------------------ parameters
 
 
-def test_params_lists_paths_and_rules(capsys):
+def test_params_lists_paths_and_rules(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     flags = ["params", "--config", "demo.py:stem"]
     code, out, _ = ended(capsys, *flags)
     assert code == 0 and out.startswith("50 of 50 arrays, 3,486,561 of 3,486,561 parameters")

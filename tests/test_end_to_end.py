@@ -136,8 +136,9 @@ def test_summary_and_table_are_printed(finished):
         assert re.search(line, out), line
 
 
-def test_evaluating_the_checkpoint_gives_the_same_figures(finished, results, tmp_path):
+def test_evaluating_the_checkpoint_gives_the_same_figures(finished, results, tmp_path, monkeypatch):
     """In a process like that of the run the floats are equal; `--step` reads an older checkpoint."""
+    monkeypatch.setenv("COLUMNS", "300")  # tables in one piece
     workdir, _ = finished
     script = "import sys; from xmodal.__main__ import main; [main(['eval', *a.split()]) for a in sys.argv[1:]]"
     commands = [f"--workdir {workdir} --json {tmp_path}/{name}.json" for name in ("newest", "older")]

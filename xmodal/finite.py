@@ -52,7 +52,7 @@ def check_rows(values: np.ndarray, what: str, name: Callable[[int], str]) -> np.
     Raises:
       NotFinite: some are NaN or infinite; the message names the first such sample.
     """
-    good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    good = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     if good.all():
         return values
     first = int(np.argmin(good))

@@ -37,7 +37,7 @@ def test_records_in_order_and_bad_samples_left_out(config, urls, caplog):
     assert [record.key for record in found.records] == [f"{i:03d}" for i in KEPT]
     assert found.skipped == {"not an image": 1, "empty caption": 1, "corrupt jpeg": 1}
     assert "3 samples left out" in caplog.text
-    assert found.records[3] == EvalRecord(json.loads(sample(3)["json"]), "003", urls, ["thing 3"])
+    assert found.records[3] == EvalRecord(json.loads(sample(3)["json"]), "003", "e.tar", ["thing 3"])
     assert found.names[3] == "e.tar/003" and found.title(3) == "sample 003 of e.tar"
 
 
@@ -115,7 +115,7 @@ def test_a_list_with_templates_and_a_filter(config, tmp_path):
     kept = [i for i in range(30, 40) if i != 33]
     assert [record.key for record in found.records] == [f"row {i + 1}" for i in kept]
     fields = dict(path="31.jpg", kind="moon", width="31")
-    assert found.records[1] == EvalRecord(fields, "row 32", str(tmp_path / "list.csv"), ["a moon"])
+    assert found.records[1] == EvalRecord(fields, "row 32", "list.csv", ["a moon"])
     np.testing.assert_array_equal(pixels(found), [evaluation_image(encode(i, "jpg"), 16) for i in kept])
 
 

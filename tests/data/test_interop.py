@@ -88,7 +88,8 @@ def test_members_by_other_names(tmp_path, whole):
         stored = {f"thing {i}": encode(first + i, "jpg") for i in range(SAMPLES)}
         assert_shown(read(whole, tmp_path / "s.tar", image=side, caption="alt.txt"), stored)
     with pytest.raises(
-        DataError, match=r"no image: 40\)\. The first sample has the members left\.jpg, alt\.txt, right"
+        DataError,
+        match=r"dot in the name: 40\)\. a key .*\. The first sample has the members left\.jpg, alt\.txt, right",
     ):
         read(whole, tmp_path / "s.tar")
 

@@ -132,7 +132,7 @@ def test_compressed_shards_are_unpacked(opened, tmp_path, ending, pack_with):
     content = write_tar(tmp_path / "plain", pairs("a", "b")).read_bytes()
     (tmp_path / f"s{ending}").write_bytes(pack_with(content))
     source = opened(tmp_path / f"s{ending}")
-    assert keys(source) == ["a", "b"] and source.shard_names() == ["s.tar"]
+    assert keys(source) == ["a", "b"] and [os.path.basename(name) for name in source.shard_names()] == ["s.tar"]
     (tmp_path / "s.tar").write_bytes(pack_with(content))
     with pytest.raises(DataError, match=r"is not a tar archive but compressed \(\w+\); name it with one of"):
         opened(tmp_path / "s.tar")

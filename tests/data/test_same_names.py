@@ -86,8 +86,8 @@ def test_a_file_that_two_sources_read_holds_the_same_samples(config, places):
 def test_evaluations_tell_them_apart(config, places):
     a, b = entries(places, "tar")
     found = EvalSet(dict(urls=(a["urls"], b["urls"])), config)
-    assert len(set(found.names)) == 2 * COUNT == len({record["identity"] for record in found.records})
-    assert {record["shard"] for record in found.records} == {"cc3m/00000.tar", "cc12m/00000.tar"}
+    assert len(set(found.names)) == 2 * COUNT == len({(record.shard, record.key) for record in found.records})
+    assert {record.shard for record in found.records} == {"cc3m/00000.tar", "cc12m/00000.tar"}
 
 
 def test_labels():

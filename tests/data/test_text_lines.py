@@ -33,7 +33,7 @@ def unit(x):
 def test_figures_are_those_of_clip_benchmark(golden, config):
     config.text.lower = False
     dataset = EvalSet(dict(urls=golden["urls"], lines=True), config)
-    own = [record["captions"] for record in dataset.records]
+    own = [record.captions for record in dataset.records]
     texts, pairs = candidates(own, merge=False)
     assert texts == golden["captions"].tolist() and len(dataset) == 12
     images, captions, figures = unit(golden["images"]), unit(golden["texts"]), json.loads(str(golden["figures"]))
@@ -46,7 +46,7 @@ def test_figures_are_those_of_clip_benchmark(golden, config):
 
 def test_without_it_lines_are_one_caption_and_the_option_is_named_once(golden, config, caplog):
     glued = EvalSet(dict(urls=golden["urls"]), config, where="evals.r")
-    assert len(glued.records[3]["captions"]) == 1 and "\n" not in glued.records[3]["captions"][0]
+    assert len(glued.records[3].captions) == 1 and "\n" not in glued.records[3].captions[0]
     hints = [record.message for record in caplog.records if "several lines" in record.message]
     assert len(hints) == 1 and hints[0].startswith("evals.r: ") and "data.text.lines" in hints[0]
     caplog.clear()
@@ -56,7 +56,7 @@ def test_without_it_lines_are_one_caption_and_the_option_is_named_once(golden, c
 
 def test_no_hint_for_a_single_line(config, tmp_path, caplog):
     write_tar(tmp_path / "one.tar", {f"{i}": sample(i) | dict(txt=b"\n one line \r\n\n") for i in range(4)})
-    assert EvalSet(dict(urls=str(tmp_path / "one.tar")), config).records[0]["captions"] == ["one line"]
+    assert EvalSet(dict(urls=str(tmp_path / "one.tar")), config).records[0].captions == ["one line"]
     assert "several lines" not in caplog.text
 
 

@@ -131,7 +131,7 @@ def test_a_text_is_the_same_tokens_everywhere(clean, lower, shards, rows):
         for name, evaluator in evaluations(urls).items():
             assert rows(lambda: evaluator.prepare("x", context)({})) == trained, name  # noqa: B023
         assert rows(lambda: Captioning(urls=urls).prepare("x", context)) == trained
-        held_out = [record["captions"][0] for record in context.open(urls).records]
+        held_out = [record.captions[0] for record in context.open(urls).records]
         assert rows(lambda: list(text_batches(held_out, context, 8))) == trained, "masked texts"
 
     model = xmodal.Model(stored, mesh=context.mesh, batch_size=8)

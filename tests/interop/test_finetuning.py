@@ -11,7 +11,7 @@ import pytest
 
 from tests import tiny_runs
 from xmodal.__main__ import main
-from xmodal.config import ConfigError, make_spec
+from xmodal.config import ConfigError, load_config, make_spec
 from xmodal.configs import base, finetune
 from xmodal.interop.averaging import interpolate
 from xmodal.interop.folder import open_stored
@@ -184,8 +184,8 @@ def test_weights_in_between(start, tuned, tmp_path, capsys):
 
 
 def test_variants_of_the_recipe(start):
-    with pytest.raises(ValueError, match="expected full, lora, locked, and then @ and a folder"):
-        finetune.get_config("half")
+    with pytest.raises(ConfigError, match=r"has no variant 'half'.*Variants: full@DIR, lora@DIR, locked@DIR"):
+        load_config("configs/finetune.py:half")
     with pytest.raises(InteropError, match="there is no folder"):
         finetune.get_config("full@nowhere")
     config = finetune.get_config(f"emoji_lora@{start[1]}")

@@ -31,11 +31,11 @@ def line_of(recipe, paths=SCALE, **changes):
 
 
 def test_recipes_say_what_they_leave_as():
-    assert line_of("configs/clip.py:B16") == "hf clip, open_clip, xmodal, jax"
+    assert line_of("configs/demo.py") == line_of("configs/clip.py:B16") == "hf clip, open_clip, xmodal, jax"
     assert line_of("configs/siglip.py", (*SCALE, "objectives/contrastive/logit_bias")) == "hf siglip, xmodal, jax"
     assert line_of("configs/bert.py", ()) == "hf bert, xmodal, jax"
     assert line_of("configs/git.py", ()) == "xmodal, jax only; hf has no model of such towers"
-    other = line_of("configs/demo.py")
+    other = line_of("configs/demo.py:stem")
     assert other.startswith("xmodal, jax only; hf siglip would need other image/embed/stem, ") and "more" in other
 
 

@@ -303,7 +303,7 @@ def test_full_disk_is_reported_while_the_run_goes_on(tmp_path):
     result = run(FULL_DISK, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("CheckpointError the checkpoint of step 2 could not be written to"), result.stdout
-    assert "MiB were free there" in result.stdout and "it goes on from step 1" in result.stdout
+    assert "may not become that large there" in result.stdout and "it goes on from step 1" in result.stdout
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"], "no debris stays on a full disk"
 
 

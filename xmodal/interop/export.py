@@ -140,7 +140,7 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
         image = stored.config.data.image
         processor = preprocessing.to_processor(image, family.image_processor, family.processor)
         _write_json(folder / "preprocessor_config.json", processor)
-        notes += preprocessing.background_note(image, "hf")
+        notes += preprocessing.background_note(image, processor)
         if image.naflex.lengths:
             notes += _packing_notes(image)
         elif image.crop != "squash" and image.rounding != "down":
@@ -175,7 +175,7 @@ def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable
     weights = cast(family.to_weights(stored.params, stored.spec), dtype)
     write_weights(folder / open_clip.WEIGHTS, weights, {"format": "pt"})
     notes = [*notes, "on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
-    notes += preprocessing.background_note(stored.config.data.image, "open_clip")
+    notes += preprocessing.background_note(stored.config.data.image)
     notes += [note] if (note := objective_note(family, stored.config.objectives)) else []
     return lambda: Model(open_stored(f"open_clip:{folder}"), batch_size=8), notes
 

@@ -151,10 +151,12 @@ def to_processor(image: Mapping[str, Any], image_processor: str, processor: str)
             shape |= dict(rescale_offset=False, include_top=False)
         else:  # that class resizes both sides alone
             image_processor = "BitImageProcessor"
+    # A processor that takes RGB alone is fed by what drops the alpha channel: as good as it gets for such a model.
+    keeps = image["background"] == "drop" and image_processor.startswith(_NOT_TO_RGB)
     return dict(
-        image_processor_type=image_processor, processor_class=processor, do_convert_rgb=True, do_resize=True, **shape,
-        resample={name: number for number, name in _FILTERS.items()}[image["filter"]], do_rescale=True,
-        rescale_factor=_UNIT, do_normalize=True, image_mean=list(image["mean"]), image_std=list(image["std"]),
+        image_processor_type=image_processor, processor_class=processor, do_convert_rgb=not keeps, do_resize=True,
+        **shape, resample={name: number for number, name in _FILTERS.items()}[image["filter"]],
+        do_rescale=True, rescale_factor=_UNIT, do_normalize=True, image_mean=list(image["mean"]), image_std=list(image["std"]),
     )  # fmt: skip
 
 
@@ -188,19 +190,20 @@ def to_open_clip(image: Mapping[str, Any]) -> dict:
     )  # fmt: skip
 
 
-def background_note(image: Mapping[str, Any], to: str) -> list[str]:
+def background_note(image: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> list[str]:
     """Says how a model shows transparent images, as a list of one line, where the target shows them in another way.
 
     Args:
       image: `data.image`.
-      to: "hf" or "open_clip".
+      processor: the preprocessor_config.json of a Hugging Face export; None: open_clip.
     """
-    theirs = dict(hf="white", open_clip="drop")[to]
+    theirs = "drop" if processor is None else _background(processor)
     if image["background"] == theirs:
         return []
     ours = "drops the alpha channel" if image["background"] == "drop" else f"is shown them on {image['background']}"
-    does = dict(hf="transformers' image processors put them on white", open_clip="open_clip drops the alpha channel")
-    return [f"transparent images: this model {ours}, and {does[to]}; convert them to RGB before"]
+    whose = "open_clip" if processor is None else "transformers' image processor"
+    does = "drops the alpha channel" if theirs == "drop" else f"puts them on {theirs}"
+    return [f"transparent images: this model {ours}, and {whose} {does}; convert them to RGB before"]
 
 
 def read_json(path: Path) -> dict:
