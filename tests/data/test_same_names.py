@@ -74,7 +74,7 @@ def test_names_that_say_enough_stay_as_they_are(config, places):
     assert {tuple(row) for row in found.tolist()} == {tuple(row) for row in wanted.tolist()}
     config.sources = {}
     records = EvalSet(entries(places, "tar")[0], config).records
-    assert [(r["shard"], r["identity"]) for r in records[:2]] == [("00000.tar", f"00000.tar/{key(i)}") for i in (0, 1)]
+    assert [(r.shard, r.key) for r in records[:2]] == [("00000.tar", key(i)) for i in (0, 1)]
 
 
 def test_a_file_that_two_sources_read_holds_the_same_samples(config, places):

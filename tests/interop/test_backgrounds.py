@@ -106,7 +106,7 @@ def test_what_a_model_shows_is_part_of_what_it_is(imported, tmp_path):
     hf, done, open_clip = imported
     assert (hf.config.data.image.background, open_clip.config.data.image.background) == ("white", "drop")
     assert any("open_clip drops the alpha channel" in note for note in done.notes)
-    assert any("image processors put them on white" in n for n in export(open_clip, tmp_path / "hf", to="hf").notes)
+    assert any("image processor puts them on white" in n for n in export(open_clip, tmp_path / "hf", to="hf").notes)
     export(open_clip, tmp_path / "jax", to="jax")
     assert "without their alpha channel" in (tmp_path / "jax" / "README.md").read_text()
     as_white = dataclasses.replace(open_clip, config=open_clip.config.copy_and_resolve_references())

@@ -151,12 +151,12 @@ def to_processor(image: Mapping[str, Any], image_processor: str, processor: str)
             shape |= dict(rescale_offset=False, include_top=False)
         else:  # that class resizes both sides alone
             image_processor = "BitImageProcessor"
-    # A processor that takes RGB alone is fed by what drops the alpha channel: as good as it gets for such a model.
-    keeps = image["background"] == "drop" and image_processor.startswith(_NOT_TO_RGB)
+    # "Bit" stands in for processors of image models whose references take RGB and leave alpha to what feeds them.
+    keeps = image["background"] == "drop" and image_processor.startswith((*_NOT_TO_RGB, "Bit"))
     return dict(
         image_processor_type=image_processor, processor_class=processor, do_convert_rgb=not keeps, do_resize=True,
-        **shape, resample={name: number for number, name in _FILTERS.items()}[image["filter"]],
-        do_rescale=True, rescale_factor=_UNIT, do_normalize=True, image_mean=list(image["mean"]), image_std=list(image["std"]),
+        **shape, resample={name: number for number, name in _FILTERS.items()}[image["filter"]], do_rescale=True,
+        rescale_factor=_UNIT, do_normalize=True, image_mean=list(image["mean"]), image_std=list(image["std"]),
     )  # fmt: skip
 
 
