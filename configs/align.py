@@ -13,8 +13,8 @@ paper: ImageNet zero-shot 76.4 %; zero-shot R@1 image to text and back 88.6 % an
 Pictures are squashed to 346 pixels; training shows a square of 289 anywhere in them, and its mirror image, evaluation
 the central one. The temperature starts at 1 and is learned, and a tenth of every target goes to all candidates.
 
-`:emoji` is small, on the data and for the samples of configs/demo.py. Run here, three seeds: unseen vendor image to
-text R@1 4.3 %, R@10 27.1 % (chance 0.06 %, 0.55 %); docs/experiments.md.
+`:emoji` is small, on the data and for the samples of configs/demo.py:stem. Run here, three seeds: unseen vendor image
+to text R@1 4.3 %, R@10 27.1 % (chance 0.06 %, 0.55 %); docs/experiments.md.
 """
 
 from xmodal.configs import base

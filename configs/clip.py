@@ -13,9 +13,9 @@ configs/clip.py:B16`. BatchNorms see the whole batch on any number of devices; w
 normalised by itself, so it should stay large.
 
 Run here: models, loss and gradients against the reference implementations at small size (tests/models/test_golden.py,
-test_golden_resnet.py), and the recipe at small scale on emoji (configs/demo.py). `:RN_emoji`, the demo with a ResNet of
-three stages, three seeds: unseen vendor image to text R@1 31.2 %, R@10 65.2 % (docs/experiments.md). Not run here: the
-full pretraining.
+test_golden_resnet.py), and the recipe at small scale on emoji (configs/demo.py). `:RN_emoji`, demo.py:stem with a
+ResNet of three stages, three seeds: unseen vendor image to text R@1 31.2 %, R@10 65.2 % (docs/experiments.md). Not run
+here: the full pretraining.
 """
 
 from xmodal.configs import base, demo
@@ -55,7 +55,7 @@ def get_config(variant: str = "B32"):
 
 
 def small_resnet():
-    """The demo with a ResNet of CLIP's kind, for 64 pixels; text tower, data and schedule are the demo's."""
+    """demo.py:stem with a ResNet of CLIP's kind, for 64 pixels; all but the image tower is as there."""
     c = demo.get_config("stem")
     stages = dict(depths=(1, 2, 3), widths=(64, 128, 256), stem_width=32, style="clip")
     c.model.towers.image = presets.resnet_tower(stages, init="clip", pool="attention", embed_dim=256)

@@ -7,11 +7,11 @@
         --config.data.text.tokenizer=clip/tokenizer.json
 
 Rotary positions, RMSNorm, SwiGLU, no biases, normalised queries and keys, and every token sees all others; the sizes
-are CLIP's. Everything else is configs/clip.py or configs/demo.py, so that a run of each compares the towers alone. No
-result is published for exactly this.
+are CLIP's. Everything else is configs/clip.py or configs/demo.py:stem, so that a run of each compares the towers alone.
+No result is published for exactly this.
 
 `:multilingual` learns the emoji's names and keywords in five languages and is measured in each by itself. The demo's
-tokenizer works on bytes and so reads them all, but spells what it was not trained on: 48 tokens, where the demo has 16.
+tokenizer works on bytes and so reads them all, but spells what it was not trained on: 48 tokens, where demo.py has 16.
 
 Run here, three seeds, unseen vendor image to text: `:emoji` R@1 19.4 %, R@10 51.4 %; `:multilingual` R@10 19.5 % in
 English, 16.7 % in German and Spanish, 8 to 9 % in Japanese and Chinese (chance 0.55 %; docs/experiments.md). Not run

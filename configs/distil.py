@@ -1,4 +1,4 @@
-"""A small CLIP that learns from a larger one, on emoji: a quarter of the demo's parameters, taught by the demo.
+"""A small CLIP that learns from a larger one, on emoji: a quarter of the parameters of demo.py:stem, taught by it.
 
     python train.py --config configs/demo.py:stem --workdir runs/demo_stem
     python train.py --config configs/distil.py:taught --workdir runs/taught
@@ -24,7 +24,7 @@ VARIANTS = ("taught", "untaught", "own")
 
 
 def student() -> dict:
-    """The demo's towers with a quarter of their parameters: of half the width, and texts, mostly tokens, of less."""
+    """The towers of demo.py:stem with a quarter of their parameters: half the width, and less for texts (tokens)."""
     common = dict(act="gelu_tanh", embed_dim=128, pool="mean", scan=False)
     stem = dict(stem=((24, 4, 4), (64, 3, 2)), pre_norm=False, bias=True)
     return dict(

@@ -1,4 +1,4 @@
-"""Words that find their patches: the demo's towers with FILIP, SPARC or FLAIR beside a global objective, on emoji.
+"""Words that find their patches: demo.py:stem with FILIP, SPARC or FLAIR beside a global objective, on emoji.
 
     python train.py --config configs/fine.py:filip --workdir runs/filip
     python -m xmodal map --model runs/filip picture.png "dog and flag" --out map.png

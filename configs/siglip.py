@@ -9,7 +9,7 @@ Attention pooling, text with full attention pooled at the last of 64 positions, 
 temperature and bias. Expect, from the paper: B/16 trained on WebLI at batch 32,768 gives ImageNet zero-shot 76.0 %.
 
 Run here: model, loss and gradients against the reference implementation at small size (tests/models/test_golden.py).
-`:emoji`, the demo with this loss, three seeds: unseen vendor image to text R@1 15.1 %, R@10 42.6 %
+`:emoji`, demo.py:stem with this loss, three seeds: unseen vendor image to text R@1 15.1 %, R@10 42.6 %
 (docs/experiments.md). Not run here: the full pretraining.
 """
 

@@ -285,7 +285,7 @@ def test_full_disk_for_a_checkpoint(data, workdir, capsys):
         error = fail(workdir, flags(data), capsys, ActAt(3, fill_up))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert re.search(r"error: the checkpoint of step 4 could not be written to .*checkpoints: .*MiB were free", error)
+    assert re.search(r"error: the checkpoint of step 4 could not be written to .*: .*that large there", error)
     assert "run the same command again: it goes on from step 2" in error
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
 

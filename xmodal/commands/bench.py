@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the chosen benchmark, prints its table and writes it where --json says; without one it lists them."""
+    parser = vars(args).pop("parser")  # benchmarks hand their arguments to other processes
     if args.bench is None:
-        args.parser.print_help(sys.stderr)
+        parser.print_help(sys.stderr)
         sys.exit(2)
     title, columns, rows = importlib.import_module(f"xmodal.commands.bench_{args.bench}").measure(args)
     from xmodal.reporting.environment import collect_environment

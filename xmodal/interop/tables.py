@@ -19,6 +19,7 @@ from xmodal.models.model import ModelSpec
 from xmodal.paths import flatten_paths
 
 LINEAR, CONV = (1, 0), (2, 3, 1, 0)  # [out, in] -> [in, out]; OIHW -> HWIO
+_EACH = 6  # lines of a kind
 _SHOWN, _LINE, _CHARACTERS = 40, 400, 1500  # lines of one error, characters of a line and of all of them
 
 
@@ -150,14 +151,14 @@ def to_params(weights: Mapping[str, np.ndarray], entries: list[Entry], ignored: 
     wanted = {e.name: e.packed_shape for e in entries}
     prefix = "" if wanted.keys() <= set(weights) else _wrapped(wanted, weights)
     problems = [f"every name begins with {prefix!r}: save the model inside the wrapper"] if prefix else []
-    problems += [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in weights]
     shapes = {name: np.shape(weights[name]) for name in wanted if name in weights}
-    problems += [
-        f"shape: {name} is {shape}, the model needs {wanted[name]}"
-        for name, shape in shapes.items()
-        if shape != wanted[name]
-    ]
-    problems += [f"unexpected: {name}" for name in weights if name not in wanted and name not in ignored]
+    kinds = (
+        [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in weights],
+        [f"unexpected: {name}" for name in weights if name not in wanted and name not in ignored],
+        [f"shape: {n} is {shape}, the model needs {wanted[n]}" for n, shape in shapes.items() if shape != wanted[n]],
+    )
+    problems += [line for kind in kinds for line in kind[:_EACH]]  # some of each kind come first
+    problems += [line for kind in kinds for line in kind[_EACH:]]
     fail("the weights do not fit the model", problems)
     stacks: dict[str, list[np.ndarray]] = {}
     for entry in entries:  # layers come in order

@@ -89,7 +89,7 @@ def _train(config: ConfigDict, workdir: Path, runtime: Runtime, lock: RunLock | 
             total_steps=task.total_steps, start_step=start, chance_losses=task.chance_losses(),
             max_logit_scales=task.max_logit_scales(), flops_per_sample=facts.flops_per_sample,
             best=(config.checkpoint.best, config.checkpoint.best_mode),
-            commands=next_commands(config, abstract, workdir),
+            commands=next_commands(task.config, abstract, workdir),
         )  # fmt: skip
         run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog, lock)
         with stream, checkpoints, recorder:

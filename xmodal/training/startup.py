@@ -106,7 +106,7 @@ def next_commands(config: ConfigDict, abstract: dict, workdir: Path) -> tuple[st
     """What a user does with a finished run, a command each.
 
     Args:
-      config: of the recipe.
+      config: of the task: resolved.
       abstract: shapes of the state.
       workdir: the run folder.
     """
