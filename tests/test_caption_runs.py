@@ -9,7 +9,8 @@ from tests import tiny_runs
 from xmodal.config import ConfigError, load_config
 from xmodal.distributed.mesh import make_mesh
 from xmodal.training import loop
-from xmodal.training.task import build_losses, resolve
+from xmodal.training.settle import resolve
+from xmodal.training.task import build_losses
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ what is done.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -76,6 +77,7 @@ class Job:
         blocks: of the source.
         firsts: int64 [shards + 1], the block that each shard starts with.
         files: writes.
+        labels: names of the source's shards in the origins of samples, see `names.shard_labels`.
     """
 
     source: Source
@@ -85,6 +87,10 @@ class Job:
     blocks: Blocks
     firsts: np.ndarray
     files: Files
+
+    @functools.cached_property
+    def labels(self) -> dict[str, str]:  # once a worker: of many shards of a source they take long
+        return shard_labels(self.source.shard_names(), 2)
 
     def __len__(self) -> int:
         return len(self.firsts) - 1
@@ -181,7 +187,7 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
         if skipped[reason] <= _LISTED:
             listed.append(Fault(sample.shard, sample.key, reason))
 
-    place, path, labels = 0, join(job.out, job.name(shard)), shard_labels(job.source.shard_names(), 2)
+    place, path = 0, join(job.out, job.name(shard))
     with ShardWriter(path, job.files) as writer:
         for block in range(int(job.firsts[shard]), int(job.firsts[shard + 1])):
             for sample in job.source.read(job.blocks, block):
@@ -193,7 +199,7 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
                     captions = job.source.captions.every(sample.record)
                     text = "\n".join(captions) if job.source.captions.lines else captions[0]
                     image = sample.image if job.captions.images else None
-                    origin = sample.path or sample_name(sample.shard, sample.key, labels)
+                    origin = sample.path or sample_name(sample.shard, sample.key, job.labels)
                     members = sample_members(image, text, sample.record.fields | {ORIGIN: origin}, job.images)
                     # The place counts bad samples too, so that a key names the same row whatever fails.
                     writer.add(f"{shard:06d}{place:06d}", members)

@@ -14,8 +14,11 @@ import numpy as np
 from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.io import paths
-from data_pipelines.io.listing import NULL, NULLS, Csv, Folder, Listing, Row, open_list
+from data_pipelines.io.folders import Folder
+from data_pipelines.io.listing import NULL, NULLS, Listing, Row
+from data_pipelines.io.lists import open_list
 from data_pipelines.io.storage import Files, Forbidden, MissingFile, basename, is_remote, join, printable
+from data_pipelines.io.text_lists import Csv
 from data_pipelines.measures import Measure
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample

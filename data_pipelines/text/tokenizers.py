@@ -23,7 +23,7 @@ _PAD = ("<pad>", "[PAD]", "<|pad|>")
 _MASK = ("[MASK]", "<mask>")
 _PROBES = ("a", "A cat, 2 dogs.", "é 苹果 😀", "<a> [b]\x00", "\u200d", "")  # what a vocabulary may not know
 _MESSAGE = 400  # characters of what the library says
-_BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # special tokens of a WordPiece, in the order of their ids
 
 
 class Tokenizer:
@@ -287,22 +287,20 @@ def train_wordpiece(
 
     Args:
         captions: the texts.
-        lower: the tokenizer lower-cases texts; otherwise case is kept (`data.text.lower` lower-cases before).
-        special: more special tokens, after BERT's.
         vocab_size: ids at most, of which [PAD]=0, [UNK]=1, [CLS]=2, [SEP]=3, [MASK]=4 and the single characters are
             given.
+        lower: the tokenizer lower-cases texts; otherwise case is kept (`data.text.lower` lower-cases before).
+        special: more special tokens, after BERT's.
 
     Raises:
         DataError: the vocabulary has no room for the characters.
     """
-    how = dict(
-        lower=lower, strip_accents=False if lower else None
-    )  # without accents, Japanese loses its voiced syllables
-    captions, pieces = list(captions), wordpiece([*_BERT], **how)
+    how = dict(lower=lower, strip_accents=False if lower else None)  # without accents Japanese loses voiced syllables
+    captions, pieces = list(captions), wordpiece([*BERT_TOKENS], **how)
     words = Counter(word for text in captions for word, _ in _words(pieces, text))
     first, inner = ({*letters} for letters in ((w[0] for w in words), (c for w in words for c in w[1:])))
     # In a fixed order: the library numbers characters as they come out of its hash tables, and breaks ties by number.
-    given = [*_BERT, *special, *sorted(first | inner), *(f"##{letter}" for letter in sorted(inner))]
+    given = [*BERT_TOKENS, *special, *sorted(first | inner), *(f"##{letter}" for letter in sorted(inner))]
     if vocab_size < len(given):
         raise DataError(f"vocab_size={vocab_size} is too small: marks and single characters take {len(given)}")
     trainer = hf.trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=given, show_progress=False)
@@ -328,7 +326,7 @@ def wordpiece(
         DataError: a mark is not in the vocabulary.
     """
     ids = {token: i for i, token in enumerate(vocab)}
-    marks = [mark for mark in _BERT if mark in ids]
+    marks = [mark for mark in BERT_TOKENS if mark in ids]
     if missing := [mark for mark in ("[UNK]", "[CLS]", "[SEP]") if mark not in ids]:
         raise DataError(f"a vocabulary of {len(ids):,} tokens is not BERT's: it has no {missing[0]}")
     pieces = hf.Tokenizer(hf.models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_pipelines.errors import DataError, did_you_mean
-from data_pipelines.text.tokenizers import Tokenizer, train_wordpiece
+from data_pipelines.text.tokenizers import BERT_TOKENS, Tokenizer, train_wordpiece
 
 import tokenizers as hf  # isort: skip - after the module that sets how many threads it may start
 
@@ -71,7 +71,7 @@ class Rules:
     def names(self) -> tuple[str, ...]:
         """Returns the special tokens in the order of their ids."""
         if self.kind == "wordpiece":
-            return ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *self.special)
+            return (*BERT_TOKENS, *self.special)
         unknown = ("<unk>",) if self.kind == "unigram" else ()
         begin, mask = ("<bos>",) * self.begin, ("<mask>",) * self.mask
         return ("<pad>", *begin, "<eos>", *unknown, *mask, *self.special)

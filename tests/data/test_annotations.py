@@ -8,7 +8,7 @@ from tiny_shards import encode
 
 from data_pipelines.errors import DataError
 from data_pipelines.evalset import EvalSet
-from data_pipelines.io.listing import open_list
+from data_pipelines.io.lists import open_list
 from data_pipelines.io.storage import Files
 
 SENTENCES = {i: [f"Thing {i}, line {j}" for j in range(5 + i % 2)] for i in range(6)}

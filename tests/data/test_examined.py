@@ -10,9 +10,9 @@ import pytest
 from source_checks import open_it, read_whole
 from tiny_shards import encode
 
-from data_pipelines.io.listing import Csv, JsonLines
 from data_pipelines.io.parquet import Parquet
 from data_pipelines.io.storage import Files
+from data_pipelines.io.text_lists import Csv, JsonLines
 
 ROWS = 400
 

@@ -13,6 +13,7 @@ from PIL import Image
 from data_pipelines.errors import BadSample
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options, check_image, full_image, training_image
+from data_pipelines.images.formats import check_scans
 from data_pipelines.measures import difference_hash
 
 
@@ -115,6 +116,17 @@ def test_scans_without_end_are_refused_at_once():
     grey = encoded("JPEG", mode="CMYK", progressive=True)
     last = grey.rindex(b"\xff\xda")
     assert reason(grey[:last] + grey[last:-2] * 1500 + grey[-2:]) == "too many scans"  # which goes through Pillow
+
+
+def test_scans_of_single_components_are_counted_too():
+    data = encoded("JPEG", (64, 64))
+    scan = data.index(b"\xff\xda")
+    of_one = bytes((0xFF, 0xDA, 0, 8, 1, 1, 0, 0, 63, 0))  # the first of three components alone
+    with pytest.raises(BadSample, match="too many scans"):
+        check_scans(data[:scan] + of_one * 200 + b"\xff\xd9", 64 * 64, 2**26)
+    # Where the first scan has all components, it is the only one that is decoded.
+    check_scans(data[:-2] + of_one * 200 + b"\xff\xd9", 64 * 64, 2**26)
+    assert reason(data[:-2] + data[scan:-2] * 200 + data[-2:]) == "corrupt jpeg"
 
 
 def test_usual_progressive_jpegs_are_whatever_their_size():

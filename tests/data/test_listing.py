@@ -10,7 +10,7 @@ import pytest
 from tiny_shards import encode
 
 from data_pipelines.errors import DataError
-from data_pipelines.io.listing import open_list
+from data_pipelines.io.lists import open_list
 from data_pipelines.io.storage import Files
 
 
@@ -202,7 +202,7 @@ def test_only_parquet_needs_pyarrow(tmp_path):
     (tmp_path / "list.parquet").write_text("")
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from data_pipelines.io.listing import open_list; from data_pipelines.io.storage import Files\n"
+        "from data_pipelines.io.lists import open_list; from data_pipelines.io.storage import Files\n"
         f"lists = [{str(tmp_path / 'list.csv')!r}, {str(tmp_path / 'list.parquet')!r}]\n"
         "print(open_list(lists[0], Files()).columns); open_list(lists[1], Files())"
     )

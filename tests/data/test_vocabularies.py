@@ -172,7 +172,7 @@ def test_the_command_reads_any_source(tmp_path, capsys):
     recipe = tmp_path / "recipe.py"
     entry = dict(urls=str(tmp_path / "a.tar"))
     body = f"    c = base.get_config()\n    c.data.sources = dict(x={entry})\n    return c\n"
-    recipe.write_text(f"from configs import base\n\n\ndef get_config():\n{body}")
+    recipe.write_text(f"from xmodal.configs import base\n\n\ndef get_config():\n{body}")
     out = tmp_path / "a.tar.tokenizer.json"
     assert main(["data", "tokenizer", "--config", str(recipe), "--out", str(out), *common]) == 0, "the same file again"
     with pytest.raises(SystemExit):

@@ -11,7 +11,8 @@ from tests.data.tiny_shards import sample, write_tar
 from xmodal.config import load_config
 from xmodal.distributed.mesh import make_mesh
 from xmodal.evaluation import EvalContext
-from xmodal.training.task import build_losses, resolve
+from xmodal.training.settle import resolve
+from xmodal.training.task import build_losses
 
 SAMPLES = 45  # divides by no batch size of the tests
 KINDS = ("star", "moon", "sun")

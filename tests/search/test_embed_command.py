@@ -18,7 +18,7 @@ from tests.search.conftest import BAD, GOOD, SAMPLES, caption, contents, embed, 
 from tests.tiny_runs import finish, start
 from xmodal.__main__ import main
 from xmodal.search.index import Index
-from xmodal.search.parts import Part
+from xmodal.search.parts import Part, write_part
 
 
 def refused(capsys, *arguments):
@@ -48,6 +48,16 @@ def test_an_index_holds_what_the_model_gives(made_index, model_folder):
     for row in (-1, len(index)):
         with pytest.raises(DataError, match=f"no sample {row}"):
             index.record(row)
+
+
+def test_records_say_where_an_image_came_from(tmp_path):
+    records = [
+        dict(shard="list.csv", key="row 1", caption="a", file="photos/1.png"),
+        dict(shard="b", key="2", caption=""),
+    ]
+    write_part(tmp_path, 0, dict(image=np.zeros((2, 4), np.float16)), records, None, {})
+    part = Part(tmp_path, 0)
+    assert list(part.records()) == records == [part.record(0), part.record(1)]
 
 
 def test_bad_images_are_left_out_and_counted(made_index):

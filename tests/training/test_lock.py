@@ -159,6 +159,22 @@ def test_the_owner_beats_and_notices_what_happens_to_its_folder(tmp_path):
     assert json.loads((folder / FILE).read_text())["token"] == owner.token, "it is not ours to delete"
 
 
+def test_a_disk_that_fails_once_does_not_end_the_beat(tmp_path, monkeypatch):
+    answers = iter([OSError("stale file handle"), "", "taken over"])
+
+    def look(_):
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(RunLock, "_look", look)
+    with RunLock(tmp_path, beat_seconds=0.01) as lock:
+        lock._thread.join(10)
+        with pytest.raises(TrainingError, match="taken over"):
+            lock.check()
+
+
 def test_a_second_run_is_refused_and_the_first_is_untouched(tmp_path):
     """Also: a run whose folder is deleted ends with one line, and files that a killed run left are gone."""
     data = tiny_runs.make_data(tmp_path)

@@ -5,7 +5,7 @@ import pytest
 from data_pipelines.text.tokenizers import train_bpe
 from xmodal.config import ConfigError
 from xmodal.configs import git
-from xmodal.training.task import resolve
+from xmodal.training.settle import resolve
 
 TOKENIZER = train_bpe([f"thing {i}" for i in range(48)], 320)
 

@@ -159,7 +159,7 @@ def _open_clip(config, args: argparse.Namespace) -> dict[str, object]:
     from xmodal.config import ConfigError, make_spec
     from xmodal.interop import open_clip
     from xmodal.models.model import ModelSpec
-    from xmodal.training.task import resolve
+    from xmodal.training.settle import resolve
 
     settled = resolve(config, Tokenizer.load(config.data.text.tokenizer))
     settings = dict(

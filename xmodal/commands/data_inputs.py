@@ -26,7 +26,6 @@ _OF_SOURCE = (
     "seed",
     "scale",
 )
-_SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 DEMO_TOKENIZER = "data_pipelines/emoji/tokenizer.json"  # where tokens have to be made, whichever they are
 NAME = "data"  # of the source that positional arguments make
 
@@ -209,7 +208,9 @@ def processes(args: argparse.Namespace) -> int:
 
 
 def _guess(inputs: list[str]) -> str:
-    return "tar" if all(name.partition("?")[0].endswith(_SHARDS) for name in inputs) else "files"
+    from data_pipelines.io.packed import ENDINGS
+
+    return "tar" if all(name.partition("?")[0].endswith((".tar", *ENDINGS)) for name in inputs) else "files"
 
 
 def _refuse_source_arguments(args: argparse.Namespace) -> None:

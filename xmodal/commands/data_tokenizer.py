@@ -18,6 +18,7 @@ from typing import Any
 
 from xmodal.commands.data_inputs import add_data_arguments, load_data, sources_of
 from xmodal.config import ConfigError
+from xmodal.messages import UsageError
 
 _BLOCK_BYTES = 2**20  # read at a time
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from xmodal.reporting.files import write_text
 
     if args.sample < 0:
-        raise ConfigError(f"--sample is {args.sample}; expected a number of samples, or 0 for all")
+        raise UsageError(f"--sample is {args.sample}; expected a number of samples, or 0 for all")
     config = load_data(args)
     if args.lower is not None:
         config.data.text.lower = args.lower

@@ -82,7 +82,7 @@ def _steps(where: str, args: argparse.Namespace) -> list[int]:
     try:
         steps = there[-int(number) :] if colon and not last else [int(step) for step in args.average.split(",")]
     except ValueError:
-        raise ConfigError(f"--average {args.average}: expected steps such as 100,200 or last:3") from None
+        raise UsageError(f"--average {args.average}: expected steps such as 100,200 or last:3") from None
     missing = [step for step in steps if step not in there]
     if missing or not steps or (colon and len(steps) != int(number)):
         raise ConfigError(

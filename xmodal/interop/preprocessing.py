@@ -238,7 +238,7 @@ def _background(config: Mapping[str, Any], kind: str = "") -> str:
     Processors that convert to RGB put them on white (transformers 5.24; older ones drop alpha). The others take RGB
     alone, and what feeds them (`load_image`, and with it all pipelines) converts with Pillow's `convert("RGB")`.
     """
-    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or kind
+    kind = processor_class(config) or kind
     converts = config.get("do_convert_rgb")
     return "white" if (not kind.startswith(_NOT_TO_RGB) if converts is None else converts) else "drop"
 

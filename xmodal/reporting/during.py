@@ -29,8 +29,8 @@ class Evaluations:
     def __init__(self, rows: Sequence[Mapping[str, Any]] = ()):
         self._values: dict[str, dict[int, float]] = {}
         for row in rows:
-            values = {name.removeprefix(PREFIX): v for name, v in row.items() if name.startswith(PREFIX)}
-            self.add(row["step"], values)
+            found = ((name, v) for name, v in row.items() if name.startswith(PREFIX) and isinstance(v, int | float))
+            self.add(row["step"], {name.removeprefix(PREFIX): v for name, v in found})
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics that were measured at a step."""

@@ -45,10 +45,7 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
     Sections that are empty by default (model, objectives, evaluations) hold choices of the recipe alone; of those the
     objectives count, and of the rest what a reader looks for stands elsewhere in the report.
     """
-    defaults = _defaults()
-    if defaults is None:
-        return {}
-    known = dict(flat_settings(defaults))
+    known = dict(flat_settings(_defaults()))
     opened = tuple(f"{name}." for name, value in known.items() if value == {} and name not in _SHOWN)
     return {
         name: value

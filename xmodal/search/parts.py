@@ -29,7 +29,7 @@ _LARGEST_BLOB = 2**26  # bytes of a record or a thumbnail
 _TYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
 _ENDS = ("record_end", "thumbnail_end")
 _NOTE = "note"
-_RECORD = ("shard", "key", "caption")
+_RECORD, _FILE = ("shard", "key", "caption"), "file"  # what each record has, and what it may have
 
 
 def part_path(folder: Path, number: int) -> Path:
@@ -138,7 +138,8 @@ class Part:
             record = None
         if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in _RECORD):
             raise self._damaged(f"a line of {self.path.stem}.jsonl is no record")
-        return {name: record[name] for name in _RECORD}
+        names = (*_RECORD, _FILE) if isinstance(record.get(_FILE), str) else _RECORD
+        return {name: record[name] for name in names}
 
     def _damaged(self, why: str) -> DataError:
         return DataError(

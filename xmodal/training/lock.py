@@ -111,7 +111,8 @@ class RunLock:
 
     def _touch(self) -> None:
         while not self._stop.wait(self._beat):
-            self._lost = self._look()
+            with contextlib.suppress(OSError):  # a disk that fails now may answer at the next beat
+                self._lost = self._look()
             if self._lost:
                 return
 

@@ -26,7 +26,8 @@ from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES
 from xmodal.objectives.base import Objective, TeacherFacts, taught
 from xmodal.objectives.contrastive import normalize, of_all
-from xmodal.training.task import build_entry, resolve
+from xmodal.training.settle import resolve
+from xmodal.training.task import build_entry
 
 FOLLOWS = "ema"  # instead of a model: the average of the student's weights
 _TEXT = "teacher_text"  # in the batch: the captions as the teacher reads them, where the student reads them otherwise
