@@ -17,7 +17,6 @@ pictures must be `data:` URIs, and the page's own security policy allows no scri
 
 import itertools
 import json
-import math
 import os
 import shlex
 import statistics
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 
 from xmodal.reporting import curves
 from xmodal.reporting.classes import render_classes
+from xmodal.reporting.during import Evaluations
 from xmodal.reporting.environment import read_environment
 from xmodal.reporting.files import read_json, write_text
 from xmodal.reporting.formatting import TIMES, compact, difference, duration, figure, number, percent, size, words
@@ -70,10 +70,8 @@ class Run(NamedTuple):
     def best(self) -> int | None:
         """Step of the best value of the metric that `checkpoint.best` names, None where it names none."""
         chosen = self.config.get("checkpoint", {})
-        name, sign = f"eval/{chosen.get('best')}", -1 if chosen.get("best_mode") == "min" else 1
-        found = [(sign * row[name], row["step"]) for row in self.rows if isinstance(row.get(name), int | float)]
-        found = [(value, -step) for value, step in found if math.isfinite(value)]
-        return -max(found)[1] if found else None  # of equal ones the first
+        found = Evaluations(self.rows).best(chosen.get("best", ""), chosen.get("best_mode", "max"))
+        return found[0] if found else None
 
     @property
     def start(self) -> dict[str, Any]:
