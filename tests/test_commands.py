@@ -9,6 +9,7 @@ import pytest
 
 import train as train_script
 import xmodal
+from tests.tiny_runs import finish, start
 from xmodal import recipes
 from xmodal.__main__ import COMMANDS, main
 from xmodal.config import ConfigError, load_config
@@ -156,6 +157,25 @@ def test_variants(path):
         ) as at:
             load_config(f"{path}:{name}")
         assert "\n" not in str(at.value) and name in str(at.value)
+
+
+# ------------------------------------------------------------------------------------------ Ctrl-C
+
+
+def test_ctrl_c_before_a_run_hears_it_ends_in_one_line():
+    code = """if True:
+        import sys
+        from xmodal import recipes
+        from xmodal.__main__ import main
+        from xmodal.errors import end_process
+        def interrupted(*_):
+            raise KeyboardInterrupt
+        recipes.call = interrupted
+        end_process(main, sys.argv[1:])
+    """
+    for command in (["train", "--workdir", "never"], ["params"]):
+        process = start(["-c", code, *command, "--config", "demo.py"])
+        assert finish(process) == (130, "", "interrupted\n")
 
 
 # ------------------------------------------------------------------------------------------ parameters

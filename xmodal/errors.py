@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -12,6 +13,7 @@ from data_pipelines.errors import DataError
 from xmodal.messages import ConfigError, UsageError
 from xmodal.reporting.files import ADVICE
 
+INTERRUPTED = 128 + signal.SIGINT  # exit code of what Ctrl-C has ended, as shells have it
 _PLACES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # something else is there
 
 
@@ -38,8 +40,8 @@ def user_errors() -> Iterator[None]:
 def end_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
     """Runs a command line as the whole of a process, and ends it.
 
-    A process that failed ends at once: threads that are stuck in a disk or a server would otherwise keep it for
-    minutes, and say more after its last line.
+    A process that failed or was interrupted ends at once: threads that are stuck in a disk or a server would otherwise
+    keep it for minutes, and say more after its last line.
     """
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end a run
         if isinstance(stream, io.TextIOWrapper):
@@ -50,14 +52,17 @@ def end_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
         code = end.code if isinstance(end.code, int | None) else 1
         if code and not isinstance(end.code, int):
             print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:  # a run that trains hears it itself and saves first
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
-    if code == 1:
+    if code in (1, INTERRUPTED):
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(1)
+        os._exit(code)
     sys.exit(code)
 
 

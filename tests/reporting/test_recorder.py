@@ -3,10 +3,17 @@
 import json
 import types
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
+from xmodal.reporting.during import Evaluations
+from xmodal.reporting.files import write_text
+from xmodal.reporting.metrics import read_metrics
 from xmodal.reporting.recorder import Recorder
+from xmodal.reporting.report import build_report
+from xmodal.training.checkpoints import Checkpoints
+from xmodal.training.saved_steps import list_steps
 
 
 def recorder_of(workdir, every: int = 1, **changes) -> Recorder:
@@ -66,6 +73,49 @@ def test_a_fresh_run_compares_with_the_evaluation_before(tmp_path, capsys):
     assert lines[0].endswith("R@1 10.0 %")
     assert lines[1].endswith("R@1 20.0 % (+10.0)  (change since step 5)")
     assert "R@1 nan" in lines[2] and "(+" not in lines[2]
+
+
+def test_the_best_of_equal_steps_is_the_one_whose_checkpoint_is_kept(tmp_path):
+    kept = Checkpoints(tmp_path, keep_last=1, best=METRIC)
+    with recorder_of(tmp_path, best=(METRIC, "max")) as recorder, kept:
+        for step, value in ((10, 0.2), (20, 0.3), (30, 0.3), (40, 0.1)):
+            recorder.evaluated(step, 2 * step, measured(value))
+            kept.save(step, {"x": jax.numpy.ones(3)}, position=2 * step, metrics=measured(value).metrics)
+    write_text(tmp_path / "config.json", json.dumps({"checkpoint": {"best": METRIC, "best_mode": "max"}}))
+    assert list_steps(kept.directory) == [30, 40]
+    assert Evaluations(read_metrics(tmp_path)).best(METRIC, "max") == (30, 0.3)
+    assert "best: step 30" in build_report(tmp_path).read_text()
+
+
+def test_a_best_metric_that_is_not_measured_is_named(tmp_path, capsys):
+    with recorder_of(tmp_path, best=("retrieval/val/image_to_txt/R@1", "max")) as recorder:
+        recorder.evaluated(10, 20, measured(0.5))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"no step is kept as the best. Did you mean '{METRIC}'? This evaluation measures {METRIC}" in said
+    with recorder_of(tmp_path, best=("retrieval/other/R@1", "max"), start_step=10) as recorder:
+        recorder.evaluated(20, 40, measured(0.5))  # another evaluation has it
+    assert "checkpoint.best" not in capsys.readouterr().out
+
+
+def evaluations(workdir) -> list[tuple[int, float]]:
+    return [(row["step"], row[f"eval/{METRIC}"]) for row in read_metrics(workdir) if f"eval/{METRIC}" in row]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_measures_its_start_anew(tmp_path, capsys):
+    for start in (0.1, 0.5):  # the second time from other weights
+        with recorder_of(tmp_path) as recorder:
+            recorder.evaluated(0, 0, measured(start))
+    assert evaluations(tmp_path) == [(0, 0.5)]
+    assert capsys.readouterr().out.count("step 0 ") == 2
+
+
+def test_a_finished_run_that_is_run_again_gets_only_the_rows_that_it_lacks(tmp_path):
+    with recorder_of(tmp_path) as recorder:
+        recorder.evaluated(50, 100, measured(0.5))
+    for _ in range(2):  # as when `schedule.total` was lowered to where the run was stopped
+        with recorder_of(tmp_path, start_step=100) as recorder:
+            recorder.evaluated(100, 200, measured(0.6))
+    assert evaluations(tmp_path) == [(50, 0.5), (100, 0.6)]
 
 
 def test_the_end_names_report_best_step_and_next_command(tmp_path, capsys):

@@ -41,8 +41,4 @@ def run(args: argparse.Namespace) -> None:
     if args.action is None:
         args.parser.print_help(sys.stderr)
         sys.exit(2)
-    try:
-        importlib.import_module(f"xmodal.commands.data_{args.action}").run(args)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    importlib.import_module(f"xmodal.commands.data_{args.action}").run(args)

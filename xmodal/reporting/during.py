@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xmodal.messages import did_you_mean
 from xmodal.reporting.formatting import difference, figure, number, words
 from xmodal.reporting.results import figure_groups, nest
 
@@ -29,13 +30,17 @@ class Evaluations:
     def __init__(self, rows: Sequence[Mapping[str, Any]] = ()):
         self._values: dict[str, dict[int, float]] = {}
         for row in rows:
-            found = ((name, v) for name, v in row.items() if name.startswith(PREFIX) and isinstance(v, int | float))
-            self.add(row["step"], {name.removeprefix(PREFIX): v for name, v in found})
+            measured = {n: v for n, v in row.items() if n.startswith(PREFIX) and isinstance(v, int | float)}
+            self.add(row["step"], {name.removeprefix(PREFIX): value for name, value in measured.items()})
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics that were measured at a step."""
         for name, value in metrics.items():
             self._values.setdefault(name, {})[step] = value
+
+    def has(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether all these metrics were measured at a step."""
+        return all(step in self._values.get(name, {}) for name in metrics)
 
     def before(self, step: int, metrics: Mapping[str, float]) -> Before | None:
         """The evaluation at step 0 where the run started from weights, else the last one of the same metrics."""
@@ -47,12 +52,12 @@ class Evaluations:
 
     def best(self, metric: str, mode: str) -> tuple[int, float] | None:
         """Step and value of the best measurement of a metric (`mode` max or min); None before it is measured."""
-        sign = 1 if mode == "max" else -1
-        found = [(sign * v, -s) for s, v in self._values.get(metric, {}).items() if math.isfinite(v)]
+        sign = -1 if mode == "min" else 1
+        found = [(sign * v, s) for s, v in self._values.get(metric, {}).items() if math.isfinite(v)]
         if not found:
             return None
-        value, step = max(found)  # the earliest of equal ones
-        return -step, sign * value
+        value, step = max(found)  # the last of equal ones: that is the checkpoint that is kept
+        return step, sign * value
 
 
 def evaluation_lines(step: int, metrics: Mapping[str, float], before: Before | None = None) -> list[str]:
@@ -76,6 +81,23 @@ def evaluation_lines(step: int, metrics: Mapping[str, float], before: Before | N
             shown.append(text)
         lines.append(f"step {step}  {' · '.join(map(words, path))}  {', '.join(shown)}{since}")
     return lines
+
+
+def missing_metric(best: str, metrics: Mapping[str, float]) -> str:
+    """Says that an evaluation does not give the metric that `checkpoint.best` expects of it; "" where all is well.
+
+    Args:
+      best: `checkpoint.best`, `<type>/<name>/...`.
+      metrics: flat names of one evaluator, with chance levels.
+    """
+    home = "/".join(best.split("/")[:2]) + "/"
+    if not best or best in metrics or not any(name.startswith(home) for name in metrics):
+        return ""
+    names = [name for name in metrics if "/chance/" not in name]
+    return (
+        f"checkpoint.best={best!r} is not measured, so no step is kept as the best.{did_you_mean(best, names)} "
+        f"This evaluation measures {', '.join(names)}"
+    )
 
 
 def closing(

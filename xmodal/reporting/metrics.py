@@ -35,7 +35,7 @@ class MetricsWriter:
         """
         self.path = Path(workdir) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        keep_rows_until(self.path, resume_step)
+        keep_rows_until(self.path, resume_step or -1)  # what was measured at step 0 is measured again
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._board = _Board(self.path.parent / "tensorboard", resume_step) if tensorboard else None
         self._wandb = WandbRun(wandb, self.path.parent) if wandb else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from xmodal.reporting.during import PREFIX, Evaluations, closing, evaluation_lines
+from xmodal.reporting.during import PREFIX, Evaluations, closing, evaluation_lines, missing_metric
 from xmodal.reporting.files import write_json
 from xmodal.reporting.flops import mfu
 from xmodal.reporting.health import Alarms
@@ -130,18 +130,22 @@ class Recorder:
         if self._writer is not None:
             self._writer.write(step, samples, row, alarms)
 
-    def evaluated(self, step: int, samples: int, result: Any, write: bool = True) -> None:
-        """Takes an `EvalResult`: prints it, keeps metric rows (unless told otherwise), and material of the report."""
+    def evaluated(self, step: int, samples: int, result: Any) -> None:
+        """Takes an `EvalResult`: prints it and adds a row of metrics, unless the run has it, and keeps material of the
+        report.
+        """
         self._evaluations |= result.metrics
         self._galleries |= result.gallery
         self._scores |= result.scores
         self._details |= result.details
         if self._writer is not None:
-            if write:
+            if not self._history.has(step, result.metrics):  # a finished run that is run again has its rows
                 for line in evaluation_lines(step, result.metrics, self._history.before(step, result.metrics)):
                     self.message(line)
                 self._writer.write(step, samples, {PREFIX + key: value for key, value in result.metrics.items()})
             self._history.add(step, result.metrics)
+            if problem := missing_metric(self._best[0], result.metrics):
+                self.message(f"! {problem}")
             write_json(self.workdir / "gallery.json", self._galleries)
 
     def without_result(self, step: int, evaluation: str, why: object) -> None:

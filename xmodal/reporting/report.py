@@ -71,7 +71,7 @@ class Run(NamedTuple):
         """Step of the best value of the metric that `checkpoint.best` names, None where it names none."""
         chosen = self.config.get("checkpoint", {})
         found = Evaluations(self.rows).best(chosen.get("best", ""), chosen.get("best_mode", "max"))
-        return found and found[0]
+        return found[0] if found else None
 
     @property
     def start(self) -> dict[str, Any]:

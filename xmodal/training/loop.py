@@ -138,14 +138,13 @@ class Loop:
     ):
         self.task, self.stream, self.checkpoints = task, stream, checkpoints
         self.evaluators, self.recorder, self.watchdog, self.lock = evaluators, recorder, watchdog, lock
-        self._start = 0
         self._measured_at, self._measured = -1, {}  # a step, and {evaluator: metrics} of its weights
 
     def steps(self, state: dict, step_fn, start: int, runtime: Runtime) -> dict:
         """Runs from `start` to the last step or an interruption; returns the last state."""
         total, pending, compiled = self.task.total_steps, None, set()
         batches = iter(self.stream)
-        step = self._start = start
+        step = start
         if step >= total:
             self.recorder.message(
                 f"nothing is left to train: {step} of {total} steps are done. To go on, raise schedule.total "
@@ -220,8 +219,7 @@ class Loop:
                 self.recorder.without_result(step, name, error)
             else:
                 self._measured[name] = result.metrics
-                again = self._start >= self.task.total_steps  # a finished run that is run again has its rows
-                self.recorder.evaluated(step, self.stream.position, result, write=not again)
+                self.recorder.evaluated(step, self.stream.position, result)
             self.recorder.pause()
 
     def save(self, state: dict, step: int, wait: bool = False) -> None:

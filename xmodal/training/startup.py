@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,9 @@ def next_commands(config: ConfigDict, abstract: dict, workdir: Path) -> tuple[st
       workdir: the run folder.
     """
     to = target(config, flatten_paths(abstract["params"]))
-    export = f"python -m xmodal export --workdir {workdir} --to {to} --out exported/{workdir.name}"
-    search = f"python -m xmodal embed SHARDS --model {workdir} --out indexes/{workdir.name}"
+    folder, name = shlex.quote(str(workdir)), workdir.resolve().name  # "." has no name
+    export = f"python -m xmodal export --workdir {folder} --to {to} --out {shlex.quote(f'exported/{name}')}"
+    search = f"python -m xmodal embed SHARDS --model {folder} --out {shlex.quote(f'indexes/{name}')}"
     aligned = any("between" in objective for objective in config.objectives.values())  # its embeddings can be compared
     return (export, search) if aligned else (export,)
 
