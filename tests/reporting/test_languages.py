@@ -84,7 +84,7 @@ def test_both_texts_are_in_the_page_and_escaped():
     assert el("i", title=say("median")) == '<i title="median" data-zh-title="中位数"></i>'
     page = document(say("{count} runs", count=3), el("header"), [(say("Settings"), el("p"))], say("none"))
     assert page.startswith('<!doctype html>\n<html lang="en">'), "English where no script runs"
-    assert '<title data-zh="3 个运行 · xmodal">3 runs · xmodal</title>' in page
+    assert '<title data-zh="3 次运行 · xmodal">3 runs · xmodal</title>' in page
     assert '<section id="settings">' in page and 'class="languages" hidden' in page
 
 
