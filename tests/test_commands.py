@@ -159,6 +159,13 @@ def test_variants(path):
         assert "\n" not in str(at.value) and name in str(at.value)
 
 
+def test_a_recipe_that_misses_the_configs_of_its_project_says_where_to_start(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from configs.common_to_birds import WIDTH\n")
+    with pytest.raises(ConfigError, match="starts in the folder that holds `configs`"):
+        load_config(str(path))
+
+
 # ------------------------------------------------------------------------------------------ Ctrl-C
 
 

@@ -99,7 +99,10 @@ def _import(file: Path, path: Path) -> types.ModuleType:
         spec.loader.exec_module(module)
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "configs":
-            raise ConfigError(f"{path}: {error}; xmodal's are imported by `from xmodal.configs import base`") from error
+            raise ConfigError(
+                f"{path}: {error}; xmodal's are imported by `from xmodal.configs import base`, those of a project of "
+                "your own where xmodal starts in the folder that holds `configs`"
+            ) from error
         if not isinstance(error, ModuleNotFoundError):
             raise
         raise ConfigError(

@@ -71,6 +71,17 @@ def test_signal_stops_at_the_next_step(number):
     assert ("Ctrl-C: saving after this step" in error) == (number == signal.SIGINT)
 
 
+def test_a_hangup_that_takes_the_reader_of_the_output_along_still_stops_in_order(tmp_path):
+    """As `python train.py ... | tee log` in a terminal that is closed: the state must be saved, whoever listens."""
+    saved = tmp_path / "saved"
+    process = start(LOOP + "    import pathlib, sys; pathlib.Path(sys.argv[1]).touch()\n", saved)
+    wait_for(process, "ready")
+    process.stdout.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0, process.stderr.read()
+    assert saved.exists()
+
+
 def test_second_interrupt_quits_although_the_main_thread_is_stuck():
     process = start("""
         import threading

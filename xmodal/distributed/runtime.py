@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import select
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from xmodal.distributed.watchdog import Watchdog
 
 HEARTBEAT_SECONDS = 60  # a process that is silent for longer is dead; the others then end as well
 SHUTDOWN_SECONDS = 60  # how long a process that is done waits for the others
+READER_SECONDS = 0.2  # how long the reader of a pipe has to die with the terminal
 _CLUSTERS = {"slurm": "SLURM (SLURM_NTASKS)", "ompi": "Open MPI (OMPI_COMM_WORLD_SIZE)", "k8s": "Kubernetes"}
 FOREVER_SECONDS = 10**7  # heartbeat of a single process, which may be suspended for a night and go on
 
@@ -127,13 +129,22 @@ class Runtime:
 def _leave_dead_terminal() -> None:
     """Points output at nothing where its terminal is gone: printing would fail before the state is saved."""
     for number in (1, 2):
-        try:
-            os.write(number, b"")
-        except OSError:
+        if _gone(number):
             with contextlib.suppress(OSError):
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, number)
                 os.close(nothing)
+
+
+def _gone(number: int) -> bool:
+    """Whether a descriptor leads nowhere; `| tee log` may take a moment to die with its terminal."""
+    try:
+        os.write(number, b"")  # fails for a terminal, and never for a pipe
+    except OSError:
+        return True
+    watch = select.poll()
+    watch.register(number, 0)  # a pipe without a reader reports itself, unasked
+    return bool(watch.poll(1000 * READER_SECONDS))
 
 
 def initialize() -> None:
