@@ -43,6 +43,16 @@ def test_an_interruption_closes_the_row(tmp_path):
     assert [(row["step"], row["train/loss"]) for row in found] == [(4, 2.5), (8, 6.5), (10, 9.5)]
 
 
+def test_an_interruption_right_after_an_evaluation_closes_the_row(tmp_path):
+    with recorder_of(tmp_path, every=4) as recorder:
+        for step in (1, 2, 3):
+            recorder.push(step, 2 * step, {"train/loss": float(step)}, {})
+        recorder.pause()
+        recorder.close_row()
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (row["step"], row["train/loss"]) == (3, 2.0) and "throughput/samples_per_s" not in row
+
+
 METRIC = "retrieval/val/image_to_text/R@1"
 
 

@@ -50,7 +50,7 @@ class Recorder:
         self._progress = Progress(total_steps, enabled=self._main, start_step=start_step)
         self._alarms = Alarms(chance_losses, total_steps, max_logit_scales)
         self._flops, self._rows, self._last = flops_per_sample, [], (0, 0, {})
-        self._mark, self._wait = None, 0.0
+        self._mark, self._wait, self._timed = None, 0.0, 0
         self._history = Evaluations(read_metrics(workdir) if self._main else ())
         self._evaluations: dict[str, float] = {}
         self._galleries: dict[str, Any] = {}
@@ -77,7 +77,7 @@ class Recorder:
 
     def pause(self) -> None:
         """Leaves what follows (an evaluation, a checkpoint) out of the throughput of the current row."""
-        self._mark = None
+        self._mark, self._timed = None, 0
 
     def push(self, step: int, samples: int, metrics: Mapping[str, Any], counters: Mapping[str, float]) -> None:
         """Takes the metrics of a finished step.
