@@ -321,8 +321,11 @@ def train_wordpiece(
         raise DataError(f"vocab_size={vocab_size} is too small: marks and single characters take {len(given)}")
     vocab_size = learnable(captions, vocab_size, len(given))
     trainer = hf.trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=given, show_progress=False)
-    pieces.train_from_iterator(captions, trainer)
-    vocab = pieces.get_vocab(with_added_tokens=True)
+    # Not with `pieces`: to the trainer a mark that a text writes would be a word, whose letters are not among `given`.
+    learner = hf.Tokenizer(hf.models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer, learner.pre_tokenizer = pieces.normalizer, pieces.pre_tokenizer
+    learner.train_from_iterator(captions, trainer)
+    vocab = learner.get_vocab(with_added_tokens=True)
     pieces = wordpiece(sorted(vocab, key=vocab.get), **how)
     pieces.add_special_tokens([hf.AddedToken(name, special=True, normalized=False) for name in special])
     return Tokenizer(pieces.to_str())

@@ -114,6 +114,12 @@ def test_a_size_that_texts_cannot_fill_takes_no_memory(kind):
     assert train_bpe(iter(texts), 2**40).json == train_bpe(texts, 5000).json
 
 
+def test_texts_that_write_special_tokens_give_equal_files():
+    texts = ["[CLS] [UNK]", "[MASK]ed b", "<pad> <eos>"] * 3
+    (vocabulary,) = {train(texts, Rules("wordpiece", 300)).json for _ in range(12)}  # the library draws its hash seeds
+    assert "##]" not in vocabulary and "[C" not in json.loads(vocabulary)["model"]["vocab"]
+
+
 def test_rules_of_special_tokens():
     masked = trained("bpe", mask=True, special=("<photo>",))
     assert masked.mask_id == 3 and masked.special_ids == (0, 1, 2, 3, 4)
