@@ -250,6 +250,18 @@ def reading(name: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[Non
         raise DataError(f"{name} is not a Hugging Face tokenizer.json that can be used: {why}") from None
 
 
+def learnable(texts: Sequence[str], size: int, given: int) -> int:
+    """Returns `size`, or else as many ids as texts can give: the library's trainers take memory for all in advance.
+
+    Args:
+        texts: what is learnt from.
+        size: ids at most.
+        given: ids that are not learnt.
+    """
+    symbols = 4 * sum(len(text) + 1 for text in texts)  # a character has 4 bytes at most; a merge leaves one less
+    return min(size, given + symbols)
+
+
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     """Trains a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2): any text can be encoded and decoded.
 
@@ -264,6 +276,8 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(specials) + len(alphabet):
         raise DataError(f"vocab_size={vocab_size} is too small: marks and bytes take {len(specials) + len(alphabet)}")
+    captions = list(captions)
+    vocab_size = learnable(captions, vocab_size, len(specials) + len(alphabet))
     bpe = hf.Tokenizer(hf.models.BPE())
     bpe.normalizer = hf.normalizers.NFC()
     bpe.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -303,9 +317,13 @@ def train_wordpiece(
     given = [*BERT_TOKENS, *special, *sorted(first | inner), *(f"##{letter}" for letter in sorted(inner))]
     if vocab_size < len(given):
         raise DataError(f"vocab_size={vocab_size} is too small: marks and single characters take {len(given)}")
+    vocab_size = learnable(captions, vocab_size, len(given))
     trainer = hf.trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=given, show_progress=False)
-    pieces.train_from_iterator(captions, trainer)
-    vocab = pieces.get_vocab(with_added_tokens=True)
+    # Not with `pieces`: to the trainer a mark that a text writes would be a word, whose letters are not among `given`.
+    learner = hf.Tokenizer(hf.models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer, learner.pre_tokenizer = pieces.normalizer, pieces.pre_tokenizer
+    learner.train_from_iterator(captions, trainer)
+    vocab = learner.get_vocab(with_added_tokens=True)
     pieces = wordpiece(sorted(vocab, key=vocab.get), **how)
     pieces.add_special_tokens([hf.AddedToken(name, special=True, normalized=False) for name in special])
     return Tokenizer(pieces.to_str())

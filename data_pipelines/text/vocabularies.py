@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_pipelines.errors import DataError, did_you_mean
-from data_pipelines.text.tokenizers import BERT_TOKENS, Tokenizer, train_wordpiece
+from data_pipelines.text.tokenizers import BERT_TOKENS, Tokenizer, learnable, train_wordpiece
 
 import tokenizers as hf  # isort: skip - after the module that sets how many threads it may start
 
@@ -255,8 +255,9 @@ def _learn(
     pieces = hf.Tokenizer(hf.models.BPE())
     pieces.pre_tokenizer = hf.pre_tokenizers.Sequence(_splits(space))
     limit = dict(max_token_length=longest) if longest else {}
+    size = learnable(texts, len(alphabet) + count, len(alphabet))
     trainer = hf.trainers.BpeTrainer(
-        vocab_size=len(alphabet) + count, initial_alphabet=list(alphabet), limit_alphabet=len(alphabet),
+        vocab_size=size, initial_alphabet=list(alphabet), limit_alphabet=len(alphabet),
         min_frequency=_OFTEN, show_progress=False, **limit,
     )  # fmt: skip
     pieces.train_from_iterator(_known(texts, alphabet), trainer)

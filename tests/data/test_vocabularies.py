@@ -14,7 +14,7 @@ from tiny_shards import sample, write_tar
 from data_pipelines.errors import DataError
 from data_pipelines.examine.coverage import OTHER, Coverage, script_of
 from data_pipelines.io.paths import REPOSITORY
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from data_pipelines.text.vocabularies import BYTE_SYMBOLS, KINDS, Rules, train
 from xmodal.__main__ import main
 
@@ -105,6 +105,19 @@ def test_no_token_joins_words_scripts_or_parts_of_characters(kind):
         longest |= scripts if len(text) > 1 else set()
     assert {"Chinese", "Japanese", "Latin", "Devanagari"} <= longest
     assert tokens(tokenizer, "猫 cat")[0] == "猫" and tokens(tokenizer, "a 猫")[-1] == "猫"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_size_that_texts_cannot_fill_takes_no_memory(kind):
+    texts = ["red heart", "red cat", "红色的心", "红色的猫"]
+    assert train(texts, Rules(kind, 10**30)).json == train(texts, Rules(kind, 5000)).json
+    assert train_bpe(iter(texts), 2**40).json == train_bpe(texts, 5000).json
+
+
+def test_texts_that_write_special_tokens_give_equal_files():
+    texts = ["[CLS] [UNK]", "[MASK]ed b", "<pad> <eos>"] * 3
+    (vocabulary,) = {train(texts, Rules("wordpiece", 300)).json for _ in range(12)}  # the library draws its hash seeds
+    assert "##]" not in vocabulary and "[C" not in json.loads(vocabulary)["model"]["vocab"]
 
 
 def test_rules_of_special_tokens():

@@ -72,6 +72,14 @@ def test_damaged_open_clip_configurations(fuzz_cases):
         fuzzing.survives(lambda document=document: read(document), allowed, f"seed {seed}")
 
 
+@pytest.mark.parametrize("part", ["vision_cfg", "text_cfg"])
+def test_a_quick_gelu_takes_no_settings(part):
+    given = json.loads(str(folders.load("clip_vit_wide")["config"]))["model_cfg"] | dict(quick_gelu=True)
+    given = given | {part: given[part] | dict(act_kwargs={"approximate": "tanh"})}
+    with pytest.raises(InteropError, match="takes none"):
+        open_clip.model_config(given)
+
+
 def test_damaged_processors(tmp_path, fuzz_cases):
     kinds = [json.loads(str(a)) for name, a in folders.load("processors").items() if name.startswith("config/")]
     kinds.append(json.loads((folders.hugging_face(tmp_path / "clip") / "preprocessor_config.json").read_text()))

@@ -188,6 +188,8 @@ def _activation(config: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     approximate = act.pop("approximate", "none")
     if act or approximate not in ("none", "tanh"):
         raise InteropError(f"act_kwargs {shown(part['act_kwargs'])} is not known: known is {{'approximate': 'tanh'}}")
+    if config.get("quick_gelu") and part["act_kwargs"]:
+        raise InteropError(f"act_kwargs {shown(part['act_kwargs'])} with quick_gelu=True: a QuickGELU takes none")
     return "quick_gelu" if config.get("quick_gelu") else {"none": "gelu", "tanh": "gelu_tanh"}[approximate]
 
 
