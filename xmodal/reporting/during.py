@@ -114,9 +114,10 @@ def closing(
     """
     when = datetime.datetime.now().strftime("%H:%M:%S")
     name, at, value = best or ("", 0, 0.0)
+    where = "0, before training, of which no checkpoint is kept" if at == 0 else at
     return {
         "finished": f"step {step}, {number(samples)} samples, at {when}",
         "report": str(workdir / "report.html"),
-        "best step": f"{at} ({name} {figure(name.rsplit('/', 1)[-1], value)})" if best else "",
+        "best step": f"{where} ({name} {figure(name.rsplit('/', 1)[-1], value)})" if best else "",
         "next": tuple(commands),
     }

@@ -166,7 +166,7 @@ class Recorder:
         self.report()
         found = self._history.best(*self._best)
         best = (self._best[0], *found) if found else None
-        print_summary("finished", closing(self.workdir, step, samples, best, self._commands))
+        print_summary(f"xmodal · {self.workdir}", closing(self.workdir, step, samples, best, self._commands))
         return results
 
     def report(self) -> None:

@@ -58,7 +58,6 @@ def check_changes(task: Task, stream: Stream, meta: Mapping[str, Any], workdir: 
                 "cannot go on, and its results would be overwritten. Name another --workdir, or add --accept-changes"
             )
         return
-    _compare_contents(task, meta)
     changes = [line for line in _differences(task, stream, meta) if not _free(line, stream, meta)]
     if changes and not accept:
         listed = "\n  ".join(changes)
@@ -67,6 +66,7 @@ def check_changes(task: Task, stream: Stream, meta: Mapping[str, Any], workdir: 
             f"{listed}\nName another --workdir for a new run, or take these back; --accept-changes goes on from the "
             "checkpoint with the new ones"
         )
+    _compare_contents(task, meta)
 
 
 def changes_since(task: Task, stream: Stream, meta: Mapping[str, Any]) -> list[str]:
