@@ -128,7 +128,8 @@ def test_recipes_that_cannot_be_read(tmp_path):
             load_config(str(path))
         (tmp_path / "configs").mkdir()  # a package of the user's
         (tmp_path / "configs" / "__init__.py").write_text("")
-        patch.syspath_prepend(tmp_path)
+        sys.path.insert(0, str(tmp_path))  # of the list made above; `syspath_prepend` would leave it behind
+        importlib.invalidate_caches()
         with pytest.raises(
             ConfigError, match=r"cannot import name 'base' from 'configs' .*xmodal\.configs import base"
         ):
