@@ -16,9 +16,9 @@ figures of the start are measured; the best checkpoint is kept.
     locked   the image tower stays as it is
 
 `:emoji_full`, `:emoji_lora` and `:emoji_locked` tune runs/demo on the demo's own pairs. Run here from a run of
-demo.py:stem (`emoji_full@runs/demo_stem`), all the unseen vendor's 1,811 drawings, image to text R@1 / R@10 (start 22.9 /
-54.9 %, intervals of 2 points to either side): full 22.7 / 55.1, lora 23.0 / 54.8, locked 23.1 / 55.6. These weights come
-from the same pairs, so the point is that nothing is lost. Not run from `:clip`, the demo of today.
+demo.py:stem (`emoji_full@runs/demo_stem`), all the unseen vendor's 1,811 drawings, image to text R@1 / R@10 (start
+22.9 / 54.9 %, intervals of 2 points to either side): full 22.7 / 55.1, lora 23.0 / 54.8, locked 23.1 / 55.6. These
+weights come from the same pairs, so the point is that nothing is lost. Not run from `:clip`, the demo of today.
 """
 
 from xmodal.configs import base
