@@ -30,7 +30,7 @@ $(READY): requirements.txt
 demo: $(READY)  ## Train a small CLIP on the emoji data (about 6 minutes on 2 cores) and write its report
 	$(BIN)/python train.py --config $(RECIPE) --workdir $(WORKDIR)
 
-test: $(READY)  ## Run the whole test suite (about 15 minutes on 2 cores)
+test: $(READY)  ## Run the whole test suite (about 20 minutes on 2 cores)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## Check style and formatting
