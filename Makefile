@@ -27,7 +27,7 @@ $(READY): requirements.txt
 	fi
 	@touch $@
 
-demo: $(READY)  ## Train a small CLIP on the emoji data (about 6 minutes on 2 cores) and write its report
+demo: $(READY)  ## Train a small CLIP on the emoji data (6 to 7 minutes on 2 cores) and write its report
 	$(BIN)/python train.py --config $(RECIPE) --workdir $(WORKDIR)
 
 test: $(READY)  ## Run the whole test suite (about 20 minutes on 2 cores)
