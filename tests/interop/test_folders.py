@@ -1,6 +1,7 @@
 """Folders that cannot be read are refused with what is wrong, where, and what to do."""
 
 import json
+import math
 import pickle
 
 import numpy as np
@@ -244,13 +245,17 @@ def test_exchanged_ids_are_exchanged_everywhere():
 def test_pixels_are_normalised_by_what_they_can_be(folder, tmp_path, key, value, message):
     write_stored(open_stored(f"hf:{folder}"), tmp_path / "own")
     edit(tmp_path / "own" / "config.json", **{f"data__image__{key}": value})
-    with pytest.raises(ConfigError, match=rf"{tmp_path}/own.*{key}"):
+    numbers = all(isinstance(x, float) for x in value) and len(value) == 3
+    of_its_type = rf"/config\.json: data\.image: {key}(: expected a tuple of 3|\[1\]: expected a number)"
+    with pytest.raises(ConfigError, match=f"{tmp_path}/own" + (f": {message}" if numbers else of_its_type)):
         open_stored(tmp_path / "own")
     image = get_config().data.image
     image[key] = value
     with pytest.raises(DataError, match=f"^{message}"):
         preprocessor(image)
-    if all(isinstance(x, float) for x in value) and len(value) == 3:
+    if numbers:
         edit(folder / "preprocessor_config.json", **{f"image_{key}": value})
-        with pytest.raises(InteropError, match=rf"{folder}(: data\.image\.{key} is|.*\s+image_{key} is)"):
+        finite = all(map(math.isfinite, value))
+        theirs = f"hf:{folder}: {message}" if finite else rf"image_{key} is \[.*\], needs three numbers"
+        with pytest.raises(InteropError, match=theirs):
             open_stored(f"hf:{folder}")
