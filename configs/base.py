@@ -152,7 +152,7 @@ def _image() -> dict:
         erase=0.0,  # probability of erasing a random rectangle (Zhong et al. 2017: 0.5), on the device
         mixup=0.0,  # alpha of weighted means of two images (Zhang et al. 2017: 0.2); 0 mixes none
         cutmix=0.0,  # alpha of rectangles pasted from another image (Yun et al. 2019: 1); with mixup, one of both
-        # A function of your own for training images, "my_package.module:function", see data_pipelines/hooks.py.
+        # A function of your own for training images, "my_package.module:function", see data_pipelines/stream/hooks.py.
         transform="",
     )
 

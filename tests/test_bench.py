@@ -9,9 +9,11 @@ import pytest
 import webdataset
 
 from xmodal.__main__ import main
-from xmodal.commands import bench_loss, bench_shuffle, bench_step
-from xmodal.commands.bench_data import Round, table_rows
-from xmodal.commands.bench_data_sets import SETS, caption, jpeg
+from xmodal.bench import loss as bench_loss
+from xmodal.bench import shuffle as bench_shuffle
+from xmodal.bench import step as bench_step
+from xmodal.bench.data import Round, table_rows
+from xmodal.bench.data_sets import SETS, caption, jpeg
 from xmodal.objectives import fine_grained
 
 

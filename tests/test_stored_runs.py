@@ -19,7 +19,7 @@ from xmodal.interop.recipe import continue_from
 from xmodal.interop.tables import InteropError
 from xmodal.paths import map_paths
 from xmodal.reporting.results import read_results
-from xmodal.training.saved_steps import CheckpointError, list_steps
+from xmodal.training.checkpoints.reading import CheckpointError, list_steps
 
 METRIC = "retrieval/held_out/image_to_text/R@1"
 GROUPED = dict(data__group_key="group", schedule__total=4, optimizer__ema=0.5, data__image__exif=True)

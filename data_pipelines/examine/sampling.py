@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines import rng
-from data_pipelines.blocks import Blocks
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source
+from data_pipelines.sources.blocks import Blocks
 
 _RUN = 64  # neighbours that are read together: a block is read whole for one sample of it
 

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample
 from data_pipelines.examine.distributions import Distribution, Repeats
 from data_pipelines.examine.sampling import Part, choose, read_part
 from data_pipelines.images.decode import Options, image_header
 from data_pipelines.io.listing import NULLS
-from data_pipelines.measures import LIKENESS, likeness
 from data_pipelines.names import label_at, parts_of
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source
+from data_pipelines.sources.blocks import Blocks
+from data_pipelines.sources.measures import LIKENESS, likeness
 from data_pipelines.text.fields import field_names, lookup
 from data_pipelines.text.tokenizers import Tokenizer
 from data_pipelines.workers import in_processes

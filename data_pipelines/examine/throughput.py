@@ -11,7 +11,7 @@ from typing import Any
 from data_pipelines import rng
 from data_pipelines.host import cores
 from data_pipelines.sources.base import Source
-from data_pipelines.stream import Stream
+from data_pipelines.stream.stream import Stream
 from data_pipelines.workers import results_of
 
 _WARM_UP = 4  # batches more than are made ahead: those came while nobody waited for them

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.examine.sampling import Part, choose, read_part
 from data_pipelines.images.decode import Options, full_image
 from data_pipelines.progress import progress
 from data_pipelines.sources.base import Source
+from data_pipelines.sources.blocks import Blocks
 from data_pipelines.workers import in_processes
 
 UNREADABLE = "unreadable block"

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.index import ShardIndex, scan, signature
 from data_pipelines.io.storage import Files, Stat, parent, printable
-from data_pipelines.measures import Measure
 from data_pipelines.prepare.building import Job, build_shard
-from data_pipelines.sidecar import Sidecars
+from data_pipelines.sources.index import ShardIndex, scan, signature
+from data_pipelines.sources.measures import Measure
+from data_pipelines.sources.sidecar import Sidecars
 from data_pipelines.text.captions import Captions
 
 

@@ -22,16 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
-from data_pipelines.index import ShardIndex, examine, signature
 from data_pipelines.io.storage import Files, is_remote, join
 from data_pipelines.names import sample_name, shard_labels
 from data_pipelines.prepare.writer import ImageRule, ShardWriter, is_draft, sample_members
 from data_pipelines.progress import progress
 from data_pipelines.samples import ORIGIN, Sample
-from data_pipelines.sidecar import Sidecars
 from data_pipelines.sources import Source
+from data_pipelines.sources.blocks import Blocks
+from data_pipelines.sources.index import ShardIndex, examine, signature
+from data_pipelines.sources.sidecar import Sidecars
 from data_pipelines.text.captions import Captions
 from data_pipelines.workers import interrupts_to, process_pool, spawning
 

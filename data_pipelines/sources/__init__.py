@@ -5,15 +5,15 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines import index
 from data_pipelines.errors import DataError, did_you_mean
 from data_pipelines.images.decode import Options
 from data_pipelines.io.storage import Files
 from data_pipelines.labels import open_labels
-from data_pipelines.measures import LIKENESS, KeyHash, Measure, TokenCount, first_of_each, likeness
 from data_pipelines.samples import has_images
+from data_pipelines.sources import index
 from data_pipelines.sources.base import Source, SourceSpec, read_spec
 from data_pipelines.sources.files import FilesSource
+from data_pipelines.sources.measures import LIKENESS, KeyHash, Measure, TokenCount, first_of_each, likeness
 from data_pipelines.sources.sample_lists import listed
 from data_pipelines.sources.selected import Selected
 from data_pipelines.sources.synthetic import SyntheticSource

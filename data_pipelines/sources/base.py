@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import DataError, Fault, did_you_mean
 from data_pipelines.host import cores
 from data_pipelines.io.storage import Files
-from data_pipelines.measures import Measure
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
+from data_pipelines.sources.blocks import Blocks
+from data_pipelines.sources.measures import Measure
 from data_pipelines.text.captions import Captions
 
 _MEASURED_BYTES = 8 * 2**20  # read at a time to measure or name samples

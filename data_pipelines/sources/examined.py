@@ -18,8 +18,8 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.listing import Listing, Row
 from data_pipelines.io.storage import Files, Stat, basename, is_remote, parent, printable
 from data_pipelines.io.urls import protocol
-from data_pipelines.sidecar import Kept, from_array, to_array
 from data_pipelines.sources.rows import UNUSED
+from data_pipelines.sources.sidecar import Kept, from_array, to_array
 from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.fields import field_names
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.io import paths
 from data_pipelines.io.folders import Folder
@@ -19,11 +18,12 @@ from data_pipelines.io.listing import NULL, NULLS, Listing, Row
 from data_pipelines.io.lists import open_list
 from data_pipelines.io.storage import Files, Forbidden, MissingFile, basename, is_remote, join, printable
 from data_pipelines.io.text_lists import Csv
-from data_pipelines.measures import Measure
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, SourceSpec
+from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.examined import LARGEST, Examined, examined, record_of
+from data_pipelines.sources.measures import Measure
 from data_pipelines.sources.rows import UNUSED, row_blocks
 from data_pipelines.text.captions import Captions, Record
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.blocks import Blocks
+from data_pipelines.sources.blocks import Blocks
 
 UNUSED = -1  # in the sizes of rows: left out
 

@@ -15,9 +15,9 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.io import paths
 from data_pipelines.io.storage import Files, printable
-from data_pipelines.measures import KeyHash, hash_key
 from data_pipelines.names import label_at, parts_of, shard_labels
 from data_pipelines.sources.base import Source
+from data_pipelines.sources.measures import KeyHash, hash_key
 from data_pipelines.sources.selected import Selected
 
 NAMED = 2  # parts of a shard's path in the lists that are written: its folder names the data set

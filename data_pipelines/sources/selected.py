@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import Fault
-from data_pipelines.measures import Measure
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, faults_of
+from data_pipelines.sources.blocks import Blocks
+from data_pipelines.sources.measures import Measure
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, SourceSpec
+from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.rows import row_blocks
 from data_pipelines.text.captions import Captions
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipelines import index
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.host import Memory
 from data_pipelines.io.storage import Files, basename, printable
 from data_pipelines.io.tar import Group, Member, Read, TarDamage, groups
-from data_pipelines.measures import Measure
 from data_pipelines.samples import Sample, image_member, read_record
+from data_pipelines.sources import index
 from data_pipelines.sources.base import Source, SourceSpec
+from data_pipelines.sources.blocks import Blocks
+from data_pipelines.sources.measures import Measure
 from data_pipelines.text.captions import Captions, Record
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault, did_you_mean
 from data_pipelines.io.listing import CAPTION_COLUMNS
 from data_pipelines.io.storage import Files
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, SourceSpec
+from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.rows import UNUSED, row_blocks
 from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.fields import field_names

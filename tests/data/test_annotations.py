@@ -7,9 +7,9 @@ import pytest
 from tiny_shards import encode
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
 from data_pipelines.io.lists import open_list
 from data_pipelines.io.storage import Files
+from data_pipelines.stream.evalset import EvalSet
 
 SENTENCES = {i: [f"Thing {i}, line {j}" for j in range(5 + i % 2)] for i in range(6)}
 SPLITS = ["train", "restval", "test"]

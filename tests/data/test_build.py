@@ -66,7 +66,7 @@ def built_source(files, out, every_field=False):
     config, scanned = get_config().data, []
     config.text.lower = False
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_pipelines.index.examine", lambda entry, *_: scanned.append(entry.path))
+        patch.setattr("data_pipelines.sources.index.examine", lambda entry, *_: scanned.append(entry.path))
         source = open_source("built", dict(urls=join(str(out), "*.tar")), config, files, every_field=every_field)
     assert not scanned
     return source

@@ -12,7 +12,7 @@ from tiny_shards import encode, sample, write_tar
 
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import training_image
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
 
@@ -32,7 +32,7 @@ def build(tmp_path):
 
 def check_epoch(config, urls, expected, monkeypatch):
     """One epoch of a stream is these (caption, image), each once, and begins without a scan."""
-    monkeypatch.delattr("data_pipelines.index.examine")
+    monkeypatch.delattr("data_pipelines.sources.index.examine")
     config.sources = dict(built=dict(urls=urls))
     config.image.crop, config.lanes, config.prefetch = "squash", 1, 0
     tokenizer = Tokenizer.load(config.text.tokenizer)

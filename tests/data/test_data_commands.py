@@ -18,15 +18,14 @@ import pytest
 from PIL import Image
 from tiny_shards import encode, sample, write_tar
 
-from data_pipelines import index
 from data_pipelines.errors import DataError
 from data_pipelines.examine.throughput import Speed
 from data_pipelines.examine.verify import UNREADABLE, spot_check, verify
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options, training_image
-from data_pipelines.index import NotIndexed
 from data_pipelines.io.storage import Files
-from data_pipelines.sources import index_source, open_source
+from data_pipelines.sources import index, index_source, open_source
+from data_pipelines.sources.index import NotIndexed
 from data_pipelines.text.captions import Captions
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
@@ -138,7 +137,7 @@ def test_index_has_no_limit_and_keeps_what_an_interruption_left(faulty):
 
 
 def test_an_index_that_cannot_be_kept_is_an_error(faulty, monkeypatch):
-    monkeypatch.setattr("data_pipelines.sidecar.Sidecars.save", lambda self: None)
+    monkeypatch.setattr("data_pipelines.sources.sidecar.Sidecars.save", lambda self: None)
     with Files() as files, pytest.raises(DataError, match="the index that was just made is not there"):
         index_source("main", dict(urls=faulty), get_config().data, files)
 

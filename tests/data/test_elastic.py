@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_shards import encode
 
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 from xmodal.configs.base import get_config
 
 LANES, BATCH, BATCHES = 8, 16, 40

@@ -11,10 +11,10 @@ from PIL import Image
 from servers import FaultyServer, serving
 from tiny_shards import encode, sample, write_tar
 
-from data_pipelines import index
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalRecord, EvalSet, texts_of
 from data_pipelines.images.decode import evaluation_image
+from data_pipelines.sources import index
+from data_pipelines.stream.evalset import EvalRecord, EvalSet, texts_of
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,9 @@ def test_what_could_not_be_fetched_is_counted_and_never_scored(config, tmp_path)
 
 def test_a_held_out_set_is_indexed_whatever_its_size(config, urls, monkeypatch):
     config.text.templates = ((1.0, "the {label}"),)  # not indexed yet
-    monkeypatch.setattr("data_pipelines.index.load.__kwdefaults__", index.load.__kwdefaults__ | dict(at_most=10))
+    monkeypatch.setattr(
+        "data_pipelines.sources.index.load.__kwdefaults__", index.load.__kwdefaults__ | dict(at_most=10)
+    )
     assert len(EvalSet(urls, config)) == 27
 
 

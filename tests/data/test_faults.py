@@ -16,13 +16,13 @@ from faults import BLOCK, EITHER, FINE, SampleFault
 from servers import FaultyServer, serving
 from tiny_shards import sample, write_tar
 
-from data_pipelines import sidecar
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import training_image
-from data_pipelines.rows import hash64
-from data_pipelines.stream import open_stream
+from data_pipelines.sources import sidecar
+from data_pipelines.stream.evalset import EvalSet
+from data_pipelines.stream.rows import hash64
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 
 SAMPLE_FAULTS = [*faults.image_faults(), *faults.text_faults(), *faults.name_faults()]

@@ -5,9 +5,9 @@ import pytest
 from test_stream import assert_equal, take, texts
 
 from data_pipelines.errors import DataError
-from data_pipelines.grouped import write_groups
 from data_pipelines.io.storage import Files
-from data_pipelines.stream import open_stream
+from data_pipelines.order.grouped import write_groups
+from data_pipelines.stream.stream import open_stream
 
 SIZE, BATCH = 3, 24
 SHARD = lambda number: f"s-0{0 if number < 90 else 1 if number < 150 else 2}.tar"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError
-from data_pipelines.hooks import Hooks
-from data_pipelines.rows import RowFiller, empty_batch
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.hooks import Hooks
+from data_pipelines.stream.rows import RowFiller, empty_batch
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 
 MODULE = """

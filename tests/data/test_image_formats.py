@@ -14,7 +14,7 @@ from data_pipelines.errors import BadSample
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options, check_image, full_image, training_image
 from data_pipelines.images.formats import check_scans
-from data_pipelines.measures import difference_hash
+from data_pipelines.sources.measures import difference_hash
 
 
 def encoded(kind: str, size=(80, 60), mode="RGB", **options) -> bytes:

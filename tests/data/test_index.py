@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny_shards import sample, write_tar
 
-from data_pipelines import index, sidecar
 from data_pipelines.errors import DataError
 from data_pipelines.io import paths
 from data_pipelines.io.storage import Files
+from data_pipelines.sources import index, sidecar
 from data_pipelines.sources.tars import parse_block
 from data_pipelines.text.captions import Captions
 from xmodal.configs.base import get_config

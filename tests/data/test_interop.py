@@ -18,7 +18,7 @@ from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import training_image
 from data_pipelines.io.storage import Files
 from data_pipelines.prepare.writer import ImageRule, ShardWriter, sample_members
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 
 SAMPLES, PER_SHARD = 40, 16

@@ -8,7 +8,7 @@ from tiny_shards import encode, write_tar
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.labels import Labels
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 
 

@@ -6,11 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data_pipelines.interleave import Interleave
-from data_pipelines.lanes import Deal
-from data_pipelines.mixture import Mixture
-from data_pipelines.order import Order
-from data_pipelines.stream import open_stream
+from data_pipelines.order.interleave import Interleave
+from data_pipelines.order.lanes import Deal
+from data_pipelines.order.mixture import Mixture
+from data_pipelines.order.order import Order
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 
 SOURCES = "abcdef"

@@ -9,10 +9,10 @@ import pytest
 from tiny_shards import encode
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.evalset import EvalSet
 from data_pipelines.io.storage import Files
 from data_pipelines.labels import Labels
 from data_pipelines.sources import open_source
+from data_pipelines.stream.evalset import EvalSet
 from xmodal.__main__ import main
 from xmodal.configs.base import get_config
 

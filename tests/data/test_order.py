@@ -5,9 +5,9 @@ import pytest
 
 from data_pipelines import rng
 from data_pipelines.errors import DataError
-from data_pipelines.interleave import Interleave
-from data_pipelines.mixture import Mixture, curriculum
-from data_pipelines.order import Order, epoch_size
+from data_pipelines.order.interleave import Interleave
+from data_pipelines.order.mixture import Mixture, curriculum
+from data_pipelines.order.order import Order, epoch_size
 
 COUNTS = np.append(np.random.default_rng(0).integers(1, 9, 100), 5)  # 469 samples, 5 more than 8 lanes share evenly
 

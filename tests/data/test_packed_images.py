@@ -10,7 +10,6 @@ from PIL import Image
 from tiny_shards import FORMATS, encode, write_tar
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
 from data_pipelines.images import naflex
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.augment import Box
@@ -18,7 +17,8 @@ from data_pipelines.images.decode import Options, full_image, training_image
 from data_pipelines.images.device import preprocess_images, preprocess_patches
 from data_pipelines.images.naflex import Naflex, grid_for, pack, unpack
 from data_pipelines.io.paths import REPOSITORY
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.evalset import EvalSet
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.configs.base import get_config
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from servers import FaultyServer, serving
 
-from data_pipelines import sidecar
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
-from data_pipelines.stream import open_stream
+from data_pipelines.sources import sidecar
+from data_pipelines.stream.evalset import EvalSet
+from data_pipelines.stream.stream import open_stream
 
 BATCHES = 14  # of 16: more than an epoch of 211 samples
 

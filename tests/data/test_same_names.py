@@ -7,14 +7,14 @@ import pytest
 from tiny_shards import encode, write_tar
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
-from data_pipelines.grouped import write_groups
 from data_pipelines.io.storage import Files
 from data_pipelines.names import shard_labels
-from data_pipelines.rows import hash64
+from data_pipelines.order.grouped import write_groups
 from data_pipelines.sources import open_source
 from data_pipelines.sources.sample_lists import write_names
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.evalset import EvalSet
+from data_pipelines.stream.rows import hash64
+from data_pipelines.stream.stream import open_stream
 
 COUNT = 64
 

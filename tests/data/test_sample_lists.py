@@ -11,7 +11,7 @@ from data_pipelines.io.storage import Files
 from data_pipelines.names import sample_name, shard_labels
 from data_pipelines.sources import open_source
 from data_pipelines.sources.sample_lists import located, name_hashes, write_names
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.workers import in_processes
 
 

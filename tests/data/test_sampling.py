@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.examine.distributions import Distribution, Repeats
 from data_pipelines.examine.sampling import choose
+from data_pipelines.sources.blocks import Blocks
 from data_pipelines.workers import in_processes, results_of
 
 COUNTS = ([5, 1, 30, 2], [64, 7])

@@ -13,12 +13,12 @@ from faults import one_bit_png
 from PIL import Image
 from tiny_shards import encode, sample, write_tar
 
-from data_pipelines import buckets, index
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
-from data_pipelines.measures import difference_hash
-from data_pipelines.sources import open_source
-from data_pipelines.stream import open_stream
+from data_pipelines.order import buckets
+from data_pipelines.sources import index, open_source
+from data_pipelines.sources.measures import difference_hash
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
 

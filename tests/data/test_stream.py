@@ -14,7 +14,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import training_image
 from data_pipelines.io.paths import REPOSITORY
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 
 
@@ -316,7 +316,7 @@ def test_an_abandoned_stream_does_not_hold_the_process(config):
     code = f"""
 from xmodal.configs.base import get_config
 from data_pipelines.io.paths import REPOSITORY
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 data = get_config().data
 data.sources.main = dict(urls={config.sources.main.urls!r})
 data.image.size, data.text.tokenizer, data.text.length = 16, {config.text.tokenizer!r}, 16

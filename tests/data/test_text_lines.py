@@ -9,10 +9,10 @@ import pytest
 from tiny_shards import sample, write_tar
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
 from data_pipelines.io.storage import Files
 from data_pipelines.sources import open_source
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.evalset import EvalSet
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.evaluation.retrieval import candidates, ranks, recalls

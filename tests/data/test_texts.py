@@ -8,11 +8,11 @@ import pytest
 from tiny_shards import encode, sample, write_tar
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
 from data_pipelines.io.storage import Files
 from data_pipelines.samples import has_images
 from data_pipelines.sources import open_source
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.evalset import EvalSet
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
 from xmodal.configs.base import get_config

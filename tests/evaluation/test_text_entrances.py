@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import xmodal
-from data_pipelines.rows import OtherText
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.rows import OtherText
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.preparation import CLEANING, Preparation
 from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests.data.tiny_shards import encode, write_tar

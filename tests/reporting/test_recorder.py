@@ -12,8 +12,8 @@ from xmodal.reporting.files import write_text
 from xmodal.reporting.metrics import read_metrics
 from xmodal.reporting.recorder import Recorder
 from xmodal.reporting.report import build_report
-from xmodal.training.checkpoints import Checkpoints
-from xmodal.training.saved_steps import list_steps
+from xmodal.training.checkpoints.reading import list_steps
+from xmodal.training.checkpoints.writing import Checkpoints
 
 
 def recorder_of(workdir, every: int = 1, **changes) -> Recorder:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import train_bpe
 from tests.search.conftest import GOOD, caption
 from tests.search.test_choosing import crowded, data, refused

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xmodal
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests import tiny_runs
 from xmodal.config import load_config

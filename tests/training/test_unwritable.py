@@ -34,7 +34,7 @@ SAVING = """
     import errno, os, sys, time
     import jax.numpy as jnp
     from xmodal.errors import end_process, user_errors
-    from xmodal.training.checkpoints import Checkpoints
+    from xmodal.training.checkpoints.writing import Checkpoints
 
     def main(argv):
         real, state = os.mkdir, {"x": jnp.ones(10)}

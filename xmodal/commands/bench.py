@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, summary in BENCHES.items():
         own = benches.add_parser(name, help=summary, description=summary)
         own.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the table to this file")
-        importlib.import_module(f"xmodal.commands.bench_{name}").add_arguments(own)
+        importlib.import_module(f"xmodal.bench.{name}").add_arguments(own)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     if args.bench is None:
         parser.print_help(sys.stderr)
         sys.exit(2)
-    title, columns, rows = importlib.import_module(f"xmodal.commands.bench_{args.bench}").measure(args)
+    title, columns, rows = importlib.import_module(f"xmodal.bench.{args.bench}").measure(args)
     from xmodal.reporting.environment import collect_environment
     from xmodal.reporting.files import write_json
     from xmodal.reporting.summary import print_table

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measures, prints the tables and writes them where --json says."""
     from data_pipelines.examine.throughput import measure
-    from data_pipelines.stream import open_stream
+    from data_pipelines.stream.stream import open_stream
     from xmodal.messages import UsageError
     from xmodal.reporting.files import write_json
     from xmodal.training.durations import samples_of

@@ -53,7 +53,7 @@ class _Scan:
         self.shards = 0
 
     def __call__(self, stats: Sequence, captions: Any, files: Any, measures: Sequence, workers: int) -> Iterator:
-        from data_pipelines.index import scan_all
+        from data_pipelines.sources.index import scan_all
 
         self.shards += len(stats)
         if self._options is None:

@@ -168,7 +168,7 @@ def weights(config: ConfigDict, epoch_size: int) -> dict[str, float]:
         config: the whole config.
         epoch_size: samples, for curricula that count in epochs.
     """
-    from data_pipelines.mixture import Mixture, curriculum
+    from data_pipelines.order.mixture import Mixture, curriculum
     from xmodal.training.durations import samples_of
 
     start = lambda value: samples_of(value, config, epoch_size)

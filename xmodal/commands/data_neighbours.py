@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     """Makes the groups, says how near their members are, and writes them."""
     import numpy as np
 
-    from data_pipelines.grouped import write_groups
     from data_pipelines.io.storage import Files
+    from data_pipelines.order.grouped import write_groups
     from xmodal.search.index import Index
     from xmodal.search.neighbours import mean_cosine, neighbour_groups
 

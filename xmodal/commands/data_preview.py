@@ -61,9 +61,9 @@ def _choose(config: Any, sources: list, wanted: int) -> list[tuple[Any, Any]]:
 def _show(config: Any, chosen: list[tuple[Any, Any]], tokenizer: Any, views: int) -> list:
     """Makes the views of all samples in one batch, view by view, so that the neighbours of a row are other samples."""
     from data_pipelines import rng
-    from data_pipelines.hooks import Hooks
     from data_pipelines.images import augment
-    from data_pipelines.rows import Row
+    from data_pipelines.stream.hooks import Hooks
+    from data_pipelines.stream.rows import Row
     from xmodal.reporting.data_preview import Shown, View
 
     data, found = config.data, [_look(source, sample, config) for source, sample in chosen]
@@ -108,8 +108,8 @@ def _window(source: Any, sample: Any) -> Any:
     """Returns a shuffle window of one sample."""
     from concurrent.futures import Future
 
-    from data_pipelines.order import WindowPlan
-    from data_pipelines.windows import Window
+    from data_pipelines.order.order import WindowPlan
+    from data_pipelines.stream.windows import Window
 
     block, zero = Future(), np.zeros(1, np.int32)
     block.set_result([sample])
@@ -121,8 +121,8 @@ def _pixels(config: Any, rows: list, tokenizer: Any) -> list[np.ndarray | None]:
     import jax
 
     from data_pipelines.images.naflex import unpack
-    from data_pipelines.rows import RowFiller, empty_batch
     from data_pipelines.samples import has_images
+    from data_pipelines.stream.rows import RowFiller, empty_batch
     from data_pipelines.text.tokenizers import Tokenizer
     from xmodal import keys
     from xmodal.commands.data_inputs import DEMO_TOKENIZER

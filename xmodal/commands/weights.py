@@ -73,7 +73,7 @@ def _interpolated(where: str, args: argparse.Namespace, stored: Any, weights: st
 def _steps(where: str, args: argparse.Namespace) -> list[int]:
     from xmodal.config import ConfigError
     from xmodal.messages import UsageError
-    from xmodal.training.saved_steps import checkpoint_folder, list_steps
+    from xmodal.training.checkpoints.reading import checkpoint_folder, list_steps
 
     if args.step is not None:
         raise UsageError("--step and --average exclude each other")

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.evalset import EvalSet
+from data_pipelines.stream.evalset import EvalSet
 from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.distributed.mesh import assert_same_data

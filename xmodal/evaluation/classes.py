@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import DataError, did_you_mean
-from data_pipelines.evalset import EvalSet, texts_of
 from data_pipelines.io.paths import find_file
 from data_pipelines.labels import MEMBER
+from data_pipelines.stream.evalset import EvalSet, texts_of
 from xmodal.evaluation.base import EvalContext, Evaluator
 
 PLACE = re.compile(r"\{(?:label|c)?\}")  # where the name goes: {label}, {c} (CLIP_benchmark), {} (OpenAI)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipelines.evalset import EvalSet
+from data_pipelines.stream.evalset import EvalSet
 from xmodal.distributed.mesh import num_batch_shards, process_shard, to_global
 from xmodal.evaluation.base import EvalContext
 from xmodal.finite import check_rows

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.evalset import EvalSet
+from data_pipelines.stream.evalset import EvalSet
 
 THUMBNAIL = 64  # pixels
 SHOWN_TEXTS, SHOWN_IMAGES = 5, 8

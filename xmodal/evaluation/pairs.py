@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalRecord, texts_of
+from data_pipelines.stream.evalset import EvalRecord, texts_of
 from data_pipelines.text.fields import lookup
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import Embedder

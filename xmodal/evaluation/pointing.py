@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalRecord, EvalSet, texts_of
+from data_pipelines.stream.evalset import EvalRecord, EvalSet, texts_of
 from data_pipelines.text.fields import lookup
 from xmodal.distributed.mesh import process_shard, to_global
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator

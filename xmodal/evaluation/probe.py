@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalSet
+from data_pipelines.stream.evalset import EvalSet
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.classes import number, open_labelled
 from xmodal.evaluation.embedding import Embedder

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.evalset import EvalRecord, texts_of
+from data_pipelines.stream.evalset import EvalRecord, texts_of
 from data_pipelines.text.fields import lookup
 from xmodal.evaluation import ranking
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator

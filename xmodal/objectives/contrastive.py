@@ -17,7 +17,7 @@ from xmodal.models.init import LOGIT_BIAS_SIGLIP, LOGIT_SCALE_CLIP, LOGIT_SCALE_
 from xmodal.objectives.base import Objective
 from xmodal.objectives.pairs import BATCH_AXES, caption_identities, identities, ring, targets, zero_rows
 
-OF_SOURCES = ("source", "loss_weight", "temperature")  # of the batch, see data_pipelines/marks.py
+OF_SOURCES = ("source", "loss_weight", "temperature")  # of the batch, see data_pipelines/stream/source_columns.py
 NONE: dict = {}  # what samples have of their own: nothing
 _SEVERAL = 1.5  # a row whose targets sum to more has several positives; the two of a mixed image sum to 1
 

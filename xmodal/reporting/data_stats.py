@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_pipelines.examine.distributions import Distribution
 from data_pipelines.examine.survey import Survey
-from data_pipelines.measures import LIKENESS
+from data_pipelines.sources.measures import LIKENESS
 from xmodal.reporting.bars import histogram, share_bar
 from xmodal.reporting.formatting import TIMES, compact, number, percent, size
 from xmodal.reporting.markup import Markup, el, join

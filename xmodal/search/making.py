@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.host import cores
 from data_pipelines.images.arrays import ImageArrays
@@ -28,6 +27,7 @@ from data_pipelines.names import label_at, parts_of
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
 from data_pipelines.sources import Source
+from data_pipelines.sources.blocks import Blocks
 from xmodal.config import ConfigError
 from xmodal.finite import check_rows
 from xmodal.inference import Model

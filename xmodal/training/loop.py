@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import stalled_reads
-from data_pipelines.stream import Stream, open_stream
+from data_pipelines.stream.stream import Stream, open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import save_config, to_json
 from xmodal.distributed.mesh import (
@@ -28,7 +28,7 @@ from xmodal.finite import NotFinite
 from xmodal.reporting.environment import write_environment
 from xmodal.reporting.files import write_text
 from xmodal.reporting.recorder import Recorder
-from xmodal.training.checkpoints import Checkpoints
+from xmodal.training.checkpoints.writing import Checkpoints
 from xmodal.training.durations import Pace, samples_of
 from xmodal.training.folder import make_folder, remove_left
 from xmodal.training.lock import RunLock, hold

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.stream import Stream
+from data_pipelines.stream.stream import Stream
 from xmodal.config import ConfigError, diff, from_json, with_new_options
-from xmodal.training.checkpoints import Checkpoints
+from xmodal.training.checkpoints.reading import DamagedError
+from xmodal.training.checkpoints.writing import Checkpoints
 from xmodal.training.init_from import start_from
-from xmodal.training.saved_steps import DamagedError
 from xmodal.training.task import Task
 
 # Options that do not change what is learned, but for rounding: how a run is computed, watched, measured and kept, and

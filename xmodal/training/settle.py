@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from ml_collections import ConfigDict
 
 from data_pipelines.images.naflex import Naflex
-from data_pipelines.marks import source_names
 from data_pipelines.samples import has_images
+from data_pipelines.stream.source_columns import source_names
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError
 from xmodal.models.embed import EMBEDDERS, NaflexSpec, TokenSpec, inputs_of

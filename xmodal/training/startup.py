@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.naflex import Naflex
-from data_pipelines.marks import marks
 from data_pipelines.samples import has_images
-from data_pipelines.stream import Stream
+from data_pipelines.stream.source_columns import source_columns
+from data_pipelines.stream.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
 from xmodal.interop.leaving import leaves_as, target
@@ -48,7 +48,7 @@ def abstract_batch(task: Task, patches: int = 0) -> dict[str, jax.ShapeDtypeStru
         own |= {name: shape(*row, dtype=kind) for name, (row, kind) in images.items()}
     for name, text in (task.teacher.texts if task.teacher else {}).items():
         own |= {name: shape(text.length, dtype=np.int32), f"{name}_valid": shape(text.length, dtype=np.bool_)}
-    own |= {name: shape(dtype=values.dtype) for name, values in marks(data.sources).items()}
+    own |= {name: shape(dtype=values.dtype) for name, values in source_columns(data.sources).items()}
     return own | {
         "text": shape(*texts, data.text.length, dtype=np.int32),
         "text_valid": shape(*texts, data.text.length, dtype=np.bool_),

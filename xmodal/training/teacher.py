@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.images.device import prepare_again
 from data_pipelines.images.naflex import Naflex
-from data_pipelines.rows import OtherText
+from data_pipelines.stream.rows import OtherText
 from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError, make_spec

@@ -11,8 +11,7 @@ from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import from_json, with_new_options
 from xmodal.distributed.sharding import shardings
 from xmodal.finite import check_params
-from xmodal.training.losses import Losses
-from xmodal.training.saved_steps import (
+from xmodal.training.checkpoints.reading import (
     CheckpointError,
     checkpoint_folder,
     list_steps,
@@ -20,6 +19,7 @@ from xmodal.training.saved_steps import (
     read_meta,
     restore_params,
 )
+from xmodal.training.losses import Losses
 from xmodal.training.step import init_params
 from xmodal.training.task import build_losses
 

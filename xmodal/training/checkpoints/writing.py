@@ -5,9 +5,9 @@
 arrays with shape, type and checksum. The list lets a different model be refused before any array is read, and it
 is needed for safety: Orbax notices a truncated file, but a flipped bit in an array's data goes unnoticed.
 
-What is on disk is read by `xmodal.training.saved_steps`; beside it, this is the only file that knows Orbax. They use
-Orbax's functions rather than its `training.Checkpointer`, whose policies count damaged steps as good ones and lose the
-step after a failed save.
+What is on disk is read by `reading`; beside it, this is the only file that knows Orbax. They use Orbax's functions
+rather than its `training.Checkpointer`, whose policies count damaged steps as good ones and lose the step after
+a failed save.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from xmodal.config import ConfigError
 from xmodal.distributed.runtime import agreed, from_first
 from xmodal.paths import flatten_paths
 from xmodal.reporting.files import advice_for
-from xmodal.training.manifest import checksums, describe, nest, seal
-from xmodal.training.saved_steps import (
+from xmodal.training.checkpoints.manifest import checksums, describe, nest, seal
+from xmodal.training.checkpoints.reading import (
     FORMAT,
     MARKER,
     CheckpointError,

@@ -17,7 +17,7 @@ def main(settings: dict) -> dict[str, object]:
     """
     import torch
 
-    from xmodal.commands.bench_step import ROUND
+    from xmodal.bench.step import ROUND
 
     batch, measured = settings["batch"] or _largest(settings), None
     while measured is None:
@@ -41,7 +41,7 @@ def main(settings: dict) -> dict[str, object]:
 def _largest(settings: dict) -> int:
     import torch
 
-    from xmodal.commands.bench_step import ROUND, SHARE, fitting
+    from xmodal.bench.step import ROUND, SHARE, fitting
 
     tried = {batch: _train(settings, batch, 1)[2] for batch in (4 * ROUND, 8 * ROUND)}
     return fitting(tried, int(SHARE * torch.cuda.get_device_properties(0).total_memory), ROUND)

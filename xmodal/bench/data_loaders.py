@@ -72,7 +72,7 @@ def raw_decoder(job: Job) -> Iterator[None]:
 
 def our_stream(job: Job) -> Iterator[None]:
     """Our stream as a training run opens it, in threads."""
-    from data_pipelines.stream import open_stream
+    from data_pipelines.stream.stream import open_stream
     from xmodal.configs.base import get_config
 
     config = get_config().data

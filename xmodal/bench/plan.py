@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.accounts import Accounts
-from data_pipelines.blocks import Blocks
-from data_pipelines.index import Index, ShardIndex
 from data_pipelines.io.storage import Files, basename
-from data_pipelines.order import Order, WindowKey
-from data_pipelines.rows import RowFiller
+from data_pipelines.order.order import Order, WindowKey
 from data_pipelines.samples import Sample
-from data_pipelines.sidecar import Sidecars
 from data_pipelines.sources import Source
-from data_pipelines.stream import Stream
+from data_pipelines.sources.blocks import Blocks
+from data_pipelines.sources.index import Index, ShardIndex
+from data_pipelines.sources.sidecar import Sidecars
+from data_pipelines.stream.accounts import Accounts
+from data_pipelines.stream.rows import RowFiller
+from data_pipelines.stream.stream import Stream
 from data_pipelines.text.captions import Captions
 from data_pipelines.text.tokenizers import Tokenizer
-from xmodal.commands.bench_data_sets import SETS, caption, jpeg, write_tokenizer
+from xmodal.bench.data_sets import SETS, caption, jpeg, write_tokenizer
 from xmodal.configs.base import get_config
 from xmodal.errors import TrainingError
 

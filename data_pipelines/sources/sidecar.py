@@ -4,6 +4,7 @@ Of tars there is one for each folder and each rule of what is usable, of lists o
 of plain arrays, some of which are json. Nothing in it is run.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,26 +13,76 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files, basename, is_remote, join, parent, printable
 
-if TYPE_CHECKING:
-    from data_pipelines.index import ShardIndex
-
 _VERSION = 5  # of the format for tars; files of another one are not looked at
 _CHECK = "check"  # the array that tells whether the others are those that were written
 _SAVE_SECONDS = 30.0  # between saves of a long scan, so that an interruption costs little
 _SAVE_SHARE = 0.05  # of the time of a scan that saves may take
+_LISTED = 1000  # skipped keys kept per shard and reason; the counts are exact
 _CACHE = Path("~/.cache/xmodal/index")
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+@dataclass
+class ShardIndex:
+    """What one scan found in one shard.
+
+    Attributes:
+        path: the shard.
+        bytes: its size, and with `version` the check that the entry still describes it.
+        version: changes whenever the content does.
+        ends: end of each cell in bytes, int64; a cell starts where the one before ends, the first at 0.
+        counts: usable samples of each cell, int32.
+        skipped: reason -> samples left out.
+        skipped_keys: reason -> the first of their keys.
+        filled: configured field -> records in which it has a content.
+        available: field names of the first record.
+        columns: signature of a measure -> its number of each usable sample, [samples].
+    """
+
+    path: str
+    bytes: int
+    version: str
+    ends: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    skipped: dict[str, int] = field(default_factory=dict)
+    skipped_keys: dict[str, list[str]] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
+    available: list[str] = field(default_factory=list)
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def skip(self, key: str, reason: str) -> None:
+        """Counts a sample that cannot be used."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        listed = self.skipped_keys.setdefault(reason, [])
+        if len(listed) < _LISTED:
+            listed.append(key)
+
+    def unskip(self, key: str, reason: str) -> None:
+        """Takes back a `skip`."""
+        self.skipped[reason] -= 1
+        if key in self.skipped_keys[reason]:
+            self.skipped_keys[reason].remove(key)
+        if not self.skipped[reason]:
+            del self.skipped[reason], self.skipped_keys[reason]
+
+    def facts(self) -> dict:
+        """Returns all but path and arrays, as json has it."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_FACTS}
+
+
+_NOT_FACTS = ("path", "ends", "counts", "columns")
 
 
 class Kept:
@@ -114,11 +165,11 @@ class Sidecars:
         self._files = {folder: _Sidecar(folder, signature, files) for folder in folders}
         self._next = time.monotonic() + _SAVE_SECONDS
 
-    def get(self, shard: str) -> "ShardIndex | None":
+    def get(self, shard: str) -> ShardIndex | None:
         """Returns the entry that was kept of a shard; whether it is still true is for the caller to check."""
         return self._files[parent(shard)].entries.get(basename(shard))
 
-    def put(self, entry: "ShardIndex") -> None:
+    def put(self, entry: ShardIndex) -> None:
         """Notes an entry; saves now and then."""
         sidecar = self._files[parent(entry.path)]
         sidecar.entries[basename(entry.path)] = entry
@@ -145,9 +196,7 @@ class _Sidecar:
         self.changed = False
         self.entries = self._kept.read(self._parse) or {}
 
-    def _parse(self, content: Mapping[str, np.ndarray]) -> "dict[str, ShardIndex]":
-        from data_pipelines.index import ShardIndex
-
+    def _parse(self, content: Mapping[str, np.ndarray]) -> dict[str, ShardIndex]:
         facts, cuts = from_array(content["facts"]), np.cumsum(content["cells"])[:-1]
         ends, counts = np.split(content["ends"], cuts), np.split(content["counts"], cuts)
         numbers = np.cumsum([part.sum() for part in counts])[:-1]

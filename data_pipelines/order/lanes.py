@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.interleave import Interleave
+from data_pipelines.order.interleave import Interleave
 
 
 class Deal:

@@ -7,17 +7,15 @@ shards, or in the user's cache where that folder cannot be written.
 
 import contextlib
 import copy
-import dataclasses
 import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.host import cores
 from data_pipelines.io import paths
@@ -25,17 +23,17 @@ from data_pipelines.io.packed import compression
 from data_pipelines.io.storage import Files, Stat, is_remote, printable
 from data_pipelines.io.tar import Group, Read, TarDamage, TarEnd, groups, is_archive
 from data_pipelines.io.urls import without_secrets
-from data_pipelines.measures import Measure
 from data_pipelines.progress import progress
 from data_pipelines.samples import image_member, read_record
-from data_pipelines.sidecar import Sidecars
+from data_pipelines.sources.blocks import Blocks
+from data_pipelines.sources.measures import Measure
+from data_pipelines.sources.sidecar import ShardIndex, Sidecars
 from data_pipelines.text.captions import Captions
 from data_pipelines.text.fields import field_names
 from data_pipelines.workers import in_processes, results_of
 
 _CELLS = 256  # of a shard, so that small data still make many blocks
 _CELL_BYTES = 4 * 2**20  # at most, so that large shards still make blocks of the configured size
-_LISTED = 1000  # skipped keys kept per shard and reason; the counts are exact
 _REMOTE_COST = 16  # a byte of a bucket is scanned so many times slower than one on disk
 _IN_PASSING = 64 * 2**30  # bytes on disk that the start of a run scans without asking
 _PROCESSES_FROM = 8 * 2**30  # bytes on disk from which processes are worth their start
@@ -49,57 +47,6 @@ _log = logging.getLogger(__name__)
 
 class NotIndexed(DataError):
     """Shards are new or have changed, more than can be scanned in passing."""
-
-
-@dataclass
-class ShardIndex:
-    """What one scan found in one shard.
-
-    Attributes:
-        path: the shard.
-        bytes: its size, and with `version` the check that the entry still describes it.
-        version: changes whenever the content does.
-        ends: end of each cell in bytes, int64; a cell starts where the one before ends, the first at 0.
-        counts: usable samples of each cell, int32.
-        skipped: reason -> samples left out.
-        skipped_keys: reason -> the first of their keys.
-        filled: configured field -> records in which it has a content.
-        available: field names of the first record.
-        columns: signature of a measure -> its number of each usable sample, [samples].
-    """
-
-    path: str
-    bytes: int
-    version: str
-    ends: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    skipped: dict[str, int] = field(default_factory=dict)
-    skipped_keys: dict[str, list[str]] = field(default_factory=dict)
-    filled: dict[str, int] = field(default_factory=dict)
-    available: list[str] = field(default_factory=list)
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def skip(self, key: str, reason: str) -> None:
-        """Counts a sample that cannot be used."""
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
-        listed = self.skipped_keys.setdefault(reason, [])
-        if len(listed) < _LISTED:
-            listed.append(key)
-
-    def unskip(self, key: str, reason: str) -> None:
-        """Takes back a `skip`."""
-        self.skipped[reason] -= 1
-        if key in self.skipped_keys[reason]:
-            self.skipped_keys[reason].remove(key)
-        if not self.skipped[reason]:
-            del self.skipped[reason], self.skipped_keys[reason]
-
-    def facts(self) -> dict:
-        """Returns all but path and arrays, as json has it."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NO_FACTS}
-
-
-_NO_FACTS = ("path", "ends", "counts", "columns")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.interleave import PERIOD, Interleave
-from data_pipelines.lanes import Deal
+from data_pipelines.order.interleave import PERIOD, Interleave
+from data_pipelines.order.lanes import Deal
 
 MIXTURE_VERSION = 2  # of the order of mixtures: saved runs that began with another are told
 _DEALT = 2**20  # samples at most after which a pattern that is dealt to lanes repeats as a whole

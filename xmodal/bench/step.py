@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace) -> tuple[str, list[str], list[list]]:
 def _measure(config, steps: int, largest: bool) -> dict[str, object]:
     import jax
 
-    from data_pipelines.stream import open_stream
+    from data_pipelines.stream.stream import open_stream
     from data_pipelines.text.tokenizers import Tokenizer
     from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
     from xmodal.training.durations import samples_of
@@ -168,7 +168,7 @@ def _open_clip(config, args: argparse.Namespace) -> dict[str, object]:
         optimizer=dict(lr=config.optimizer.lr, betas=(config.optimizer.b1, config.optimizer.b2),
                        eps=config.optimizer.eps, weight_decay=config.optimizer.weight_decay),
     )  # fmt: skip
-    command = [sys.executable, "-m", "xmodal.commands.bench_step_torch", json.dumps(settings)]
+    command = [sys.executable, "-m", "xmodal.bench.step_torch", json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         tail = "\n  ".join(done.stderr.strip().splitlines()[-5:])

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data_pipelines.blocks import Blocks
-from data_pipelines.order import Order, WindowKey, WindowPlan
+from data_pipelines.order.order import Order, WindowKey, WindowPlan
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source
+from data_pipelines.sources.blocks import Blocks
 
 
 @dataclass(frozen=True)

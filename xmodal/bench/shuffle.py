@@ -65,7 +65,7 @@ def quality(batches: np.ndarray) -> tuple[float, float]:
 
 def our_batches(args: argparse.Namespace, window: int) -> np.ndarray:
     """Returns the shards of batches from all over an epoch of the stream's own order, [batches, batch]."""
-    from data_pipelines.order import Order, epoch_size
+    from data_pipelines.order.order import Order, epoch_size
 
     per_block = max(1, args.block_bytes // args.sample_bytes)
     # A shard ends with a smaller block.

@@ -1,4 +1,4 @@
-"""Reads the steps that runs have saved, without a run: see `xmodal.training.checkpoints` for what a step holds."""
+"""Reads the steps that runs have saved, without a run: see `writing` for what a step holds."""
 
 import contextlib
 import gc
@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from xmodal.config import ConfigError
 from xmodal.distributed.runtime import agreed
 from xmodal.paths import flatten_paths
-from xmodal.training.manifest import checksums, compare, describe, nest, seal, some_of
+from xmodal.training.checkpoints.manifest import checksums, compare, describe, nest, seal, some_of
 
 FORMAT = 1
 MARKER = "_CHECKPOINT_METADATA"  # Orbax writes it last

@@ -17,12 +17,12 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.host import cores
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.decode import check_image, full_image
-from data_pipelines.index import NotIndexed
 from data_pipelines.io.storage import Files
 from data_pipelines.io.urls import without_secrets
 from data_pipelines.names import shard_labels
 from data_pipelines.samples import Sample, has_images
 from data_pipelines.sources import Source, index_source, open_source
+from data_pipelines.sources.index import NotIndexed
 from data_pipelines.text.fields import lookup
 
 _BLOCK_BYTES = 256 * 1024  # read at a time: little, as a batch of one process begins and ends anywhere

@@ -17,8 +17,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from xmodal.commands.bench_data_loaders import LOADERS, Job, missing
-from xmodal.commands.bench_data_sets import SETS, write_set, write_tokenizer
+from xmodal.bench.data_loaders import LOADERS, Job, missing
+from xmodal.bench.data_sets import SETS, write_set, write_tokenizer
 from xmodal.errors import TrainingError
 
 _WARM_UP = 16  # batches before the clock starts: all workers busy, all buffers full and in use a second time

@@ -1,10 +1,12 @@
-"""Presets of convolutional image towers: networks that are embedders, with an empty trunk. See `presets.py`.
+"""Presets of convolutional image towers: networks that are embedders, with an empty trunk.
 
 Sizes follow the papers: ConvNeXt (Liu et al. 2022), EfficientNet (Tan and Le 2019; Xie et al. 2020), ResNet (He et al.
 2015), CLIP's ResNets (Radford et al. 2021).
 """
 
 from collections.abc import Mapping
+
+from xmodal.models.presets.base import lookup
 
 # blocks and channels of the stages
 CONVNEXT = {
@@ -43,13 +45,6 @@ CLIP_RESNET = {
     "RN50x64": (128, (3, 15, 36, 10), 448, 1024),
 }
 _CLIP_HEAD = 64  # width of an attention head in all of CLIP
-
-
-def lookup(table: Mapping, name: str, what: str) -> tuple:
-    """Returns an entry of a table of presets; raises a ValueError that names the known ones."""
-    if name not in table:
-        raise ValueError(f"unknown {what} {name!r}: known are {', '.join(table)}")
-    return table[name]
 
 
 def convnext(variant: str = "T", **changes) -> dict:

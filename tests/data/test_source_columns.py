@@ -7,7 +7,7 @@ from test_stream import assert_equal, take, texts
 
 import xmodal
 from data_pipelines.errors import DataError
-from data_pipelines.marks import marks, source_names
+from data_pipelines.stream.source_columns import source_columns, source_names
 from data_pipelines.text.tokenizers import Tokenizer
 from tests import tiny_runs
 from xmodal.config import load_config
@@ -44,10 +44,10 @@ def test_each_row_has_the_marks_of_its_source(mixed, buckets):
 
 
 def test_a_batch_says_only_what_tells_sources_apart(config, mixed):
-    assert set(marks(mixed.sources)) == {"source", "loss_weight", "temperature"}
-    assert set(marks(dict(a={}, b=dict(loss_weight=1)))) == {"source"}
-    assert set(marks(dict(a=dict(temperature=2.0), b=dict(weight=0)))) == {"temperature"}
-    assert not marks(dict(a=dict(loss_weight=1.0)))
+    assert set(source_columns(mixed.sources)) == {"source", "loss_weight", "temperature"}
+    assert set(source_columns(dict(a={}, b=dict(loss_weight=1)))) == {"source"}
+    assert set(source_columns(dict(a=dict(temperature=2.0), b=dict(weight=0)))) == {"temperature"}
+    assert not source_columns(dict(a=dict(loss_weight=1.0)))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def source_names(sources: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(used(sources)))
 
 
-def marks(sources: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def source_columns(sources: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns what stands in a batch about the source of each row, where it tells sources apart.
 
     Args:

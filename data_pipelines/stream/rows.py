@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.errors import BadSample, DataError, Fault, Replaced
-from data_pipelines.hooks import Hooks
 from data_pipelines.host import aligned_empty
 from data_pipelines.images import augment
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.names import sample_name
 from data_pipelines.samples import Sample
+from data_pipelines.stream.hooks import Hooks
+from data_pipelines.stream.windows import Window
 from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer
-from data_pipelines.windows import Window
 
 _SUBSTITUTES = 100  # tried for one row before the window is given up
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.blocks import Blocks
 from data_pipelines.errors import DataError, Fault
 from data_pipelines.io.storage import Files, printable
-from data_pipelines.measures import Measure
 from data_pipelines.names import shard_labels
-from data_pipelines.order import Order, WindowKey, WindowPlan
+from data_pipelines.order.order import Order, WindowKey, WindowPlan
 from data_pipelines.samples import Sample
 from data_pipelines.sources.base import Source, faults_of
+from data_pipelines.sources.blocks import Blocks
+from data_pipelines.sources.measures import Measure
 from data_pipelines.sources.sample_lists import NAMED, located, name_hashes
 
 _REASON = "in no whole group"

@@ -21,22 +21,23 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import buckets, rng
-from data_pipelines.accounts import Accounts
+from data_pipelines import rng
 from data_pipelines.errors import DataError, Replaced, did_you_mean
-from data_pipelines.grouped import GroupedOrder, group_size, grouped
 from data_pipelines.host import Memory, cores
 from data_pipelines.images import augment
 from data_pipelines.io.storage import Files
-from data_pipelines.marks import marks, used
-from data_pipelines.mixture import MIXTURE_VERSION, curriculum
 from data_pipelines.names import shard_labels
-from data_pipelines.order import Order, epoch_size
-from data_pipelines.rows import OtherText, Row, RowFiller, empty_batch
+from data_pipelines.order import buckets
+from data_pipelines.order.grouped import GroupedOrder, group_size, grouped
+from data_pipelines.order.mixture import MIXTURE_VERSION, curriculum
+from data_pipelines.order.order import Order, epoch_size
 from data_pipelines.samples import has_images
 from data_pipelines.sources import Source, open_source
+from data_pipelines.stream.accounts import Accounts
+from data_pipelines.stream.rows import OtherText, Row, RowFiller, empty_batch
+from data_pipelines.stream.source_columns import source_columns, used
+from data_pipelines.stream.windows import Windows
 from data_pipelines.text.tokenizers import Tokenizer
-from data_pipelines.windows import Windows
 
 _CHUNK = 16  # rows of one unit of work: enough to make its dispatch cheap
 _BATCHES = ("mixed", "by_source")
@@ -130,7 +131,8 @@ class Stream:
         parts = [split(source) for source in sources]
         self._parts = [part for own in parts for part in own]
         number = [i for i, own in enumerate(parts) for _ in own]
-        self._marks = {name: values[number] for name, values in marks(config.sources).items()}  # of each part
+        by_source = source_columns(config.sources)
+        self._source_columns = {name: values[number] for name, values in by_source.items()}  # of each part
         self._tables = [part.source.blocks(_block_bytes(part.source, config)) for part in self._parts]
         self._lanes = range(shard[0] * lanes // shard[1], (shard[0] + 1) * lanes // shard[1])
         counts = [table.count for table in self._tables]
@@ -250,7 +252,7 @@ class Stream:
         labels = self._config.label.most if self._config.label.field else 0
         images, captions = self._image_arrays(len(rows)), self._config.text.captions
         batch = empty_batch(len(rows), length, images, labels, captions, self._filler.texts)
-        batch |= {name: values[parts] for name, values in self._marks.items()}
+        batch |= {name: values[parts] for name, values in self._source_columns.items()}
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])

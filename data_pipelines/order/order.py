@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipelines import rng
 from data_pipelines.errors import DataError
-from data_pipelines.mixture import Mixture, distinct
+from data_pipelines.order.mixture import Mixture, distinct
 
 
 class WindowKey(NamedTuple):
