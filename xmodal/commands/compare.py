@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"compare: {problem}")
     if len(args.runs) < 2:
         raise UsageError("compare takes two or more runs or result files")
+    if args.names and len(args.names) != len(args.runs):
+        raise UsageError(f"compare: {len(args.names)} names for {len(args.runs)} runs")
     try:
         runs = comparison.open_compared(args.runs, args.names or ())
     except ValueError as error:
