@@ -1,0 +1,1 @@
+"""The work behind the audio modality: decoding, windows, padding."""
