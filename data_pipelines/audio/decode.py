@@ -140,6 +140,26 @@ def from_wave(wave: np.ndarray, rate: int, options: Options, place: float | None
     return _padded(np.clip(np.round(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16), options)
 
 
+def verify(content: bytes | memoryview, options: Options, stated: float = 0.0) -> None:
+    """Raises BadSample, as `decode`, where a file cannot be decoded from its begin to its end."""
+    soundfile, _ = _libraries()
+    check_kind(content)
+    frames, heard = 0, 0.0
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            _check_header(file, options, stated)
+            for block in file.blocks(2**16, dtype="float32", always_2d=True):
+                if not np.isfinite(block).all():
+                    raise BadSample("non-finite audio")
+                frames, heard = frames + len(block), max(heard, float(np.abs(block).max(initial=0.0)))
+            if frames < file.frames:
+                raise BadSample("truncated audio")
+    except (soundfile.LibsndfileError, RuntimeError):
+        raise BadSample("corrupt audio") from None
+    if heard < SILENT:
+        raise BadSample("silent audio")
+
+
 def check_kind(content: bytes | memoryview) -> None:
     """Raises BadSample unless the first bytes are those of a format that is read; libsndfile knows some 20 others."""
     if not len(content):

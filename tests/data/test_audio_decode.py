@@ -126,6 +126,21 @@ def test_a_bomb_is_not_decoded():
     assert decode(content, Options(seconds=1.0)).samples.shape == (RATE,)
 
 
+def test_verify():
+    options = Options(seconds=0.1)
+    late = tone(3.0)
+    late[-100] = np.inf
+    content = encoded(late, subtype="FLOAT")
+    decode(content, options, 0.0)  # the window is good
+    for stated, reason in ((0.0, "non-finite audio"), (3.1, "truncated audio")):
+        with pytest.raises(BadSample) as error:
+            audio.verify(content, options, stated)
+        assert error.value.reason == reason
+    audio.verify(encoded(tone(3.0), "opus"), options, 3.0)
+    with pytest.raises(BadSample, match="silent audio"):
+        audio.verify(encoded(np.zeros(1000, np.float32)), options)
+
+
 def test_waves_of_users():
     options = Options(seconds=1.0)
     wave = tone(1.0)
