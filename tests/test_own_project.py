@@ -83,6 +83,7 @@ def test_what_a_wheel_holds(wheel):
     ):
         assert name in names
     assert "data_pipelines/emoji/tokenizer.json" in names and not any(name.endswith(".tar.gz") for name in names)
+    assert all(name.endswith(".py") for name in names if "stamps" in name), "data under the GPL"
     modules = {
         str(path.relative_to(ROOT)) for folder in ("xmodal", "data_pipelines") for path in (ROOT / folder).rglob("*.py")
     }
