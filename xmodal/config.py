@@ -18,11 +18,17 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import DataError
+from data_pipelines.modalities import inputs_of
 from xmodal import recipes
 from xmodal.messages import ConfigError, did_you_mean, unknown_key
 from xmodal.reporting.files import write_text
 
 T = TypeVar("T")
+_MOVED = {  # sections that held what are options of inputs
+    "image": 'data.inputs.image (type="image")', "text": 'data.inputs.text (type="text")',
+    "label": 'data.inputs.label (type="label")', "modalities": "the entries of data.inputs",
+}  # fmt: skip
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "None"}
 
 
@@ -45,10 +51,24 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       ConfigError: no such recipe or variant, an unknown key, or a value of the wrong type.
     """
     base = _base()
-    config = validate(recipes.call(spec, _keys(base)), base, source=str(recipes.split(spec)[0]))
+    source = str(recipes.split(spec)[0])
+    config = with_inputs(validate(recipes.call(spec, _keys(base)), base, source=source), source)
     for override in overrides:
         _override(config, base, override)
-    return validate(config, base, source="command line")
+    return with_inputs(validate(config, base, source="command line"), "command line")
+
+
+def with_inputs(config: ConfigDict, source: str = "config") -> ConfigDict:
+    """Returns a config whose entries of `data.inputs` have all options of their modalities.
+
+    Raises:
+      ConfigError: there is no such modality, or an option is wrong.
+    """
+    try:
+        config.data.inputs = _config(_plain(inputs_of(config.data).entries(), "data.inputs"))
+    except DataError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return config
 
 
 def validate(config: Mapping | ConfigDict, base: Mapping | ConfigDict, source: str = "config") -> ConfigDict:
@@ -72,7 +92,7 @@ def validate(config: Mapping | ConfigDict, base: Mapping | ConfigDict, source: s
 def _complete(given: dict, base: dict, prefix: str, known: list[str]) -> dict:
     unknown = next((key for key in given if key not in base), None)
     if unknown is not None:
-        raise ConfigError(unknown_key(prefix + unknown, known))
+        raise ConfigError(_moved(prefix + unknown) or unknown_key(prefix + unknown, known))
     complete = {}
     for key, default in base.items():
         path, value = prefix + key, given.get(key, default)
@@ -83,6 +103,16 @@ def _complete(given: dict, base: dict, prefix: str, known: list[str]) -> dict:
         else:
             complete[key] = _complete(value, default, path + ".", known) if default else value
     return complete
+
+
+def _moved(key: str) -> str:
+    """Says where an option of samples is now; "" for others."""
+    data, _, rest = key.partition(".")
+    section, _, option = rest.partition(".")
+    if data != "data" or section not in _MOVED:
+        return ""
+    place = _MOVED[section] + (f".{option}" if option else "")
+    return f"{key!r} is now {place}: data.inputs names the parts of a sample, each of a modality with its options"
 
 
 def _hint(default: Any) -> Any:
@@ -108,7 +138,7 @@ def _override(config: ConfigDict, base: dict, text: str) -> None:
         section = section.get(parent) if isinstance(section, ConfigDict) else None
         default = default.get(parent) if default else None  # None or empty: within an open section
     if not isinstance(section, ConfigDict) or (default and last not in default):
-        raise ConfigError(f"command line: {unknown_key(key, _keys(_plain(config, '')))}")
+        raise ConfigError(f"command line: {_moved(key) or unknown_key(key, _keys(_plain(config, '')))}")
     section[last] = value if default and isinstance(default[last], str) else _literal(value)
 
 
@@ -264,7 +294,10 @@ def from_json(text: str) -> ConfigDict:
 
 def with_new_options(saved: ConfigDict) -> ConfigDict:
     """Returns a saved config completed by the options that were added since, which by default change nothing."""
-    return _config(_added(_plain(saved, ""), _base()))
+    data = saved.get("data", {})
+    if old := next((f"data.{key}" for key in _MOVED if key in data), ""):
+        raise ConfigError(f"it was written by an older xmodal: it has {old}, which is now {_moved(old).partition(' is now ')[2]}")
+    return with_inputs(_config(_added(_plain(saved, ""), _base())))
 
 
 def _added(given: dict, base: dict) -> dict:
