@@ -35,7 +35,7 @@ _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a
 # ---------------------------------------------------------------------------------------------- loading
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def load_config(spec: str, overrides: Sequence[str] = (), inputs: Mapping[str, Any] | None = None) -> ConfigDict:
     """Runs a recipe, applies command-line overrides and checks the result against configs/base.py.
 
     Args:
@@ -43,6 +43,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         `configs/`, also the name of one that comes with xmodal: "clip.py:B16".
       overrides: such as "--config.optimizer.lr=3e-4"; the prefix "--config." is optional. A value is a Python
         literal, true or false; anything else is a string, and so is any value of a closed option that is one.
+      inputs: `data.inputs` of a recipe that has none.
 
     Returns:
       The complete config: sections written in part have the base's defaults for the rest, lists are tuples.
@@ -52,7 +53,10 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     base = _base()
     source = str(recipes.split(spec)[0])
-    config = with_inputs(validate(recipes.call(spec, _keys(base)), base, source=source), source)
+    config = validate(recipes.call(spec, _keys(base)), base, source=source)
+    if inputs is not None and not config.data.inputs:
+        config.data.inputs = _config(_plain(inputs, "data.inputs"))
+    config = with_inputs(config, source)
     for override in overrides:
         _override(config, base, override)
     return with_inputs(validate(config, base, source="command line"), "command line")
@@ -296,7 +300,7 @@ def with_new_options(saved: ConfigDict) -> ConfigDict:
     """Returns a saved config completed by the options that were added since, which by default change nothing."""
     data = saved.get("data", {})
     if old := next((f"data.{key}" for key in _MOVED if key in data), ""):
-        raise ConfigError(f"it was written by an older xmodal: it has {old}, which is now {_moved(old).partition(' is now ')[2]}")
+        raise ConfigError(f"it was written by an older xmodal, whose settings this one does not read: {_moved(old)}")
     return with_inputs(_config(_added(_plain(saved, ""), _base())))
 
 

@@ -77,7 +77,9 @@ class Options(NamedTuple):
         if image.rounding not in _ROUNDINGS:
             raise DataError(f"{image.where}.rounding is {image.rounding!r}; expected {' or '.join(_ROUNDINGS)}")
         if image.resize and image.resize < image.size:
-            raise DataError(f"{image.where}.resize is {image.resize}, less than {image.where}.size, which is cut out of it")
+            raise DataError(
+                f"{image.where}.resize is {image.resize}, less than {image.where}.size, which is cut out of it"
+            )
         if image.background not in BACKGROUNDS:
             raise DataError(
                 f"{image.where}.background is {image.background!r}; expected {', '.join(BACKGROUNDS)}"

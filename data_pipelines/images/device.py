@@ -106,7 +106,9 @@ def check_normalisation(spec: Any) -> None:
         good = all(isinstance(x, int | float) and least < x < math.inf for x in values)
         if not good or len(values) not in (1, 3):
             above = " above 0" if name == "std" else ""
-            raise DataError(f"{spec.where}.{name} is {getattr(spec, name)}; expected a finite number{above} for each of R, G, B")
+            raise DataError(
+                f"{spec.where}.{name} is {getattr(spec, name)}; expected a finite number{above} for each of R, G, B"
+            )
 
 
 def check_augmentation(spec: Any) -> None:

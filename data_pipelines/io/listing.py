@@ -6,7 +6,7 @@ less than a byte a row for tables, and the names of the files for folders.
 
 import abc
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,8 +87,8 @@ class Listing(abc.ABC):
     share: float = 0.0
     marks: np.ndarray = np.zeros(0, np.int64)
     nulls: tuple[str, ...] = ()
-    _parts: Mapping[str, str] = {}  # noqa: RUF012 - input -> column
-    _texts: Mapping[str, str] = {}  # noqa: RUF012
+    _parts: Mapping[str, str] = {}
+    _texts: Mapping[str, str] = {}
     _remark: str = ""  # what else may be wrong where a column is missing
 
     def use(self, parts: Mapping[str, Wanted], texts: Mapping[str, Wanted], fields: Sequence[str] | None) -> None:

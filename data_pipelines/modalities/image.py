@@ -207,7 +207,9 @@ class Image(Modality):
     def describe(self, batch: Mapping[str, np.ndarray], row: int) -> str:
         """See `Modality`."""
         pixels = self.pixels(batch, row)
-        return f"{pixels.shape[0]} x {pixels.shape[1]} pixels, mean colour {pixels.mean(axis=(0, 1)).round().astype(int)}"
+        return (
+            f"{pixels.shape[0]} x {pixels.shape[1]} pixels, mean colour {pixels.mean(axis=(0, 1)).round().astype(int)}"
+        )
 
     def pixels(self, batch: Mapping[str, np.ndarray], row: int) -> np.ndarray:
         """Returns the image of a row as the model sees it, uint8 [height, width, 3] of a host batch."""

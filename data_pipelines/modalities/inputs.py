@@ -135,6 +135,12 @@ class Inputs(Mapping[str, Modality]):
         return {name: modality.entry() for name, modality in self.items()}
 
 
+def tokenizer_files(names: Iterable[str]) -> dict[str, str]:
+    """Returns the file of the tokenizer of each text in the folder of a model: tokenizer.json where there is one."""
+    names = list(names)
+    return {name: "tokenizer.json" if len(names) == 1 else f"{name}.tokenizer.json" for name in names}
+
+
 _EXAMPLE = 'dict(image=dict(type="image"), text=dict(type="text", tokenizer="tokenizer.json"))'
 
 

@@ -356,5 +356,3 @@ def decoded(content: bytes, reason: str) -> str:
     if "\0" in text:  # no text holds it: the tail of a file that was never written
         raise BadSample(reason)
     return text
-
-

@@ -175,9 +175,7 @@ def grouped(source: Source, files: Files) -> Source:
     return found
 
 
-def group_size(
-    sources: Sequence[Source], config: Any, bucketed: Text | None, batch_size: int, position: int
-) -> int:
+def group_size(sources: Sequence[Source], config: Any, bucketed: Text | None, batch_size: int, position: int) -> int:
     """Returns how many samples the groups of all sources have; 1 where there are none.
 
     Raises:

@@ -134,15 +134,15 @@ def _problem(found: Examined, listing: Listing, place: Place, files: Files) -> s
         for start in np.unique(np.linspace(0, max(0, len(found.sizes) - _RUN), _SPOTS).astype(int)).tolist():
             used = found.sizes[start : start + _RUN] != UNUSED
             rows = listing.read(start, start + len(used))
-            images += [path for row, wanted in zip(rows, used) if wanted for path in place(row).values() if _is_local(path)]
+            images += [
+                path for row, wanted in zip(rows, used) if wanted for path in place(row).values() if _is_local(path)
+            ]
         if len(files.stat_many(images)) < len(set(images)):
             return "images are missing that were there"
     return ""
 
 
-def _examine(
-    listing: Listing, rules: Rules, place: Place, files: Files, advance: Callable[[float], None]
-) -> Examined:
+def _examine(listing: Listing, rules: Rules, place: Place, files: Files, advance: Callable[[float], None]) -> Examined:
     found, sizes, rows = Examined(listing.bytes, listing.version), array("i"), listing.scan()
     filled, done = Counter(), 0.0
     while chunk := list(itertools.islice(rows, _CHUNK)):
@@ -188,9 +188,7 @@ def _sizes(
     return total or _TEXT
 
 
-def _size(
-    row: Row, name: str, place: str | bytes | None, stats: Mapping[str, Stat], found: Examined, noun: str
-) -> int:
+def _size(row: Row, name: str, place: str | bytes | None, stats: Mapping[str, Stat], found: Examined, noun: str) -> int:
     """Returns the bytes of a part, about; raises BadSample."""
     held = row.sizes.get(name, -1)
     if not place and held < 0:

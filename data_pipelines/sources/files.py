@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_pipelines.errors import BadSample, DataError, Fault
+from data_pipelines.images.formats import IMAGE_EXTENSIONS
 from data_pipelines.io import paths
 from data_pipelines.io.folders import Folder
-from data_pipelines.images.formats import IMAGE_EXTENSIONS
 from data_pipelines.io.listing import NULL, NULLS, Listing, Row, Wanted
 from data_pipelines.io.lists import open_list
 from data_pipelines.io.storage import Files, Forbidden, MissingFile, basename, is_remote, join, printable

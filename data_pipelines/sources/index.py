@@ -228,9 +228,7 @@ class _Apart:
             entry.skip(key, APART)
 
 
-def _examine(
-    entry: ShardIndex, group: Group, read: Read, rules: Rules, measures: Sequence[Measure]
-) -> tuple[int, ...]:
+def _examine(entry: ShardIndex, group: Group, read: Read, rules: Rules, measures: Sequence[Measure]) -> tuple[int, ...]:
     """Returns the numbers of a usable sample; raises BadSample for any other."""
     members = rules.members(group)
     record = rules.read_group(group, lambda member: read(member.offset, member.size))

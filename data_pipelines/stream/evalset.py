@@ -247,7 +247,6 @@ class EvalSet:
                     f"{bad.reason}"
                 ) from None
 
-
     @staticmethod
     def _evaluate(modality: Modality, sample: Sample, batch: dict[str, np.ndarray], row: int) -> None:
         try:

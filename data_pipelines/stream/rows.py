@@ -1,6 +1,6 @@
 """Fills the rows of a batch from samples. What the decoding threads run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ class Row(NamedTuple):
     random: Random
 
 
-def batch_specs(inputs: Inputs, rows: int, draws: dict[str, int] | None = None) -> dict[str, ArraySpec]:
+def batch_specs(inputs: Inputs, rows: int, draws: Mapping[str, int] | None = None) -> dict[str, ArraySpec]:
     """Returns what a batch of the stream holds beside what its sources say (`source_columns`): {name: shape and type}.
 
     Args:
@@ -43,7 +43,7 @@ def batch_specs(inputs: Inputs, rows: int, draws: dict[str, int] | None = None) 
 
 
 def empty_batch(
-    inputs: Inputs, rows: int, draws: dict[str, int] | None = None, memory: Memory | None = None
+    inputs: Inputs, rows: int, draws: Mapping[str, int] | None = None, memory: Memory | None = None
 ) -> dict[str, np.ndarray]:
     """Returns a batch to be filled, whose arrays nothing else uses; see `batch_specs`, `memory` gives the large ones."""
     keys = batch_specs(inputs, rows, draws)[KEY_ID]

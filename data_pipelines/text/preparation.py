@@ -69,9 +69,7 @@ class Preparation:
 
     def __post_init__(self):
         if self.clean not in CLEANING:
-            raise DataError(
-                f"clean is {self.clean!r}, not one of {CLEANING}{did_you_mean(str(self.clean), CLEANING)}"
-            )
+            raise DataError(f"clean is {self.clean!r}, not one of {CLEANING}{did_you_mean(str(self.clean), CLEANING)}")
 
     @classmethod
     def of(cls, text: Any) -> "Preparation":

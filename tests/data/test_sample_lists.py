@@ -121,7 +121,7 @@ def test_samples_without_captions_are_usable_where_they_may_be(config, tmp_path)
     templates = ((1.0, "{label}"),)
     with Files() as files:
         texts = lambda **entry: [
-            source.captions.every(s.record)
+            source.rules.captions(s.record)
             for source in [open_source("main", entry, config, files, uncaptioned=True)]
             for s in read(source)
         ]

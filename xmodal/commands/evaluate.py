@@ -116,7 +116,7 @@ def evaluate(
         if suite:
             config, head = read_suite(suite, config), head | {"suite": str(suite)}
         _choose(config, only, suite or (model.origin if isinstance(model, Stored) else model))
-        evaluators = open_evaluators(config, subject.model, mesh, subject.preprocess, subject.tokenizer)
+        evaluators = open_evaluators(config, subject.model, mesh, inputs)
         metrics, scores, details = {}, {}, {}
         for _, evaluator in evaluators.values():
             found = evaluator(subject.params)

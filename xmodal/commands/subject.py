@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.errors import DataError
+from data_pipelines.modalities import Inputs, inputs_of
 from xmodal import recipes
-from xmodal.config import ConfigError, did_you_mean, from_json, validate
+from xmodal.config import ConfigError, did_you_mean, from_json
 from xmodal.distributed.sharding import shardings
 from xmodal.interop.folder import Stored, open_stored, parse
 from xmodal.models.model import Functional
-from xmodal.training.task import preprocessor
 from xmodal.training.trained import load_run
 
 _KEYS = ("about", "label", "evals")
@@ -27,19 +26,17 @@ class Subject:
     """A model on a mesh with everything that evaluators need of it.
 
     Attributes:
-      config: complete; `data.image` and `data.text` prepare pictures and texts as the model wants it.
+      config: complete.
       model: its towers as pure functions.
       params: their parameters, on the mesh.
-      preprocess: (batch, None) -> batch with float images, on the device.
-      tokenizer: of its texts; None for a model of pictures alone.
+      inputs: what it reads, as it wants it.
       head: what results say they are of.
     """
 
     config: ConfigDict
     model: Functional
     params: dict
-    preprocess: Callable
-    tokenizer: Tokenizer | None
+    inputs: Inputs
     head: dict[str, Any]
 
 
@@ -58,7 +55,7 @@ def open_subject(where: str | Path, mesh: jax.sharding.Mesh, *, step: int | None
     if kind == "run":
         run = load_run(path, mesh, step=step)
         head = {"step": run.step, "samples": run.samples}
-        return Subject(run.config, run.losses.model, run.params, run.losses.preprocess, run.tokenizer, head)
+        return Subject(run.config, run.losses.model, run.params, run.inputs, head)
     return subject_of(open_stored(where, step=step), mesh, {"model": str(where)})
 
 
@@ -69,7 +66,7 @@ def subject_of(stored: Stored, mesh: jax.sharding.Mesh, head: dict[str, Any]) ->
     placed = shardings(jax.eval_shape(lambda p: p, params), mesh, stored.config.mesh.rules)
     params = jax.tree.map(_place, params, placed)
     config = stored.config.copy_and_resolve_references()
-    return Subject(config, model, params, preprocessor(config.data.image), stored.tokenizer, head)
+    return Subject(config, model, params, stored.inputs, head)
 
 
 def _place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -82,7 +79,7 @@ def read_suite(path: str | Path, config: ConfigDict) -> ConfigDict:
 
     Args:
       path: of a JSON object with `evals`, entries as in a recipe, and where they are needed `label`, the keys of
-        `data.label`, and `about`, a text for people. Relative paths start as in a recipe.
+        a label input, and `about`, a text for people. Relative paths start as in a recipe.
       config: of the model; what is not in the suite stays.
 
     Raises:
@@ -101,5 +98,10 @@ def read_suite(path: str | Path, config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.evals = suite.evals
     if "label" in suite:
-        config.data.label = validate(suite.label, config.data.label, source=f"{path}: label")
+        name = next((name for name, entry in config.data.inputs.items() if entry.type == "label"), "label")
+        config.data.inputs[name] = dict(type="label") | suite.label.to_dict()
+        try:
+            config.data.inputs = inputs_of(config.data).entries()
+        except DataError as error:
+            raise ConfigError(f"{path}: label: {error}") from None
     return config

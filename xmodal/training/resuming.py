@@ -33,7 +33,7 @@ FREE = (
     "data.max_bad_share",
 )
 # Names of files whose content is compared instead: it may have moved. `_compare_contents` and the stream's fingerprint.
-MOVABLE = ("data.text.tokenizer", "teacher.model", "data.sources.*.urls")
+MOVABLE = ("data.inputs.*.tokenizer", "teacher.model", "data.sources.*.urls")
 
 BEGINNING = {"step": 0, "position": 0}
 
@@ -94,12 +94,13 @@ def restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tup
 
 
 def _compare_contents(task: Task, meta: Mapping[str, Any]) -> None:
-    if json.loads(meta["tokenizer"]) != json.loads(task.tokenizer.json):
-        raise ConfigError(
-            f"data.text.tokenizer: {task.config.data.text.tokenizer} is not the tokenizer that this run has trained "
-            "with, so the learned tokens would mean others. Restore it (the run's tokenizer.json), or name another "
-            "--workdir"
-        )
+    before = {name: json.loads(text) for name, text in meta["tokenizers"].items()}
+    for name, text in task.inputs.texts.items():
+        if json.loads(text.vocabulary.json) != before.get(name):
+            raise ConfigError(
+                f"{text.where}.tokenizer: {text.tokenizer} is not the tokenizer that this run has trained with, so the "
+                "learned tokens would mean others. Restore it (the run's tokenizer.json), or name another --workdir"
+            )
     if meta.get("teacher", "") != (task.teacher.fingerprint if task.teacher else ""):
         raise ConfigError(
             f"teacher.model: {task.config.teacher.model or 'none'} is not what this run has learned from. A run that "
@@ -110,6 +111,8 @@ def _compare_contents(task: Task, meta: Mapping[str, Any]) -> None:
 def _differences(task: Task, stream: Stream, meta: Mapping[str, Any]) -> list[str]:
     try:
         before = with_new_options(from_json(meta["config"]))
+    except ConfigError:
+        raise
     except ValueError as error:
         raise DamagedError(f"the config of checkpoint {meta['step']} cannot be read: {error}") from error
     changes = diff(before, task.config)

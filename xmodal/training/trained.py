@@ -7,6 +7,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines.modalities import Inputs, inputs_of
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import from_json, with_new_options
 from xmodal.distributed.sharding import shardings
@@ -30,7 +31,7 @@ class TrainedRun:
 
     Attributes:
       config: resolved config of the run.
-      tokenizer: that it trained with.
+      inputs: of its samples, each text with the tokenizer that it trained with.
       losses: its model and objectives.
       params: averaged weights where the run kept them (or as asked for), else the trained ones.
       step: of the checkpoint.
@@ -38,7 +39,7 @@ class TrainedRun:
     """
 
     config: ConfigDict
-    tokenizer: Tokenizer
+    inputs: Inputs
     losses: Losses
     params: dict
     step: int
@@ -72,11 +73,13 @@ def load_run(workdir: Path, mesh: jax.sharding.Mesh, *, step: int | None = None,
 def _load(path: epath.Path, mesh: jax.sharding.Mesh, ema: bool | None) -> TrainedRun:
     meta = read_meta(path)
     config = with_new_options(from_json(meta["config"]))
-    losses = build_losses(config, mesh)
+    tokenizers = {name: Tokenizer(text, str(path)) for name, text in meta["tokenizers"].items()}
+    inputs = inputs_of(config.data).with_tokenizers(tokenizers)
+    losses = build_losses(config, mesh, inputs)
     shapes = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
     placed = shardings(shapes, mesh, config.mesh.rules)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
     averaged = bool(config.optimizer.ema) if ema is None else ema
     params = restore_params(path, abstract, "ema" if averaged else "params")
     check_params(params, f"{path} (other steps are named with --step)")
-    return TrainedRun(config, Tokenizer(meta["tokenizer"], str(path)), losses, params, meta["step"], meta["position"])
+    return TrainedRun(config, inputs, losses, params, meta["step"], meta["position"])
