@@ -62,8 +62,6 @@ def _cast(value: Any, hint: Any, where: str) -> Any:
         return dict(value.items())
     if float in plain and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if str in plain and int not in plain and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
     if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
         expected = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in plain)
         raise DataError(f"{where} is {value!r}; expected {expected}")

@@ -315,4 +315,4 @@ def _members_of(shard: ShardIndex, files: Files) -> str:
     hint = f". The first sample has the members {names}; others than the usual are named with `image` and `caption`"
     if group and "json" in group.members:
         hint += ", captions of the json's fields with templates such as ((1.0, '{caption}'),)"
-    return hint + ", and of texts alone, leave the others out of data.inputs"
+    return hint + ", and of texts alone, leave images out of data.inputs"

@@ -188,7 +188,7 @@ def test_tfds_gives_every_example_once(files, prepared, target):
 def test_tfds_gives_texts_alone(files, prepared):
     samples = read_whole(open_it(files, images=False, type="tfds", dataset=prepared), 1_000)
     assert sorted(s.record.text for s in samples if not s.fault) == sorted(f"thing {i}" for i in range(40) if i != 7)
-    assert [s.fault for s in samples if s.fault] == ["empty caption"] and not any(s.image for s in samples)
+    assert [s.fault for s in samples if s.fault] == ["empty caption"] and not any(s.parts for s in samples)
 
 
 def test_tfds_fields_splits_and_filters(files, prepared):
@@ -264,7 +264,7 @@ def test_synthetic_samples_follow_from_the_seed(files, target):
     for sample in samples[:10]:
         check_image(sample.content)
     other = read_whole(open_it(files, type="synthetic", samples=5, seed=4, scale=0.1), target)
-    assert all(a.image != b.image for a, b in zip(samples, other))
+    assert all(a.content != b.content for a, b in zip(samples, other))
 
 
 def test_synthetic_images_are_about_as_large_as_stated(files):

@@ -73,7 +73,7 @@ def test_without_images_the_message_says_what_to_set(texts):
     texts.inputs.image = dict(type="image")
     texts.sources.main.urls = texts.sources.main.urls.replace("{0,1}", "1")
     write_tar(Path(texts.sources.main.urls), {f"{i:03d}": text(i) for i in range(4)})
-    with pytest.raises(DataError, match=r"no usable sample .*no image: 4\)\. .*of texts alone, set data\.modalities="):
+    with pytest.raises(DataError, match=r"no usable sample .*no image: 4\)\. .*of texts alone, leave images out of data\.inputs"):
         read(texts)
 
 
@@ -90,7 +90,8 @@ def test_lists_need_no_column_of_images(kind, config, tmp_path):
 
         pyarrow.parquet.write_table(arrow.Table.from_pylist(rows), path)
     entry = dict(type="synthetic", samples=48) if kind == "synthetic" else dict(type="files", urls=str(path))
-    config.sources, config.modalities = dict(main=entry), ("text",)
+    config.sources = dict(main=entry)
+    del config.inputs.image
     (batch,), summary = read(config)
     assert "image" not in batch and summary["samples"] == 48 and summary["bytes"] < 48 * 100
     assert len(np.unique(batch["caption_id"], axis=0)) == 48

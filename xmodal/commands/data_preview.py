@@ -1,7 +1,7 @@
 """A page of samples as the model sees them: crops, changes of colour, captions, tokens; beside the original images.
 
 python -m xmodal data preview --config configs/demo.py --out preview.html
-python -m xmodal data preview 'shards/*.tar' --config.data.image.policy=trivial --tokenizer tokenizer.json
+python -m xmodal data preview 'shards/*.tar' --config.data.inputs.image.policy=trivial --tokenizer tokenizer.json
 
 Nothing is drawn in another way than in training: the decoder, the crops, the choice of captions and the changes on the
 device are those of the stream. Other samples are chosen with `--config.seed=1`.

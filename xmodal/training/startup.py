@@ -14,13 +14,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.modalities import Inputs, Reread
-from data_pipelines.stream.contents import Content, contents
+from data_pipelines.stream.contents import contents
 from data_pipelines.stream.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
 from xmodal.interop.leaving import leaves_as, target
 from xmodal.models.batch_norm import STATISTICS
 from xmodal.paths import flatten_paths
+from xmodal.reporting.batches import print_batch
 from xmodal.reporting.flops import count_flops
 from xmodal.reporting.formatting import compact, number, percent, size
 from xmodal.reporting.summary import print_summary, print_table
@@ -120,13 +121,6 @@ def _data(summary: Mapping[str, Any]) -> dict[str, Any]:
         "left out": skipped,
         "readers": f"{summary['threads']} threads, up to {size(summary['memory_bytes'])} of memory",
     }
-
-
-def print_batch(found: Sequence[Content]) -> None:
-    """Prints what a batch holds and who makes it."""
-    shape = lambda spec: " x ".join(map(str, spec.shape))
-    rows = [[array.name, shape(array.spec), np.dtype(array.spec.dtype).name, array.maker] for array in found]
-    print_table("batch", ["array", "shape", "type", "from"], rows)
 
 
 def _print_sources(sources: Sequence[Mapping[str, Any]]) -> None:
