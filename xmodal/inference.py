@@ -16,9 +16,8 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.decode import full_image, to_rgb
-from data_pipelines.images.device import preprocess_batch
+
 from data_pipelines.text.preparation import Preparation
 from xmodal.config import ConfigError, make_spec
 from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
@@ -292,7 +291,7 @@ def own_inputs(model: Functional) -> dict[str, str]:
     return {name: t.embed.input for name, t in towers if t.embed and not t.reads and t.pool != "none"}
 
 
-def _decoded(number: int, picture: Picture, arrays: ImageArrays) -> Image.Image:
+def _decoded(number: int, picture: Picture, arrays) -> Image.Image:
     """Reads a picture as RGB."""
     try:
         if isinstance(picture, np.ndarray):

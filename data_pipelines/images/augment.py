@@ -89,8 +89,10 @@ def cropper(image: Any) -> Callable[[int, int, np.ndarray], Box]:
         share = image.size / (image.resize or image.size)
         return lambda height, width, u: squash(height, width, u, share)
     if image.crop == "whole" and not image.naflex.lengths:
-        raise DataError(f"{image.where}.crop='whole' keeps the shape of images, which needs {image.where}.naflex.lengths; "
-                        "'squash' makes a square of the whole image")  # fmt: skip
+        raise DataError(
+            f"{image.where}.crop='whole' keeps the shape of images, which needs {image.where}.naflex.lengths; 'squash' "
+            "makes a square of the whole image"
+        )
     if image.crop == "whole":
         return lambda height, width, u: Box(0, 0, height, width)
     raise DataError(f"{image.where}.crop is {image.crop!r}, not one of {_CROPS}{did_you_mean(image.crop, _CROPS)}")

@@ -74,14 +74,14 @@ def _check_shapes(image: Any) -> None:
     """Raises DataError if an image input asks for something that only squares can have."""
     if image.crop not in _CROPS:
         raise DataError(
-            f"{image.where}.crop is {image.crop!r}, which makes squares, and {image.where}.naflex keeps the shape of images: "
-            f"choose one of {_CROPS}, or set naflex.lengths to ()"
+            f"{image.where}.crop is {image.crop!r}, which makes squares, and {image.where}.naflex keeps the shape of "
+            f"images: choose one of {_CROPS}, or set naflex.lengths to ()"
         )
     for name, neutral in _SQUARE.items():
         if getattr(image, name) != neutral:
             raise DataError(
-                f"{image.where}.{name}={getattr(image, name)!r} needs square images of one size, and {image.where}.naflex gives each "
-                f"its own shape: set it to {neutral!r}, or naflex.lengths to ()"
+                f"{image.where}.{name}={getattr(image, name)!r} needs square images of one size, and "
+                f"{image.where}.naflex gives each its own shape: set it to {neutral!r}, or naflex.lengths to ()"
             )
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import jax
 
 SECTION = "data.inputs"
+HIDDEN: dict[str, Any] = dict(kw_only=True, repr=False, metadata=dict(option=False))
+"""Of a field that is no key of an entry: the pipeline sets it."""
 
 
 class NoPart(BadSample):
@@ -84,11 +86,6 @@ class Fact(NamedTuple):
     at_least: bool = False
 
 
-def hidden(default: Any) -> Any:
-    """Returns a field that is no key of an entry: the pipeline sets it."""
-    return field(default=default, kw_only=True, repr=False, metadata=dict(option=False))
-
-
 def shown(default: Any) -> Any:
     """Returns a field that is part of the identity: it decides what a model sees outside the training."""
     return field(default=default, metadata=dict(identity=True))
@@ -107,7 +104,7 @@ class Modality(abc.ABC):
 
     required: bool = True
     member: str = ""
-    name: str = hidden("")
+    name: str = field(default="", **HIDDEN)
 
     type: ClassVar[str]
     noun: ClassVar[str] = "part"  # in the reasons of samples that are left out
@@ -178,10 +175,10 @@ class Modality(abc.ABC):
 
     # ------------------------------------------------------------------------------------------ what it asks and says
 
-    def check(self, device: bool = False) -> None:
+    def check(self, device: bool = False) -> None:  # noqa: B027 - most have nothing to check
         """Raises DataError where options cannot be used; `device`: also those of `on_device`."""
 
-    def verify(self, content: Any, whole: bool = False) -> None:
+    def verify(self, content: Any, whole: bool = False) -> None:  # noqa: B027 - the same
         """Raises BadSample where a content cannot be decoded; `whole` decodes all of it, else as little as needed."""
 
     def signature(self) -> dict[str, Any]:
@@ -193,7 +190,7 @@ class Modality(abc.ABC):
         """Returns the fields of a sample's record that it uses."""
         return ()
 
-    def field_use(self, field: str) -> str:
+    def field_use(self, name: str) -> str:
         """Returns what uses a field of records, for messages."""
         return f"{self.where}"
 

@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 
 class Inputs(Mapping[str, Modality]):
-    """Modalities by the name of their input, in the order of the config; equal to no other type, never changed."""
+    """Modalities by the name of their input; never changed.
+
+    First come inputs that are named as their modality (`image`, `text`), then the others by name: a config keeps no
+    order. The first text is the one whose captions reports show and held-out sets have.
+    """
 
     def __init__(self, modalities: Mapping[str, Modality] | Iterable[Modality]):
         """Takes modalities that know their names; each finds the others that its options name."""
         found = modalities.values() if isinstance(modalities, Mapping) else modalities
         named = {modality.name: modality for modality in found}
+        order = sorted(named, key=lambda name: (name != named[name].type, name))
+        named = {name: named[name] for name in order}
         self._named = {name: modality.linked(named) for name, modality in named.items()}
 
     def __getitem__(self, name: str) -> Modality:
@@ -43,7 +49,7 @@ class Inputs(Mapping[str, Modality]):
         return Inputs(self._named | {name: self._named[name].changed(**changes)})
 
     def only(self, names: Iterable[str]) -> "Inputs":
-        """Returns these inputs, in the order of the config."""
+        """Returns these inputs."""
         wanted = set(names)
         return Inputs({name: modality for name, modality in self.items() if name in wanted})
 

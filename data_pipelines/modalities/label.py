@@ -96,7 +96,7 @@ class Label(Modality):
         """See `Modality`."""
         return (self.field,)
 
-    def field_use(self, field: str) -> str:
+    def field_use(self, name: str) -> str:
         """See `Modality`."""
         return f"{self.where}.field"
 

@@ -3,7 +3,7 @@
 import hashlib
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.listing import CAPTION_COLUMNS
-from data_pipelines.modalities.base import ArraySpec, Fact, Modality, NoPart, Part, Random, hidden, shown
+from data_pipelines.modalities.base import HIDDEN, ArraySpec, Fact, Modality, NoPart, Part, Random, shown
 from data_pipelines.samples import Record, Sample
 from data_pipelines.stream.hooks import text_hook
 from data_pipelines.text.captions import Captions
@@ -60,9 +60,9 @@ class Text(Modality):
     clean: str = shown("none")
     transform: str = ""
     after: str = ""
-    identifies: bool = hidden(False)  # it gives `caption_id`
-    before: "Text | None" = hidden(None)  # the input that `after` names
-    source: str = hidden("")  # path of the source that it reads, for messages
+    identifies: bool = field(default=False, **HIDDEN)  # it gives `caption_id`
+    before: "Text | None" = field(default=None, **HIDDEN)  # the input that `after` names
+    source: str = field(default="", **HIDDEN)  # path of the source that it reads, for messages
 
     type: ClassVar[str] = "text"
     noun: ClassVar[str] = "caption"
@@ -163,9 +163,9 @@ class Text(Modality):
         """See `Modality`."""
         return tuple(self.captions.fields)
 
-    def field_use(self, field: str) -> str:
+    def field_use(self, name: str) -> str:
         """See `Modality`."""
-        return f"the template {self.captions.pattern_of(field)!r}"
+        return f"the template {self.captions.pattern_of(name)!r}"
 
     def text_member(self) -> str:
         """See `Modality`."""
@@ -286,7 +286,7 @@ class OtherText:
 
     tokenizer: Tokenizer
     length: int
-    preparation: Preparation = Preparation()
+    preparation: Preparation = field(default_factory=Preparation)
     of: str = ""
 
 
@@ -294,8 +294,8 @@ class OtherText:
 class Reread(Modality):
     """An input that shows the captions which another one has drawn, to another model; see `OtherText`."""
 
-    how: OtherText | None = hidden(None)
-    drawn_by: Text | None = hidden(None)
+    how: OtherText | None = field(default=None, **HIDDEN)
+    drawn_by: Text | None = field(default=None, **HIDDEN)
 
     type: ClassVar[str] = "reread"
     noun: ClassVar[str] = "caption"

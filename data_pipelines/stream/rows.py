@@ -45,7 +45,7 @@ def batch_specs(inputs: Inputs, rows: int, draws: Mapping[str, int] | None = Non
 def empty_batch(
     inputs: Inputs, rows: int, draws: Mapping[str, int] | None = None, memory: Memory | None = None
 ) -> dict[str, np.ndarray]:
-    """Returns a batch to be filled, whose arrays nothing else uses; see `batch_specs`, `memory` gives the large ones."""
+    """Returns a batch to be filled, whose arrays nothing else uses; `memory` gives the large ones."""
     keys = batch_specs(inputs, rows, draws)[KEY_ID]
     return inputs.empty(rows, draws, memory) | {KEY_ID: aligned_empty(keys.shape, keys.dtype)}
 

@@ -95,5 +95,5 @@ def test_what_cannot_be_mixed():
     with pytest.raises(DataError, match="15 images cannot be mixed"):
         mix_images(IMAGES[:15], KEYS[:15], mixup=0.2)
     for alphas in ({}, dict(mixup=-0.1), dict(mixup=1.0, cutmix=-1.0)):
-        with pytest.raises(DataError, match=r"data\.inputs\.image\.mixup"):
+        with pytest.raises(DataError, match=r"mixup"):
             mix_images(IMAGES, KEYS, **alphas)

@@ -15,6 +15,7 @@ from tiny_shards import encode, sample, write_tar
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
+from data_pipelines.modalities import inputs_of
 from data_pipelines.order import buckets
 from data_pipelines.sources import index, open_source
 from data_pipelines.sources.measures import difference_hash
@@ -232,18 +233,19 @@ def test_small_buckets_join_their_neighbours(config, tmp_path):
     write_tar(tmp_path / "s.tar", made)
     config.sources.main = dict(urls=str(tmp_path / "s.tar"))
     config.inputs.text.length, config.inputs.text.buckets = 40, (6, 16)
+    text = inputs_of(config)["text"]
     with Files() as files:
         source = open_source("main", config.sources.main, config, files, lengths=True)
-        split = buckets.split(source, (6, 16), 40, 4)
+        split = buckets.split(source, text, 4)
         assert [(part.length, part.source.samples) for part in split] == [(40, 21)]
-        whole = buckets.split(source, (6, 16), 40, 1)
+        whole = buckets.split(source, text, 1)
         assert [(part.length, part.source.samples) for part in whole] == [(6, 2), (16, 18), (40, 1)]
 
 
 @pytest.mark.parametrize("wrong", [(16, 6), (2, 8), (8, 16), (6.0, 8), (6, 6)])
 def test_wrong_buckets(config, wrong):
     config.inputs.text.buckets = wrong
-    with pytest.raises(DataError, match=r"data\.text.buckets is .* rising lengths"):
+    with pytest.raises(DataError, match=r"data\.inputs\.text\.buckets is .* rising lengths"):
         open_stream(config, batch_size=16, seed=0)
 
 

@@ -53,8 +53,8 @@ def measure(args: argparse.Namespace) -> tuple[str, list[str], list[list]]:
 def _measure(config, steps: int, largest: bool) -> dict[str, object]:
     import jax
 
-    from data_pipelines.stream.stream import open_stream
     from data_pipelines.modalities import inputs_of
+    from data_pipelines.stream.stream import open_stream
     from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
     from xmodal.training.durations import samples_of
     from xmodal.training.startup import model_facts

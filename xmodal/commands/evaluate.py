@@ -100,6 +100,7 @@ def evaluate(
     """
     import jax
 
+    from data_pipelines.modalities import inputs_of
     from xmodal.commands.subject import open_subject, read_suite, subject_of
     from xmodal.distributed.mesh import make_mesh
     from xmodal.interop.folder import Stored
@@ -116,6 +117,7 @@ def evaluate(
         if suite:
             config, head = read_suite(suite, config), head | {"suite": str(suite)}
         _choose(config, only, suite or (model.origin if isinstance(model, Stored) else model))
+        inputs = inputs_of(config.data).with_tokenizers(subject.inputs.tokenizers)  # the suite may add a label
         evaluators = open_evaluators(config, subject.model, mesh, inputs)
         metrics, scores, details = {}, {}, {}
         for _, evaluator in evaluators.values():

@@ -28,7 +28,8 @@ class Embedder:
         parts = [None] * len(dataset)
         for batch, index in sample_batches(dataset, self._context, self._batch_size):
             scatter(parts, index, gather(self._context.embed[self._of_samples](params, batch)))
-        return check_rows(np.stack(parts), f"the embedding of the {self._context.input_of(self._of_samples)}", dataset.title)
+        what = f"the embedding of the {self._context.input_of(self._of_samples)}"
+        return check_rows(np.stack(parts), what, dataset.title)
 
     def texts(self, params: Mapping, texts: list[str]) -> np.ndarray:
         """Embeds texts, which are captions of a set or else went through `EvalContext.prepare`; equal ones once."""

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from data_pipelines.errors import DataError
+from data_pipelines.modalities import Image
 from data_pipelines.stream.evalset import EvalRecord, EvalSet, texts_of
 from data_pipelines.text.fields import lookup
 from xmodal.distributed.mesh import process_shard, to_global
@@ -209,7 +210,7 @@ def _side_by_side(pair: tuple, halves: Mapping[int, np.ndarray], template: str, 
         piece = shown[part][0] if part in shown else prepare(part)
         start = text.find(piece, end)
         if start < 0:
-            raise DataError(f"template: {template!r} becomes {text!r} as texts are prepared, in which {piece!r} is not found")
+            raise DataError(f"template: {template!r} becomes {text!r} when prepared, in which {piece!r} is not found")
         end = start + len(piece)
         if part in shown:
             names.append((start, end, shown[part][1]))
@@ -243,7 +244,7 @@ def _example(case: Case, maps: list, hits: list[bool]) -> dict[str, Any]:
     }
 
 
-def _uri(image: Image.Image) -> str:
+def _uri(image: Pillow.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

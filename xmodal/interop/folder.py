@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 
 import xmodal
 from data_pipelines.errors import DataError
-from data_pipelines.images.arrays import SHOWN
 from data_pipelines.images.device import check_normalisation
+from data_pipelines.modalities import Inputs
+from data_pipelines.modalities import inputs_of as open_inputs
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError, from_json, make_spec, to_json, validate, with_new_options
 from xmodal.finite import not_finite

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from data_pipelines.images.arrays import ImageArrays
-from data_pipelines.images.device import preprocess_batch
+
 from xmodal.inference import Model, own_inputs
 from xmodal.interop.folder import Stored
 from xmodal.interop.tables import InteropError

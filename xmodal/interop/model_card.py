@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import xmodal
-from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.naflex import Naflex
 from xmodal.interop.folder import Stored
 from xmodal.interop.huggingface import family_for

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data_pipelines.images.arrays import SHOWN
 from xmodal.config import load_saved
 from xmodal.interop.folder import CONFIG, TOKENIZER, parse
 from xmodal.interop.tables import InteropError

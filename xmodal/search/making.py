@@ -21,7 +21,6 @@ from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.host import cores
-from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.decode import full_image
 from data_pipelines.names import label_at, parts_of
 from data_pipelines.progress import progress

@@ -66,8 +66,10 @@ def _fill_vocabulary(section: ConfigDict, modality: Modality | None, where: str)
     if fact is not None:
         _fill(section, "vocab_size", fact.value, f"{where}.vocab_size", fact.option, fact.at_least)
     elif not section.get("vocab_size", 0):
-        raise ConfigError(f"{where}.vocab_size: these ids are those of no text of data.inputs, so no tokenizer says how "
-                          "many there are: set it")  # fmt: skip
+        raise ConfigError(
+            f"{where}.vocab_size: these ids are those of no text of data.inputs, so no tokenizer says how many there "
+            "are: set it"
+        )
 
 
 def _tokenizer_of(
@@ -95,8 +97,10 @@ def _check_readers(config: ConfigDict, inputs: Inputs) -> None:
     read = inputs_of(config.model.towers)
     for name, modality in inputs.stored.items():
         if name not in read.values():
-            raise ConfigError(f"no tower of the model reads {modality.where}: leave it out of data.inputs, so that it is "
-                              "neither asked for nor decoded")  # fmt: skip
+            raise ConfigError(
+                f"no tower of the model reads {modality.where}: leave it out of data.inputs, so that it is neither "
+                "asked for nor decoded"
+            )
     for tower, name in read.items():
         kind = config.model.towers[tower].embed.type
         if name not in inputs and "image_size" in _fields(kind):

@@ -44,7 +44,7 @@ def batch_inputs(task: Task) -> Inputs:
 
 
 def abstract_batch(task: Task, draws: Mapping[str, int] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global host batch, without data; `draws` is the length of inputs that have several, see `contents`."""
+    """Shapes of a global host batch, without data; `draws` has the length of inputs with several, see `contents`."""
     found = contents(task.config.data, batch_inputs(task), task.batch_size, draws)
     return {array.name: jax.ShapeDtypeStruct(array.spec.shape, array.spec.dtype) for array in found}
 
