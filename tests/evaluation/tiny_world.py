@@ -11,6 +11,7 @@ from tests.data.tiny_shards import sample, write_tar
 from xmodal.config import load_config
 from xmodal.distributed.mesh import make_mesh
 from xmodal.evaluation import EvalContext
+from xmodal.live import Live
 from xmodal.training.settle import resolve
 from xmodal.training.task import build_losses
 
@@ -53,7 +54,7 @@ class World:
         self.mesh = make_mesh(config.mesh, jax.devices()[:devices])
         tokenizer = Tokenizer.load(config.data.text.tokenizer)
         losses = build_losses(resolve(config, tokenizer), self.mesh)
-        self.context = EvalContext(losses.model, self.mesh, losses.preprocess, tokenizer, config.data)
+        self.context = EvalContext(Live(losses.model, config, self.mesh, tokenizer))
         self.params = jax.jit(losses.model.init)(jax.random.key(1))
 
     def evaluate(self, evaluator, params=None):

@@ -11,7 +11,8 @@ from data_pipelines.errors import DataError
 from tests import helpers
 from tests.interop import folders
 from xmodal.config import ConfigError
-from xmodal.interop.folder import open_stored, write_stored
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 
 @pytest.fixture(scope="module", params=["clip_vit", "siglip"])

@@ -14,10 +14,11 @@ from xmodal.config import ConfigError
 from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh
 from xmodal.interop import recipe
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.positions import resize_grid
 from xmodal.objectives.contrastive import normalize
 from xmodal.paths import flatten_paths
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 from xmodal.training.init_from import start_from
 from xmodal.training.task import build_task
 

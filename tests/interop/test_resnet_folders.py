@@ -13,10 +13,11 @@ from xmodal.commands.evaluate import evaluate
 from xmodal.config import make_spec
 from xmodal.evaluation.health import uniformity
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.tables import InteropError
 from xmodal.models.model import ModelSpec
 from xmodal.paths import flatten_paths
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 from xmodal.training.init_from import _resized
 
 PIXELS = {"resnet": 32, "resnet_classifier": 32, "clip_resnet": 64}

@@ -16,9 +16,11 @@ from tests import tiny_runs
 from xmodal.config import load_config
 from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh, to_global
-from xmodal.interop.folder import Stored, open_stored, write_stored
 from xmodal.interop.recipe import continue_from
 from xmodal.paths import flatten_paths
+from xmodal.stored.base import Stored
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 from xmodal.training import loop
 from xmodal.training.init_from import start_from
 from xmodal.training.task import build_task

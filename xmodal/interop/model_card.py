@@ -9,12 +9,12 @@ from typing import Any
 import xmodal
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.naflex import Naflex
-from xmodal.interop.folder import Stored
 from xmodal.interop.huggingface import family_for
 from xmodal.interop.pipelines import pipeline_misfit
 from xmodal.models.embed import inputs_of
 from xmodal.reporting.formatting import compact
 from xmodal.reporting.results import evaluation_tables
+from xmodal.stored.base import Stored
 
 
 @dataclasses.dataclass(frozen=True)

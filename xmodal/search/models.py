@@ -6,7 +6,7 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 from xmodal.inference import Model
-from xmodal.interop.folder import open_stored, parse
+from xmodal.stored.opening import open_stored, parse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,22 +13,18 @@ import numpy as np
 
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import place
-from xmodal.interop.folder import Stored, open_stored
 from xmodal.interop.positions import resize_grid
 from xmodal.interop.tables import differences, fail
 from xmodal.interop.tokenizer_files import same_tokens
 from xmodal.models.embed import NaflexSpec, PatchSpec
 from xmodal.models.model import ModelSpec
+from xmodal.models.options import free_paths
 from xmodal.models.tower import TowerSpec
 from xmodal.paths import flatten_paths
+from xmodal.stored.base import Stored
+from xmodal.stored.opening import open_stored
 from xmodal.training.task import Task
 
-# Settings that change neither what a weight means nor its shape, or whose shapes are compared by themselves.
-_FREE = re.compile(
-    r".*/(dropout|attn_dropout|drop_path|drop_connect|patch_dropout|momentum|norm_momentum|scan|remat(/\d+)?|init"
-    r"|gate_init|layer_scale|image_size|position_size|position_filter|positions|ragged|vocab_size|length|head|depth"
-    r"|pattern/.*/lora(/.*)?)"
-)
 _TOKENS = "text/embed/embedding"
 
 
@@ -108,10 +104,11 @@ def _meanings(stored: Stored, task: Task, patterns: tuple[str, ...]) -> list[str
     for name, tower in spec.towers.items():
         if name in stored.spec.towers:
             pair = _as_squares(tower, stored.spec.towers[name])
+            free = {path for spec in pair for path in free_paths(spec, name)}
             problems += [
                 line
                 for line in differences(*pair, name, ("is", "the weights have"))
-                if not _FREE.fullmatch(option := line.partition(": ")[0]) and not matches(option, patterns)
+                if (option := line.partition(": ")[0]) not in free and not matches(option, patterns)
             ]
     taken = any(getattr(t.embed, "type", "") == "token" for t in spec.towers.values()) and stored.tokenizer is not None
     if taken and not matches(_TOKENS, patterns) and (other := same_tokens(task.tokenizer, stored.tokenizer)):

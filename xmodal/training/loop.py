@@ -12,6 +12,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.io.storage import stalled_reads
 from data_pipelines.stream.stream import Stream, open_stream
 from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.checkpoints.writing import Checkpoints
 from xmodal.config import save_config, to_json
 from xmodal.distributed.mesh import (
     assert_same_data,
@@ -28,7 +29,6 @@ from xmodal.finite import NotFinite
 from xmodal.reporting.environment import write_environment
 from xmodal.reporting.files import write_text
 from xmodal.reporting.recorder import Recorder
-from xmodal.training.checkpoints.writing import Checkpoints
 from xmodal.training.durations import Pace, samples_of
 from xmodal.training.folder import make_folder, remove_left
 from xmodal.training.lock import RunLock, hold

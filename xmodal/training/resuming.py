@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.stream.stream import Stream
+from xmodal.checkpoints.reading import DamagedError
+from xmodal.checkpoints.writing import Checkpoints
 from xmodal.config import ConfigError, diff, from_json, with_new_options
-from xmodal.training.checkpoints.reading import DamagedError
-from xmodal.training.checkpoints.writing import Checkpoints
 from xmodal.training.init_from import start_from
 from xmodal.training.task import Task
 
