@@ -137,7 +137,7 @@ def test_a_run_goes_on_from_squares(tmp_path):
             task = build_task(config, mesh, given.tokenizer, 100)
             ones = lambda s: jax.device_put(np.ones(s.shape, s.dtype), s.sharding)
             state = jax.tree.map(ones, task.abstract_state())
-            return start_from(task, state)["params"]["image"]
+            return start_from(task, state)[0]["params"]["image"]
 
     same, fewer = started(6), started(4)
     for path, array in flatten_paths(given.params["image"]).items():

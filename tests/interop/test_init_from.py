@@ -45,7 +45,7 @@ def started(task):
     """A state of ones (quicker than random numbers, and no weights) with the weights put into it."""
     ones = lambda s: jax.device_put(np.ones(s.shape, s.dtype), s.sharding)
     with jax.set_mesh(task.mesh):
-        return start_from(task, jax.tree.map(ones, task.abstract_state()))
+        return start_from(task, jax.tree.map(ones, task.abstract_state()))[0]
 
 
 def refused(where, change):

@@ -18,7 +18,7 @@ from xmodal.models.model import ModelSpec
 from xmodal.paths import flatten_paths
 from xmodal.stored.opening import open_stored
 from xmodal.stored.project import write_stored
-from xmodal.training.init_from import _resized
+from xmodal.stored.starting import _resized
 
 PIXELS = {"resnet": 32, "resnet_classifier": 32, "clip_resnet": 64}
 

@@ -153,7 +153,7 @@ def test_interrupted_and_continued_is_the_same_and_needs_the_same_teacher(data, 
     again = build_task(continued, helpers.mesh(), Tokenizer.load(continued.data.text.tokenizer), tiny_runs.SAMPLES)
     with jax.set_mesh(again.mesh):
         placed = jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype), a.sharding), again.abstract_state())
-        params = flatten_paths(start_from(again, placed)["params"])
+        params = flatten_paths(start_from(again, placed)[0]["params"])
     student = flatten_paths(open_stored(tmp_path / "broken").params)
     assert student.keys() - params.keys() == {
         f"objectives/features/{tower}/projection/kernel" for tower in ("image", "text")

@@ -43,7 +43,7 @@ def open_subject(where: str | Path, mesh: jax.sharding.Mesh, *, step: int | None
     """
     kind, path = parse(where)
     if kind == run.KIND.name:  # straight onto the mesh, and as it was trained
-        found = run.load_run(path, mesh, step=step)
+        found = run.load_run(path, mesh, open_stored, step=step)
         return Subject(Live.place(found.stored, mesh), {"step": found.stored.step, "samples": found.samples})
     return Subject(Live.place(open_stored(where, step=step), mesh), {"model": str(where)})
 

@@ -61,10 +61,14 @@ def _interpolated(where: str, args: argparse.Namespace, stored: Any, weights: st
     from xmodal.config import ConfigError
     from xmodal.interop.averaging import interpolate
     from xmodal.stored.opening import open_stored
+    from xmodal.stored.starting import Starting
 
-    start = args.start or stored.config.get("init_from", "")
+    start = args.start or stored.config.init_from
     if not start:
         raise ConfigError(f"--interpolate: {where} started from random weights; name others with --start DIR")
+    if not isinstance(start, str):
+        places = Starting.of(stored.config)
+        raise ConfigError(f"--interpolate: {where} started from {places}; name one folder of such a model with --start")
     return interpolate(open_stored(start), stored, args.interpolate), (
         f"{args.interpolate:g} of the way from {start} to {weights or 'the weights as they were'}"
     )

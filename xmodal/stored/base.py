@@ -104,7 +104,7 @@ class Kind:
       name: also the prefix of "NAME:DIR", where `prefixed`.
       expects: what tells such a folder, for the message that none was found.
       holds: path -> whether the folder (or file) is of this kind; reads no weights.
-      open: (path, choice) -> the model.
+      open: (path, choice, open_other) -> the model; `open_other` opens another place that the folder names.
       prefixed: "NAME:DIR" opens a folder as this kind, whatever `holds` says.
       chooses: its folders hold several weights, so that a `Choice` means something.
     """
@@ -112,7 +112,7 @@ class Kind:
     name: str
     expects: str
     holds: Callable[[Path], bool]
-    open: Callable[[Path, Choice], Stored]
+    open: Callable[[Path, Choice, Callable[[str], Stored]], Stored]
     prefixed: bool = False
     chooses: bool = False
 

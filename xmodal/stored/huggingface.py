@@ -1,5 +1,6 @@
 """Folders of Hugging Face transformers, of every family that `xmodal.interop` has a table of."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from xmodal.interop import preprocessing
@@ -14,8 +15,8 @@ def _holds(path: Path) -> bool:
     return (path / CONFIG).is_file() and "model_type" in preprocessing.read_json(path / CONFIG)
 
 
-def _open(path: Path, choice: Choice) -> Stored:
-    del choice
+def _open(path: Path, choice: Choice, open_other: Callable) -> Stored:
+    del choice, open_other
     config = preprocessing.read_json(path / CONFIG)
     try:
         family = family_of(config)

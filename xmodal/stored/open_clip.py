@@ -1,5 +1,6 @@
 """Folders of open_clip, as its `push_to_hf_hub` writes them; a file of their weights stands for the folder, too."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.text.tokenizers import Tokenizer
@@ -15,8 +16,8 @@ def _holds(path: Path) -> bool:
     return (path / open_clip.CONFIG).is_file()
 
 
-def _open(path: Path, choice: Choice) -> Stored:
-    del choice
+def _open(path: Path, choice: Choice, open_other: Callable) -> Stored:
+    del choice, open_other
     folder, name = (path, open_clip.WEIGHTS) if path.is_dir() else (path.parent, path.name)
     where = folder / open_clip.CONFIG
     if not where.is_file():

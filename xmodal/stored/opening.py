@@ -29,7 +29,7 @@ def open_stored(where: str | Path, *, step: int | None = None, ema: bool | None 
     choice = Choice(step, ema)
     if choice != Choice() and not KINDS[name].chooses:
         raise InteropError(f"{where} is not a run: it has no other steps and no averaged weights")
-    return KINDS[name].open(path, choice)
+    return KINDS[name].open(path, choice, open_stored)
 
 
 def parse(where: str | Path) -> tuple[str, Path]:

@@ -7,7 +7,7 @@ and `xmodal`: where it comes from), `tokenizer.json` and `model.safetensors`, wh
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -81,8 +81,8 @@ def _holds(path: Path) -> bool:
     return (path / CONFIG).is_file() and "xmodal" in read_json(path / CONFIG)
 
 
-def _open(path: Path, choice: Choice) -> Stored:
-    del choice
+def _open(path: Path, choice: Choice, open_other: Callable) -> Stored:
+    del choice, open_other
     config = _read_config(path / CONFIG)
     weights, shapes = open_weights(path), _shapes(make_spec(ModelSpec, config.model, f"{path}: model"))
     learned = {name for name in weights if name.startswith("objectives/")}

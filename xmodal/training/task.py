@@ -18,6 +18,7 @@ from xmodal.evaluation.opening import open_evaluators
 from xmodal.live import Live
 from xmodal.models.model import ModelSpec
 from xmodal.objectives import Objective
+from xmodal.paths import flatten_paths
 from xmodal.reporting.bootstrap import METHODS
 from xmodal.reporting.weights_and_biases import library
 from xmodal.training.durations import Pace, to_steps
@@ -78,6 +79,11 @@ class Task:
             total_steps=self.total_steps,
             where=where,
         )
+
+    @property
+    def parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of all parameters, by path."""
+        return flatten_paths(shapes_of(self.losses.model, self.losses.objectives))
 
     def init(self, key: jax.Array) -> dict:
         """Returns a fresh train state."""
