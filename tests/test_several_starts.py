@@ -15,7 +15,7 @@ from xmodal.paths import flatten_paths
 from xmodal.stored.opening import open_stored
 from xmodal.stored.starting import Starting, merged, without
 
-FROZEN = '((r"image/.*", dict(freeze=True)),)'.replace("dict(freeze=True)", '{"freeze": True}')
+FROZEN = '(("image/.*", {"freeze": True}),)'
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def starts(tmp_path_factory):
 
 
 def flags(data, *entries, **changes):
-    """Arguments of a run of four steps from these entries, whose image tower is frozen and whose weights are averaged."""
+    """Arguments of a run of four steps from these entries, with a frozen image tower and averaged weights."""
     options = dict(schedule__total=4, checkpoint__every=2, checkpoint__keep_last=9, optimizer__ema=0.9)
     options |= dict(init_from=repr(entries), init_from_except='("objectives/.*",)', optimizer__rules=FROZEN)
     return tiny_runs.flags(data, **(options | changes))
@@ -89,19 +89,23 @@ def test_a_run_goes_on_exactly_without_what_it_does_not_store(starts, tmp_path):
     tiny_runs.run(tmp_path / "broken", arguments, tiny_runs.StopAt(3))
     tiny_runs.run(tmp_path / "broken", arguments)
     whole, lean = (tiny_runs.arrays(tmp_path / name, 4) for name in ("stored", "broken"))
-    assert {p for p in whole if p not in lean} == {p for p in whole if p.split("/")[:2] in (["params", "image"], ["ema", "image"])}
+    assert {p for p in whole if p not in lean} == {
+        p for p in whole if p.split("/")[:2] in (["params", "image"], ["ema", "image"])
+    }
     assert lean == {path: whole[path] for path in lean}, "bit for bit, in the average, too"
 
 
 def test_whoever_opens_its_checkpoint_reads_the_rest(starts, tmp_path, capsys):
-    data, pictures, words = starts
+    _, pictures, _ = starts
     tiny_runs.run(tmp_path / "run", unstored(*starts))
     for ema in (False, True):
         found = flatten_paths(open_stored(tmp_path / "run", ema=ema).params)
         image = flatten_paths(open_stored(pictures).params["image"])
         assert all((found[f"image/{path}"] == array).all() for path, array in image.items())
     image = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
-    np.testing.assert_array_equal(xmodal.load(tmp_path / "run").embed_image(image), xmodal.load(pictures).embed_image(image))
+    np.testing.assert_array_equal(
+        xmodal.load(tmp_path / "run").embed_image(image), xmodal.load(pictures).embed_image(image)
+    )
     assert "retrieval" in evaluate(tmp_path / "run").results
     assert main(["export", "--workdir", str(tmp_path / "run"), "--to", "xmodal", "--out", str(tmp_path / "out")]) == 0
     assert "image/embed/kernel" in flatten_paths(open_stored(tmp_path / "out").params)

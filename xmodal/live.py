@@ -158,7 +158,7 @@ class Live:
     def given(self, params: Mapping | None) -> Mapping:
         """Returns the parameters of a call: those that it is given, or else those that are placed."""
         if params is None and self.params is None:
-            raise ValueError("this model has no parameters of its own: give them with each call")
+            raise ValueError("no parameters were placed with this model: give them with each call")
         return self.params if params is None else params
 
     # ------------------------------------------------------------------------------------------ running it

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny_world import options_of
+from tiny_world import changed, options_of
 
 from xmodal.config import make_spec
-from xmodal.evaluation import EVALUATORS, EvalContext, ranking
+from xmodal.evaluation import EVALUATORS, ranking
 from xmodal.evaluation.classification import average_precision, several
 from xmodal.evaluation.opening import open_evaluators
 from xmodal.evaluation.pairs import winoground
@@ -72,7 +72,7 @@ def test_weights_are_refused_with_the_parameter(kind, value, contexts, every_mod
 @pytest.mark.parametrize("kind", EVALUATORS)
 def test_an_output_that_is_no_number_is_refused_with_the_sample(kind, contexts, every_model, train):
     own, context = contexts[0]
-    context = EvalContext(dataclasses.replace(context.live, model=Poisoned(every_model[0])))
+    context = changed(context, model=Poisoned(every_model[0]))
     evaluator = make_spec(EVALUATORS[kind], dict(urls=own.urls, batch_size=16) | options_of(kind, train), "evals.x")
     with jax.set_mesh(own.mesh), pytest.raises(NotFinite, match=r"of (sample \d\d\d of \w+\.tar|the text '.+') is NaN"):
         evaluator.prepare("x", context)(every_model[1])

@@ -1,5 +1,6 @@
 """A held-out set with everything that evaluators read, and a tiny model with random weights."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -42,6 +43,13 @@ def held_out(i: int) -> dict[str, bytes]:
     captions = [f"thing {i}", f"Thing {i // 2}  small", KINDS[i % 3]][: 1 + i % 3]
     fields = dict(kind=KINDS[i % 3], lines=captions, side="left" if i < 20 else "right", number=i)
     return sample(i) | dict(json=json.dumps(fields).encode())
+
+
+def changed(context: EvalContext, data=None, **changes) -> EvalContext:
+    """The context of another model, tokenizer or section `data`."""
+    config = context.live.config.copy_and_resolve_references()
+    config.data = config.data if data is None else data
+    return EvalContext(dataclasses.replace(context.live, config=config, **changes))
 
 
 class World:

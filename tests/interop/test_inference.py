@@ -70,7 +70,7 @@ def test_compiles_are_bounded(folder):
     model = xmodal.load(folder, batch_size=24, mesh=helpers.mesh())
     for count in (1, 2, 5, 8, 9, 20, 24, 25, 50):
         model.embed_text(["w10"] * count)
-    assert model._towers["text"]._cache_size() == 3  # 1, 8, 24
+    assert model.live.embed["text"]._cache_size() == 3  # 1, 8, 24
 
 
 def test_bfloat16_is_close(model, folder):

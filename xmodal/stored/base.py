@@ -30,9 +30,9 @@ class Stored:
     """A model with everything that it needs to be used.
 
     Attributes:
-      config: a complete config; `model`, `objectives`, `data.image` and `data.text` are the model's own.
+      config: a complete config; `model`, `objectives`, `data.image` and `data.text` are those of the model.
       params: {tower: ..., "objectives": ...}, nested dicts of arrays.
-      tokenizer: of its texts; None for a model of pictures alone.
+      tokenizer: of its texts; None for a model of images alone.
       origin: where it was read.
       step: of the run that made it, or None.
     """

@@ -252,7 +252,7 @@ class _Fit:
             if path not in have:
                 problems.append(f"missing: {path} {shapes[path].shape}")
                 continue
-            array = _resized(path, np.asarray(have[path], np.float32), shapes[path].shape, self.stored.spec, spec)
+            array = resized(path, np.asarray(have[path], np.float32), shapes[path].shape, self.stored.spec, spec)
             if array.shape != shapes[path].shape:
                 problems.append(f"shape: {path} is {array.shape}, the model needs {shapes[path].shape}")
             arrays[path] = array
@@ -267,7 +267,7 @@ class _Fit:
 
     def _meanings(self, spec: ModelSpec) -> list[str]:
         """What would make the same weights compute something else."""
-        problems, ours, theirs = [], self.target.config, self.stored.config
+        problems, ours, given = [], self.target.config, self.stored.config
         here = {p.removeprefix(f"{STATISTICS}/").partition("/")[0] for p in self.target.shapes if self._gives(p)}
         for name in [name for name in spec.towers if name in here and name in self.stored.spec.towers]:
             problems += self._differences(name, spec.towers[name])
@@ -280,18 +280,19 @@ class _Fit:
                     f"{path} to learn new tokens"
                 )
                 break
-        classes = {config.data.label.classes for config in (ours, theirs) if config.data.label.classes}
+        classes = {config.data.label.classes for config in (ours, given) if config.data.label.classes}
         if len(classes) > 1 and self._takes(_CLASSES):
             problems.append(
                 "data.label.classes are not those of the weights; except image/projection/.* to learn these from the "
                 "start"
             )
         if "image" in self.stored.spec.towers and self._takes(_PATCHES):
-            image, given = ours.data.image, theirs.data.image
+            image, stored = ours.data.image, given.data.image
             problems += [
-                f"data.image.{key}: is {image[key]}, the weights have {given[key]}"
+                f"data.image.{key}: is {image[key]}, the weights have {stored[key]}"
                 for key in ("mean", "std")
-                if not np.allclose(image[key], given[key], atol=1e-4) and not self.starting.excepts(f"data/image/{key}")
+                if not np.allclose(image[key], stored[key], atol=1e-4)
+                and not self.starting.excepts(f"data/image/{key}")
             ]
         return problems
 
@@ -306,12 +307,12 @@ class _Fit:
         return [line for line in lines if option(line) not in free and not self.starting.excepts(option(line))]
 
 
-def _resized(path: str, array: np.ndarray, shape: tuple, theirs: ModelSpec, ours: ModelSpec) -> np.ndarray:
+def resized(path: str, array: np.ndarray, shape: tuple, given: ModelSpec, wanted: ModelSpec) -> np.ndarray:
     """Position embeddings for the resolution or the text length of the run; any other array as it is."""
     tower, _, rest = path.partition("/")
-    if rest not in ("embed/position", "pool/position") or array.shape == shape or tower not in theirs.towers:
+    if rest not in ("embed/position", "pool/position") or array.shape == shape or tower not in given.towers:
         return array
-    old, new = (getattr(spec.towers[tower], "embed", None) for spec in (theirs, ours))
+    old, new = (getattr(spec.towers[tower], "embed", None) for spec in (given, wanted))
     grids = [getattr(embed, "position_grid", None) or getattr(embed, "grid", None) for embed in (old, new)]
     if all(grids):
         return resize_grid(array, *grids)
@@ -319,13 +320,13 @@ def _resized(path: str, array: np.ndarray, shape: tuple, theirs: ModelSpec, ours
     return array[: shape[0]]
 
 
-def _as_squares(ours: TowerSpec, theirs: TowerSpec) -> tuple[TowerSpec, TowerSpec]:
+def _as_squares(wanted: TowerSpec, given: TowerSpec) -> tuple[TowerSpec, TowerSpec]:
     """Where one tower takes squares and the other packed patches, both as squares: their parameters mean the same."""
-    if {type(ours.embed), type(theirs.embed)} != {PatchSpec, NaflexSpec}:
-        return ours, theirs
-    squares = next(tower.embed for tower in (ours, theirs) if isinstance(tower.embed, PatchSpec))
+    if {type(wanted.embed), type(given.embed)} != {PatchSpec, NaflexSpec}:
+        return wanted, given
+    squares = next(tower.embed for tower in (wanted, given) if isinstance(tower.embed, PatchSpec))
     same = dict(stem=(), class_token=False, registers=0, position="learned", bias=True, pre_norm=False)
     as_patches = lambda tower: dataclasses.replace(
         tower, embed=dataclasses.replace(squares, patch_size=tower.embed.patch_size, **same)
     )
-    return tuple(as_patches(t) if isinstance(t.embed, NaflexSpec) else t for t in (ours, theirs))
+    return tuple(as_patches(t) if isinstance(t.embed, NaflexSpec) else t for t in (wanted, given))
