@@ -87,7 +87,7 @@ class Live:
         live = cls.of(stored, mesh, dtype=dtype, towers=towers)
         params = live.model.own(stored.params)
         shapes = jax.eval_shape(lambda tree: tree, params)
-        placed = shardings(shapes, mesh, live.config.mesh.rules, must_match=not towers)
+        placed = shardings(shapes, mesh, live.config.mesh.rules, must_match=False)  # some are for parts not placed here
         params = jax.tree.map(_put, params, placed)
         return dataclasses.replace(live, params=params, fingerprint=stored.fingerprint() if identify else "")
 

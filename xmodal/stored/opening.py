@@ -32,22 +32,34 @@ def open_stored(where: str | Path, *, step: int | None = None, ema: bool | None 
     return KINDS[name].open(path, choice, open_stored)
 
 
+def split(where: str | Path) -> tuple[str, Path]:
+    """Returns the name of the kind that "NAME:DIR" begins with, or "", and the folder or file."""
+    name, colon, rest = str(where).partition(":")
+    if not colon or name not in KINDS or not KINDS[name].prefixed:
+        name, rest = "", str(where)
+    return name, Path(rest).expanduser()
+
+
+def whole_name(where: str | Path) -> str:
+    """Returns what names a model from any working directory. Raises an InteropError as `parse`."""
+    name, path = parse(where)
+    return f"{name}:{path.resolve()}" if KINDS[name].prefixed else str(path.resolve())
+
+
 def parse(where: str | Path) -> tuple[str, Path]:
     """Returns the name of a kind in `KINDS`, and the folder or file.
 
     Raises:
       InteropError: there is no such folder, or it is of no kind.
     """
-    name, colon, rest = str(where).partition(":")
-    if not colon or name not in KINDS or not KINDS[name].prefixed:
-        name, rest = "", str(where)
-    path = Path(rest).expanduser()
+    name, path = split(where)
     if not path.exists():
-        if problem := not_local(rest):
+        text = str(where).removeprefix(f"{name}:")
+        if problem := not_local(text):
             raise InteropError(problem)
         hint = ""
-        if name == "hf" and rest.count("/") == 1:
-            hint = f". Nothing is downloaded here: `hf download {rest} --local-dir DIR`, then name hf:DIR"
+        if name == huggingface.KIND.name and text.count("/") == 1:
+            hint = f". Nothing is downloaded here: `hf download {text} --local-dir DIR`, then name hf:DIR"
         raise InteropError(f"there is no folder {path}{hint}")
     refuse_pickles(path)
     if name:
