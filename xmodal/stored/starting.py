@@ -80,9 +80,14 @@ class Starting:
         numbers = (i for i, (pattern, _, _) in enumerate(self.entries) if matches(path, (pattern,)))
         return next(numbers, None)
 
+    @property
+    def stores_all(self) -> bool:
+        """Whether checkpoints hold every parameter."""
+        return all(options.stored for _, _, options in self.entries)
+
     def unstored(self, paths: Collection[str]) -> frozenset[str]:
         """Those of a model's parameters that checkpoints leave out."""
-        if all(options.stored for _, _, options in self.entries):
+        if self.stores_all:
             return frozenset()
         number = {path: self.entry_of(path) for path in paths if not self.excepts(path)}
         return frozenset(path for path, i in number.items() if i is not None and not self.entries[i][2].stored)

@@ -49,8 +49,10 @@ def kept_out(task: Task) -> Kept:
     Raises:
       ConfigError: the run would train some of it.
     """
-    shapes = task.parameters
-    paths = Starting.of(task.config).unstored(shapes)
+    starting = Starting.of(task.config)
+    if starting.stores_all:
+        return Kept()
+    paths = starting.unstored(task.parameters)
     if trained := _trained(paths, task.plan, task.losses.model):
         more = f" and {len(trained) - 3} more" if len(trained) > 3 else ""
         raise ConfigError(
@@ -98,6 +100,8 @@ def completed(task: Task, abstract: Mapping[str, Any], state: Mapping[str, Any],
       ConfigError: the weights are not there any more, or are not those that the run began with.
     """
     kept = Kept(kept_out(task).paths, meta.get(UNSTORED, ""))
+    if not kept.paths:
+        return dict(state), Kept()
     arrays = read_unstored(_target(task), open_stored, kept.fingerprint)
     parts = {}
     for part in [part for part in _PARTS if part in state]:
@@ -116,8 +120,6 @@ def _target(task: Task) -> Target:
 
 def _trained(paths: frozenset[str], plan: OptimizerPlan, model: Functional) -> list[str]:
     """Those of some parameters that a run changes, in order."""
-    if not paths:
-        return []
     held, frozen = model.freezing(plan.frozen).frozen, flatten_paths(plan.frozen)
 
     def changes(path: str) -> bool:
