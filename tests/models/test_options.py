@@ -6,6 +6,7 @@ import pytest
 
 from xmodal.models.embed import EMBEDDERS
 from xmodal.models.options import SHAPES, TRAINING, free_paths, training
+from xmodal.models.presets.base import ATTENTION_FIELDS, TRUNK_FIELDS
 from xmodal.models.resnet import ResNetSpec
 from xmodal.models.spec import Lora, Sublayer
 from xmodal.models.tower import TowerSpec
@@ -23,6 +24,12 @@ def test_each_spec_says_so_on_its_fields(spec):
     assert all(metadata in ({}, TRAINING, SHAPES) for metadata in fields.values())
     assert set(training(spec)) == {name for name in fields if name in NAMES}
     assert fields.get("image_size", SHAPES) == SHAPES == fields.get("length", SHAPES)
+
+
+def test_presets_know_the_fields_of_a_trunk():
+    names = lambda spec: {f.name for f in dataclasses.fields(spec)}
+    assert set(TRUNK_FIELDS) == names(TrunkSpec) - {"width", "depth", "pattern"}
+    assert set(ATTENTION_FIELDS) < names(Sublayer)
 
 
 def test_the_paths_of_what_need_not_agree():
