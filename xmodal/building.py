@@ -69,7 +69,7 @@ def init_objectives(objectives: Mapping[str, Objective], spec: ModelSpec, key: j
     return {name: tree for name, tree in params.items() if tree}
 
 
-def abstract_params(model: Functional, objectives: Mapping[str, Objective]) -> dict:
+def parameter_shapes(model: Functional, objectives: Mapping[str, Objective]) -> dict:
     """Returns shapes and types of what `init_params` makes; nothing is allocated."""
     return jax.eval_shape(lambda key: init_params(model, objectives, key), jax.random.key(0))
 

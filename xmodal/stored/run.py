@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines.text.tokenizers import Tokenizer
-from xmodal.building import abstract_params, build_model, build_objectives
+from xmodal.building import build_model, build_objectives, parameter_shapes
 from xmodal.checkpoints.reading import (
     CheckpointError,
     checkpoint_folder,
@@ -96,7 +96,7 @@ def _load(
 def _abstract(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
     """Shapes, types and shardings of all parameters of a run."""
     model = build_model(config)
-    shapes = abstract_params(model, build_objectives(config, model.spec))
+    shapes = parameter_shapes(model, build_objectives(config, model.spec))
     placed = shardings(shapes, mesh, config.mesh.rules)
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
 

@@ -8,8 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.text.tokenizers import Tokenizer
-from xmodal.building import abstract_params as shapes_of
-from xmodal.building import build_model, build_objectives, preprocessor
+from xmodal.building import build_model, build_objectives, parameter_shapes, preprocessor
 from xmodal.config import ConfigError, did_you_mean
 from xmodal.distributed.mesh import num_batch_shards
 from xmodal.distributed.sharding import shardings
@@ -83,7 +82,7 @@ class Task:
     @property
     def parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of all parameters, by path."""
-        return flatten_paths(shapes_of(self.losses.model, self.losses.objectives))
+        return flatten_paths(parameter_shapes(self.losses.model, self.losses.objectives))
 
     def init(self, key: jax.Array) -> dict:
         """Returns a fresh train state."""
@@ -185,7 +184,7 @@ def abstract_params(
     if teacher is not None:
         settle_objectives(config, lambda cls, entry: cls.settle_teacher(entry, teacher.facts))
     losses = build_losses(config, mesh)
-    return config, losses, shapes_of(losses.model, losses.objectives)
+    return config, losses, parameter_shapes(losses.model, losses.objectives)
 
 
 def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
