@@ -94,7 +94,7 @@ def test_the_teacher_sees_pictures_and_captions_as_it_was_trained_with_them(data
     np.testing.assert_allclose(said["teacher.text"], model.embed_text(captions), atol=1e-5)
     np.testing.assert_allclose(said["teacher.image"], model.embed_image(list(rows["image"])), atol=1e-5)
     assert task.config.objectives.features.widths == (32, 32)
-    own = flatten_paths(jax.tree.map(np.asarray, model._params))
+    own = flatten_paths(jax.tree.map(np.asarray, model.live.params))
     assert all(np.array_equal(own[path], array) for path, array in flatten_paths(task.teacher.params).items())
 
 
