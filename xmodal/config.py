@@ -23,6 +23,7 @@ from xmodal.messages import ConfigError, did_you_mean, unknown_key
 from xmodal.reporting.files import write_text
 
 T = TypeVar("T")
+_REGISTERED = " A class of your project is known after its module is imported: `xmodal --import MODULE COMMAND`"
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "None"}
 
 
@@ -162,6 +163,25 @@ def make_spec(cls: type[T], values: Mapping | ConfigDict, where: str) -> T:
         return cls(**converted)
     except ValueError as error:  # from the class's own checks
         raise ConfigError(f"{where}: {error}") from error
+
+
+def build_entry(registry: Mapping[str, type[T]], entry: Mapping | ConfigDict, where: str) -> T:
+    """Builds a named entry of an open section: its `type` chooses the class, the other keys are its fields.
+
+    Args:
+      registry: classes by the name that `type` gives them.
+      entry: of the config.
+      where: its path in the config, for messages.
+
+    Raises:
+      ConfigError: an unknown type or key, or a value of the wrong type.
+    """
+    values = dict(entry)
+    kind = values.pop("type", None)
+    if kind not in registry:
+        hint = did_you_mean(str(kind), registry) or _REGISTERED
+        raise ConfigError(f"{where}.type: expected {', '.join(registry)}, got {kind!r}.{hint}")
+    return make_spec(registry[kind], values, where=where)
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -125,8 +125,8 @@ def _pixels(config: Any, rows: list, tokenizer: Any) -> list[np.ndarray | None]:
     from data_pipelines.stream.rows import RowFiller, empty_batch
     from data_pipelines.text.tokenizers import Tokenizer
     from xmodal import keys
+    from xmodal.building import preprocessor
     from xmodal.commands.data_inputs import DEMO_TOKENIZER
-    from xmodal.training.task import preprocessor
 
     image, text = config.data.image, config.data.text
     if not has_images(config.data.modalities):

@@ -20,9 +20,10 @@ def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     import jax
 
-    from xmodal.interop.folder import open_stored, write_stored
     from xmodal.reporting.formatting import compact
     from xmodal.reporting.summary import print_summary
+    from xmodal.stored.opening import open_stored
+    from xmodal.stored.project import write_stored
 
     stored = open_stored(args.source)
     write_stored(stored, args.out)

@@ -12,8 +12,8 @@ from data_pipelines.stream.evalset import EvalSet
 from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.distributed.mesh import assert_same_data
+from xmodal.live import Live
 from xmodal.models.model import Functional
-from xmodal.objectives.contrastive import normalize
 from xmodal.reporting.scores import Scores
 
 
@@ -22,18 +22,35 @@ class EvalContext:
     """The parts of a run that evaluators share; the same in training and offline.
 
     Attributes:
-      model: the towers as pure functions.
-      mesh: batches are split over all its devices.
-      preprocess: (batch, None) -> batch with float images, on the device.
-      tokenizer: that the run trains with; None for a model of images alone.
-      data: `config.data`.
+      live: the model. Evaluators get the parameters with each evaluation, as training changes them.
     """
 
-    model: Functional
-    mesh: jax.sharding.Mesh
-    preprocess: Callable
-    tokenizer: Tokenizer | None
-    data: Any
+    live: Live
+
+    @property
+    def model(self) -> Functional:
+        """The towers as pure functions."""
+        return self.live.model
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """Batches are split over all its devices."""
+        return self.live.mesh
+
+    @property
+    def preprocess(self) -> Callable:
+        """(batch, None) -> batch with float images, on the device."""
+        return self.live.preprocess
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the run trains with; None for a model of images alone."""
+        return self.live.tokenizer
+
+    @property
+    def data(self) -> Any:
+        """The section `data` of the config."""
+        return self.live.data
 
     def open(
         self,
@@ -79,20 +96,13 @@ class EvalContext:
 
     @functools.cached_property
     def embed(self) -> dict[str, Callable]:
-        """Jitted (params, batch) -> unit embeddings [batch, dim] by tower; compiled once for all evaluators."""
-        return {tower: jax.jit(functools.partial(self._embed, f"{tower}.pooled")) for tower in ("image", "text")}
+        """Jitted (params, batch) -> unit embeddings, by tower; compiled once for all evaluators. See `Live.embed`."""
+        return self.live.embed
 
     @functools.cached_property
     def embed_local(self) -> dict[str, Callable]:
-        """Jitted (params, batch) -> {"x": unit patches or words [batch, seq, dim], "valid": [batch, seq]}, by tower."""
-        return {tower: jax.jit(functools.partial(self._embed_local, f"{tower}.local")) for tower in ("image", "text")}
-
-    def _embed_local(self, output: str, params: Mapping, batch: Mapping) -> dict[str, jax.Array]:
-        found = self.model(params, self.preprocess(batch, None), frozenset({output}))[output]
-        return {"x": normalize(found["x"]), "valid": found["valid"]}
-
-    def _embed(self, output: str, params: Mapping, batch: Mapping) -> jax.Array:
-        return normalize(self.model(params, self.preprocess(batch, None), frozenset({output}))[output])
+        """Jitted (params, batch) -> unit patches or words, by tower. See `Live.embed_local`."""
+        return self.live.embed_local
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.labels import Labels
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
-from xmodal.evaluation.embedding import batch_size_for, gather, image_batches, scatter
+from xmodal.evaluation.embedding import gather, image_batches, scatter
 from xmodal.evaluation.ranking import ranks
 from xmodal.evaluation.zero_shot import accuracy, confusion
 from xmodal.finite import check_rows
@@ -41,7 +41,7 @@ class Classification(Evaluator):
         ids = np.stack([labels.ids(record.fields) for record in dataset.records])
         forward = jax.jit(functools.partial(_logits, context, f"{self.tower}.pooled"))
         classes = list(context.data.label.classes) or [str(i) for i in range(labels.count)]
-        size, prefix = batch_size_for(context, self.batch_size), f"classification/{name}"
+        size, prefix = context.live.rows(self.batch_size), f"classification/{name}"
 
         def run(params: Mapping) -> EvalResult:
             parts = [None] * len(dataset)

@@ -13,7 +13,7 @@ import optax
 
 from data_pipelines.errors import DataError
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
-from xmodal.evaluation.embedding import batch_size_for, gather, text_batches
+from xmodal.evaluation.embedding import gather, text_batches
 from xmodal.finite import check_rows
 from xmodal.objectives.masked_text import MaskedText as Objective
 
@@ -46,7 +46,7 @@ class MaskedText(Evaluator):
         """See `Evaluator`."""
         dataset, prefix = self.open(name, context, images=False), f"masked_text/{name}"
         texts = list(dict.fromkeys(text for record in dataset.records for text in record.captions))
-        size = batch_size_for(context, self.batch_size)
+        size = context.live.rows(self.batch_size)
         turns = self.repeats
         if self.hide == "each":
             turns = int(context.tokenizer.encode(texts, context.data.text.length)[1].sum(axis=1).max())

@@ -16,7 +16,6 @@ from data_pipelines.text.preparation import Preparation
 from xmodal.inference import Model
 from xmodal.interop import jax_programs, open_clip, open_clip_text, preprocessing
 from xmodal.interop.clip import LEGACY_EOS
-from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder, write_into
 from xmodal.interop.leaving import as_hf, as_open_clip, objective_note
 from xmodal.interop.model_card import Card, write_card
 from xmodal.interop.pipelines import pipeline_misfit
@@ -24,6 +23,9 @@ from xmodal.interop.tables import InteropError
 from xmodal.interop.tokenizer_files import is_gemma, swap_ids, unsaid, write_tokenizer
 from xmodal.interop.weights import cast, write_weights
 from xmodal.paths import map_paths
+from xmodal.stored.base import CONFIG, WEIGHTS, Stored
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import whole_folder, write_into
 
 # Largest difference of a unit embedding's entries between the live model and what was read back.
 TOLERANCE = {"f32": 2e-5, "bf16": 5e-2}

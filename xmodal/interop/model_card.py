@@ -9,12 +9,13 @@ from typing import Any
 import xmodal
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.naflex import Naflex
-from xmodal.interop.folder import Stored
 from xmodal.interop.huggingface import family_for
 from xmodal.interop.pipelines import pipeline_misfit
 from xmodal.models.embed import inputs_of
 from xmodal.reporting.formatting import compact
 from xmodal.reporting.results import evaluation_tables
+from xmodal.stored.base import Stored
+from xmodal.stored.starting import Starting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +219,7 @@ def _recipe(stored: Stored) -> str:
                      f"{config.optimizer.weight_decay:g}",
         "data": ", ".join(config.data.sources),
         "pictures": f"{_room(config.data.image)}, crop {config.data.image.crop}",
-        "started from": config.init_from or "random weights",
+        "started from": str(Starting.of(config)) or "random weights",
     }  # fmt: skip
     return _table(["setting", "value"], list(facts.items())) + "\n\nAll settings are in `xmodal_config.json`."
 

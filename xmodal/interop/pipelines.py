@@ -1,9 +1,9 @@
 """Which exported models transformers' zero-shot-image-classification pipeline cannot serve, and what does."""
 
 from data_pipelines.text.preparation import Preparation
-from xmodal.interop.folder import Stored
 from xmodal.interop.tables import Family
 from xmodal.interop.tokenizer_files import is_gemma
+from xmodal.stored.base import Stored
 
 _LENGTH = 64  # tokens to which the pipeline pads the texts of every SigLIP; it passes on no other length
 

@@ -6,10 +6,12 @@ from ml_collections import ConfigDict
 
 from data_pipelines.images.arrays import SHOWN
 from xmodal.config import load_saved
-from xmodal.interop.folder import CONFIG, TOKENIZER, parse
 from xmodal.interop.tables import InteropError
 from xmodal.models.embed import inputs_of
 from xmodal.objectives import OBJECTIVES
+from xmodal.stored import project, run
+from xmodal.stored.base import CONFIG, TOKENIZER
+from xmodal.stored.opening import parse
 
 _TEXT = ("length", "lower", "clean")
 
@@ -27,7 +29,7 @@ def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
       InteropError: there is no such folder, or it is a folder of another library: import it first.
     """
     kind, path = parse(where)
-    if kind not in ("own", "run"):
+    if kind not in (project.KIND.name, run.KIND.name):
         raise InteropError(
             f"{where}: bring it in first, `python -m xmodal import {kind}:{path} --out DIR`, and start from DIR"
         )

@@ -16,18 +16,17 @@ from data_pipelines.images.naflex import Naflex
 from data_pipelines.stream.rows import OtherText
 from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import Tokenizer
-from xmodal.config import ConfigError, make_spec
+from xmodal.config import ConfigError, build_entry, make_spec
 from xmodal.distributed.mesh import assert_same_data
 from xmodal.distributed.sharding import place, shardings
-from xmodal.inference import CONTRASTIVE, own_inputs
-from xmodal.interop.folder import Stored, open_stored
 from xmodal.models.embed import inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES
 from xmodal.objectives.base import Objective, TeacherFacts, taught
-from xmodal.objectives.contrastive import normalize, of_all
+from xmodal.objectives.contrastive import normalize
+from xmodal.stored.base import Stored
+from xmodal.stored.opening import open_stored
 from xmodal.training.settle import resolve
-from xmodal.training.task import build_entry
 
 FOLLOWS = "ema"  # instead of a model: the average of the student's weights
 _TEXT = "teacher_text"  # in the batch: the captions as the teacher reads them, where the student reads them otherwise
@@ -137,7 +136,7 @@ def _stored(
     where, given = f"teacher.model={config.teacher.model}", stored.config.copy_and_resolve_references()
     given.model.dtype = config.teacher.dtype or given.model.dtype
     spec = make_spec(ModelSpec, given.model, where=f"{where}: model")
-    inputs = own_inputs(Functional.build(spec))
+    inputs = spec.alone
     pairs = _pairs(config, inputs, towers, where)
     # These towers read no other one; what is not asked takes no memory.
     model = Functional.build(dataclasses.replace(spec, towers={own: spec.towers[own] for own in pairs.values()}))
@@ -149,16 +148,16 @@ def _stored(
     texts = _texts(config, tokenizer, stored) if "text" in kinds else {}
     params = model.own(stored.params)
     placed = shardings(jax.eval_shape(lambda p: p, params), mesh, config.mesh.rules, must_match=False)
-    fingerprint = stored.fingerprint()
+    fingerprint, temperature = stored.fingerprint(), stored.temperature()
     assert_same_data(where, fingerprint)
     return Teacher(
         model, pairs, jax.tree.map(lambda a, s: place(np.asarray(a, np.float32), s), params, placed),
-        given.data.image, config.data.image, texts, _logit_scale(stored), fingerprint,
+        given.data.image, config.data.image, texts, temperature.logit_scale if temperature else None, fingerprint,
     )  # fmt: skip
 
 
 def _pairs(config: ConfigDict, theirs: Mapping[str, str], towers: list[str], where: str) -> dict[str, str]:
-    """{tower of the student: the tower of the teacher that embeds the same by itself}, from `own_inputs` of it."""
+    """{tower of the student: the tower of the teacher that embeds the same by itself}, from `ModelSpec.alone` of it."""
     pairs = {}
     for tower, kind in inputs_of(config.model.towers).items():
         if tower in towers:
@@ -181,10 +180,3 @@ def _texts(config: ConfigDict, tokenizer: Tokenizer, stored: Stored) -> dict[str
     if same and left == Preparation():
         return {}
     return {_TEXT: OtherText(stored.tokenizer, theirs.length, left)}
-
-
-def _logit_scale(stored: Stored) -> float | None:
-    for name, own in stored.params.get("objectives", {}).items():
-        if stored.config.objectives[name].type in CONTRASTIVE:
-            return float(of_all(own)["logit_scale"])
-    return None
