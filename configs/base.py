@@ -21,9 +21,11 @@ def get_config() -> ConfigDict:
         rules=(),  # extra ((path regex, (axis, ...)), ...), tried before the built-in ones
     )
 
-    # Weights to start from instead of random ones: an imported folder, a run, or "hf:DIR"; "" starts afresh. Every
-    # parameter must be in it and fit, but for those whose path one of the patterns of `init_from_except` matches.
-    c.init_from = ""
+    # Weights to start from instead of random ones: an imported folder, a run, or "hf:DIR"; None starts afresh. Or
+    # several places, ((path regex, place), ...): the first that matches a parameter gives it. Every parameter must be
+    # covered, be there and fit, but for those whose path one of the patterns of `init_from_except` matches. With
+    # (path regex, place, dict(stored=False)) frozen parameters stay out of checkpoints and are read again from there.
+    c.init_from = None
     c.init_from_except = ()  # such as ("text/.*", "objectives/.*")
     # What objectives such as `distillation` learn from: a run, an imported folder, "hf:DIR", or "ema", the average of
     # the run's own weights (optimizer.ema). It has its own preparation of images and its own tokenizer.

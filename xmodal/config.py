@@ -29,6 +29,7 @@ _MOVED = {  # sections that held what are options of inputs
     "image": 'data.inputs.image (type="image")', "text": 'data.inputs.text (type="text")',
     "label": 'data.inputs.label (type="label")', "modalities": "the entries of data.inputs",
 }  # fmt: skip
+_REGISTERED = " A class of your project is known after its module is imported: `xmodal --import MODULE COMMAND`"
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "None"}
 
 
@@ -198,6 +199,25 @@ def make_spec(cls: type[T], values: Mapping | ConfigDict, where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def build_entry(registry: Mapping[str, type[T]], entry: Mapping | ConfigDict, where: str) -> T:
+    """Builds a named entry of an open section: its `type` chooses the class, the other keys are its fields.
+
+    Args:
+      registry: classes by the name that `type` gives them.
+      entry: of the config.
+      where: its path in the config, for messages.
+
+    Raises:
+      ConfigError: an unknown type or key, or a value of the wrong type.
+    """
+    values = dict(entry)
+    kind = values.pop("type", None)
+    if kind not in registry:
+        hint = did_you_mean(str(kind), registry) or _REGISTERED
+        raise ConfigError(f"{where}.type: expected {', '.join(registry)}, got {kind!r}.{hint}")
+    return make_spec(registry[kind], values, where=where)
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """Returns `value` as the type `hint` or raises a ConfigError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -296,11 +316,16 @@ def from_json(text: str) -> ConfigDict:
     return _config(_plain(values, ""))
 
 
+def refuse_old(saved: ConfigDict, where: str) -> ConfigDict:
+    """Returns a saved config; raises a ConfigError for one of an xmodal whose samples had no `data.inputs`."""
+    if old := next((f"data.{key}" for key in _MOVED if key in (saved.get("data") or {})), ""):
+        raise ConfigError(f"{where} is of an older xmodal, whose settings this one does not read: {_moved(old)}")
+    return saved
+
+
 def with_new_options(saved: ConfigDict) -> ConfigDict:
     """Returns a saved config completed by the options that were added since, which by default change nothing."""
-    data = saved.get("data", {})
-    if old := next((f"data.{key}" for key in _MOVED if key in data), ""):
-        raise ConfigError(f"it was written by an older xmodal, whose settings this one does not read: {_moved(old)}")
+    refuse_old(saved, "config")
     return with_inputs(_config(_added(_plain(saved, ""), _base())))
 
 

@@ -114,6 +114,8 @@ class Modality(abc.ABC):
     use: ClassVar[str] = "input"  # names the stream of these words
     on_record: ClassVar[bool] = False  # held-out sets keep it with their records (captions, fields), not in batches
     tokenized: ClassVar[bool] = False  # it is a `Text`: has captions and a vocabulary
+    meaning: ClassVar[tuple[str, ...]] = ()  # options with other values of which weights mean something else
+    labels: ClassVar[bool] = False  # it says what a sample is: a target, and nothing that a tower reads
     num_items: ClassVar[int] = 1  # parts of a sample in a batch; with more, arrays are [rows, items, ...]
 
     # ------------------------------------------------------------------------------------------ the contract
@@ -137,6 +139,10 @@ class Modality(abc.ABC):
             rows: of the batch.
             draw: the length that was drawn for this batch, one of `lengths`; 0 is that outside the training.
         """
+
+    def read(self, rows: int) -> dict[str, ArraySpec]:
+        """Returns those of the arrays that towers read, outside the training: what a stored model takes."""
+        return self.arrays(rows)
 
     @abc.abstractmethod
     def train(self, part: Part, random: Random, batch: Mapping[str, np.ndarray], row: int) -> None:
@@ -168,6 +174,11 @@ class Modality(abc.ABC):
     @abc.abstractmethod
     def show(self, batch: Mapping[str, np.ndarray], row: int) -> str:
         """Returns HTML that shows a row of a host batch."""
+
+    def summary(self) -> str:
+        """Returns a few words on how a model reads it."""
+        values = (f"{name} {getattr(self, name)}" for name in self.identity_options())
+        return ", ".join(values)
 
     def describe(self, batch: Mapping[str, np.ndarray], row: int) -> str:
         """Returns one line that says what a row of a host batch holds."""
@@ -247,6 +258,16 @@ class Modality(abc.ABC):
     def identity_options(cls) -> list[str]:
         """Returns the options that are part of the identity."""
         return [f.name for f in dataclasses.fields(cls) if f.metadata.get("identity")]
+
+    @classmethod
+    def continued(cls, saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the options that a recipe takes from a model which it goes on from: all that decides what that sees.
+
+        Args:
+            saved: the entry of the model.
+            given: that of the recipe.
+        """
+        return {name: saved[name] for name in cls.identity_options() if name in saved}
 
     def entry(self) -> dict[str, Any]:
         """Returns all options as an entry of `config.data.inputs`."""

@@ -20,6 +20,7 @@ from data_pipelines.images.decode import (
     evaluation_pixels,
     full_image,
     resized,
+    to_rgb,
     training_image,
 )
 from data_pipelines.images.formats import IMAGE_EXTENSIONS
@@ -31,6 +32,7 @@ from data_pipelines.stream.hooks import pixel_hook
 if TYPE_CHECKING:
     import jax
 
+_WHOLE = ("squash", "whole")  # crops that decide how the evaluation shows images, too
 _THUMBNAIL = 96  # pixels of an image in HTML
 
 
@@ -122,6 +124,7 @@ class Image(Modality):
     columns: ClassVar[tuple[str, ...]] = IMAGE_COLUMNS
     words: ClassVar[int] = augment.WORDS
     use: ClassVar[str] = "crop"
+    meaning: ClassVar[tuple[str, ...]] = ("mean", "std")
 
     def arrays(self, rows: int, draw: int = 0) -> dict[str, ArraySpec]:
         """See `Modality`."""
@@ -156,17 +159,17 @@ class Image(Modality):
         """Returns what a user has as a decoded RGB image.
 
         Args:
-            raw: encoded bytes, a path, uint8 [height, width, 3], or a Pillow image.
+            raw: encoded bytes, a path, uint8 [height, width(, 3 or 4)], or a Pillow image.
 
         Raises:
             BadSample: it is no image, damaged or too large.
         """
-        if isinstance(raw, Pillow.Image):
-            return raw
         if isinstance(raw, np.ndarray):
-            if raw.dtype != np.uint8 or raw.ndim != 3 or raw.shape[2] != 3:
+            if raw.dtype != np.uint8 or not (raw.ndim == 2 or (raw.ndim == 3 and raw.shape[2] in (3, 4))):
                 raise BadSample(f"expected uint8 [height, width, 3], got {raw.dtype} {raw.shape}")
-            return Pillow.fromarray(raw)
+            raw = Pillow.fromarray(raw)
+        if isinstance(raw, Pillow.Image):
+            return to_rgb(raw, self.options.background)
         if isinstance(raw, str | os.PathLike):
             with open(raw, "rb") as file:
                 raw = file.read()
@@ -197,6 +200,13 @@ class Image(Modality):
         packed = {} if self.packing is None else dict(patches=self.packing.length, patch_size=self.packing.patch_size)
         return super().identity() | dict(squash=self.crop == "squash") | packed
 
+    def summary(self) -> str:
+        """See `Modality`."""
+        shown = f"{self.size} pixels, crop {self.crop} of {self.resize or self.size} pixels"
+        if self.packing is not None:
+            shown = f"at most {self.packing.lengths[-1]} patches of {self.packing.patch_size} pixels"
+        return f"{shown}, {self.filter}, mean {self.mean}, std {self.std}"
+
     def show(self, batch: Mapping[str, np.ndarray], row: int) -> str:
         """See `Modality`."""
         image, buffer = Pillow.fromarray(np.ascontiguousarray(self.pixels(batch, row))), io.BytesIO()
@@ -217,6 +227,13 @@ class Image(Modality):
         if self.packing is None:
             return image
         return unpack(image, batch[self.grid][row], self.packing.patch_size)
+
+    @classmethod
+    def continued(cls, saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Modality`; the crop, too, where one of both shows whole images."""
+        taken = super().continued(saved, given) | ({"naflex": saved["naflex"]} if "naflex" in saved else {})
+        crop = saved.get("crop", cls.crop)
+        return taken | ({"crop": crop} if {crop, given.get("crop")} & set(_WHOLE) else {})
 
     def check(self, device: bool = False) -> None:
         """See `Modality`."""

@@ -41,6 +41,7 @@ class Label(Modality):
     type: ClassVar[str] = "label"
     noun: ClassVar[str] = "class"
     on_record: ClassVar[bool] = True
+    labels: ClassVar[bool] = True
 
     def find(self, sample: Sample) -> Part:
         """See `Modality`; the content is the ids, int32 [most]."""
@@ -71,6 +72,11 @@ class Label(Modality):
         """See `Modality`."""
         names = self.classes or range(self.number)
         return ", ".join(str(names[i]) for i in batch[self.name][row].tolist() if i != _NONE) or "no class"
+
+    @classmethod
+    def continued(cls, saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Modality`: everything."""
+        return dict(saved)
 
     def check(self, device: bool = False) -> None:
         """See `Modality`."""

@@ -88,6 +88,10 @@ class Text(Modality):
             found[CAPTION_ID] = ArraySpec((*shape, 2), np.uint32)
         return found
 
+    def read(self, rows: int) -> dict[str, ArraySpec]:
+        """See `Modality`."""
+        return {name: spec for name, spec in self.arrays(rows).items() if name != CAPTION_ID}
+
     def train(self, part: Part, random: Random, batch: Mapping[str, np.ndarray], row: int) -> None:
         """See `Modality`: draws captions, transforms and encodes them."""
         texts = self.drawn(part, random)
@@ -124,6 +128,10 @@ class Text(Modality):
         """See `Modality`."""
         digest = hashlib.blake2b(self.vocabulary.json.encode(), digest_size=16).hexdigest()
         return super().identity() | dict(tokenizer=digest)
+
+    def summary(self) -> str:
+        """See `Modality`."""
+        return f"{self.length} tokens, vocabulary {self.vocabulary.vocab_size:,}"
 
     def show(self, batch: Mapping[str, np.ndarray], row: int) -> str:
         """See `Modality`."""

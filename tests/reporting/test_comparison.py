@@ -145,7 +145,7 @@ def test_without_curves_and_settings_the_page_has_figures(tmp_path):
         ("compare {a}", 2, "takes two or more runs"),
         ("compare {a} {a}/nowhere", 1, r"there is no run folder and no result file .*nowhere"),
         ("compare {a} {a}/config.json", 1, r"config\.json holds no evaluation"),
-        ("compare {a} {b} --names x", 1, "1 names for 2 runs"),
+        ("compare {a} {b} --names x", 2, "1 names for 2 runs"),
     ],
 )
 def test_what_cannot_be_compared_is_said(runs, tmp_path, capsys, command, code, message):

@@ -72,7 +72,12 @@ def _measure(config, steps: int, largest: bool) -> dict[str, object]:
         samples = lambda start, epoch_size: samples_of(start, config, epoch_size)
         texts = teacher.texts if teacher else {}
         with open_stream(
-            config.data, batch_size=config.batch_size, seed=config.seed, shard=shard, samples=samples, texts=texts,
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shard=shard,
+            samples=samples,
+            texts=texts,
             inputs=inputs,
         ) as stream:
             task = build_task(config, mesh, inputs, stream.epoch_size, teacher)

@@ -23,17 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     from xmodal.config import ConfigError
+    from xmodal.folders import not_local
     from xmodal.messages import UsageError
     from xmodal.reporting import comparison
     from xmodal.reporting.comparison_page import render
     from xmodal.reporting.files import write_json, write_text
     from xmodal.reporting.summary import print_comparison
-    from xmodal.training.folder import not_local
 
     if problem := next(filter(None, map(not_local, args.runs)), ""):
         raise ConfigError(f"compare: {problem}")
     if len(args.runs) < 2:
         raise UsageError("compare takes two or more runs or result files")
+    if args.names and len(args.names) != len(args.runs):
+        raise UsageError(f"compare: {len(args.names)} names for {len(args.runs)} runs")
     try:
         runs = comparison.open_compared(args.runs, args.names or ())
     except ValueError as error:

@@ -6,37 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import Inputs, inputs_of
+from data_pipelines.modalities import inputs_of
 from xmodal import recipes
 from xmodal.config import ConfigError, did_you_mean, from_json
-from xmodal.distributed.sharding import shardings
-from xmodal.interop.folder import Stored, open_stored, parse
-from xmodal.models.model import Functional
-from xmodal.training.trained import load_run
+from xmodal.live import Live
+from xmodal.stored import run
+from xmodal.stored.opening import open_stored, parse
 
 _KEYS = ("about", "label", "evals")
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model on a mesh with everything that evaluators need of it.
+    """A model to evaluate.
 
     Attributes:
-      config: complete.
-      model: its towers as pure functions.
-      params: their parameters, on the mesh.
-      inputs: what it reads, as it wants it.
+      live: the model on a mesh.
       head: what results say they are of.
     """
 
-    config: ConfigDict
-    model: Functional
-    params: dict
-    inputs: Inputs
+    live: Live
     head: dict[str, Any]
 
 
@@ -52,26 +44,10 @@ def open_subject(where: str | Path, mesh: jax.sharding.Mesh, *, step: int | None
       ConfigError: there is no model that can be read; the message says what is wrong with it.
     """
     kind, path = parse(where)
-    if kind == "run":
-        run = load_run(path, mesh, step=step)
-        head = {"step": run.step, "samples": run.samples}
-        return Subject(run.config, run.losses.model, run.params, run.inputs, head)
-    return subject_of(open_stored(where, step=step), mesh, {"model": str(where)})
-
-
-def subject_of(stored: Stored, mesh: jax.sharding.Mesh, head: dict[str, Any]) -> Subject:
-    """Puts a model on a mesh; `head` is what results say they are of."""
-    model = Functional.build(stored.spec)
-    params = model.own(stored.params)
-    placed = shardings(jax.eval_shape(lambda p: p, params), mesh, stored.config.mesh.rules)
-    params = jax.tree.map(_place, params, placed)
-    config = stored.config.copy_and_resolve_references()
-    return Subject(config, model, params, stored.inputs, head)
-
-
-def _place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    if kind == run.KIND.name:  # straight onto the mesh, and as it was trained
+        found = run.load_run(path, mesh, open_stored, step=step)
+        return Subject(Live.place(found.stored, mesh), {"step": found.stored.step, "samples": found.samples})
+    return Subject(Live.place(open_stored(where, step=step), mesh), {"model": str(where)})
 
 
 def read_suite(path: str | Path, config: ConfigDict) -> ConfigDict:

@@ -13,8 +13,8 @@ from data_pipelines.modalities import Inputs, Label, Text
 from data_pipelines.stream.evalset import EvalSet
 from data_pipelines.text.preparation import Preparation
 from xmodal.distributed.mesh import assert_same_data
+from xmodal.live import Live
 from xmodal.models.model import Functional
-from xmodal.objectives.contrastive import normalize
 from xmodal.reporting.scores import Scores
 
 
@@ -23,16 +23,35 @@ class EvalContext:
     """The parts of a run that evaluators share; the same in training and offline.
 
     Attributes:
-      model: the towers as pure functions.
-      mesh: batches are split over all its devices.
-      inputs: of the model's samples, each text with the tokenizer that the model reads.
-      data: `config.data`.
+      live: the model. Evaluators get the parameters with each evaluation, as training changes them.
     """
 
-    model: Functional
-    mesh: jax.sharding.Mesh
-    inputs: Inputs
-    data: Any
+    live: Live
+
+    @property
+    def model(self) -> Functional:
+        """The towers as pure functions."""
+        return self.live.model
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """Batches are split over all its devices."""
+        return self.live.mesh
+
+    @property
+    def preprocess(self) -> Callable:
+        """(batch, None) -> batch with float images, on the device."""
+        return self.live.preprocess
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model reads, each text with the tokenizer that it was trained with."""
+        return self.live.modalities
+
+    @property
+    def data(self) -> Any:
+        """The section `data` of the config."""
+        return self.live.data
 
     def open(
         self,
@@ -93,25 +112,13 @@ class EvalContext:
 
     @functools.cached_property
     def embed(self) -> dict[str, Callable]:
-        """Jitted (params, batch) -> unit embeddings [batch, dim] by tower; compiled once for all evaluators."""
-        return {tower: jax.jit(functools.partial(self._embed, f"{tower}.pooled")) for tower in self.model.spec.towers}
+        """Jitted (params, batch) -> unit embeddings, by tower; compiled once for all evaluators. See `Live.embed`."""
+        return self.live.embed
 
     @functools.cached_property
     def embed_local(self) -> dict[str, Callable]:
-        """Jitted (params, batch) -> {"x": unit patches or words [batch, seq, dim], "valid": [batch, seq]}, by tower."""
-        towers = self.model.spec.towers
-        return {tower: jax.jit(functools.partial(self._embed_local, f"{tower}.local")) for tower in towers}
-
-    def preprocess(self, batch: Mapping, keys: None = None) -> dict[str, jax.Array]:
-        """Returns a host batch as towers take it."""
-        return self.inputs.on_device(batch, keys)
-
-    def _embed_local(self, output: str, params: Mapping, batch: Mapping) -> dict[str, jax.Array]:
-        found = self.model(params, self.preprocess(batch), frozenset({output}))[output]
-        return {"x": normalize(found["x"]), "valid": found["valid"]}
-
-    def _embed(self, output: str, params: Mapping, batch: Mapping) -> jax.Array:
-        return normalize(self.model(params, self.preprocess(batch), frozenset({output}))[output])
+        """Jitted (params, batch) -> unit patches or words, by tower. See `Live.embed_local`."""
+        return self.live.embed_local
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from data_pipelines.errors import DataError
-from xmodal.distributed.mesh import num_batch_shards
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.embedding import gather, sample_batches, scatter
 from xmodal.evaluation.gallery import choose, thumbnail
@@ -48,13 +47,12 @@ class Captioning(Evaluator):
             )
         truth = [record.captions[0] for record in dataset.records]
         ids, valid = tokenizer.encode(truth, length)
-        shards = num_batch_shards(context.mesh)
-        batch_size = -(-self.batch_size // shards) * shards
+        batch_size = context.live.rows(self.batch_size)
 
         @jax.jit
         def write(params, batch):
             return generate(
-                context.model, params, context.preprocess(batch), tower=self.tower, length=length,
+                context.model, params, context.preprocess(batch, None), tower=self.tower, length=length,
                 bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
             )  # fmt: skip
 

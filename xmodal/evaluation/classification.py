@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import Label
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
-from xmodal.evaluation.embedding import batch_size_for, gather, sample_batches, scatter
+from xmodal.evaluation.embedding import gather, sample_batches, scatter
 from xmodal.evaluation.ranking import ranks
 from xmodal.evaluation.zero_shot import accuracy, confusion
 from xmodal.finite import check_rows
@@ -42,7 +42,7 @@ class Classification(Evaluator):
         ids = np.stack([label.ids(record.fields) for record in dataset.records])
         forward = jax.jit(functools.partial(_logits, context, f"{self.tower}.pooled"))
         classes = list(label.classes) or [str(i) for i in range(label.number)]
-        size, prefix = batch_size_for(context, self.batch_size), f"classification/{name}"
+        size, prefix = context.live.rows(self.batch_size), f"classification/{name}"
 
         def run(params: Mapping) -> EvalResult:
             parts = [None] * len(dataset)
@@ -60,7 +60,7 @@ class Classification(Evaluator):
 
 
 def _logits(context: EvalContext, output: str, params: Mapping, batch: Mapping) -> jax.Array:
-    return context.model(params, context.preprocess(batch), frozenset({output}))[output]
+    return context.model(params, context.preprocess(batch, None), frozenset({output}))[output]
 
 
 def several(scores: np.ndarray, ids: np.ndarray, names: Sequence[str] = ()) -> tuple[dict[str, float], Scores]:

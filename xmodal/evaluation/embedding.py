@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.stream.evalset import EvalSet
-from xmodal.distributed.mesh import num_batch_shards, process_shard, to_global
+from xmodal.distributed.mesh import process_shard, to_global
 from xmodal.evaluation.base import EvalContext
 from xmodal.finite import check_rows
 
@@ -20,7 +20,7 @@ class Embedder:
 
     def __init__(self, context: EvalContext, batch_size: int, between: tuple[str, str]):
         """Embeds with the first tower what samples have, and with the second texts."""
-        self._context, self._batch_size = context, batch_size_for(context, batch_size)
+        self._context, self._batch_size = context, context.live.rows(batch_size)
         self._of_samples, self._of_texts = between
 
     def samples(self, params: Mapping, dataset: EvalSet) -> np.ndarray:
@@ -40,12 +40,6 @@ class Embedder:
         found = check_rows(np.stack(parts), "the embedding", lambda i: f"the text {different[i]!r}")
         place = {text: i for i, text in enumerate(different)}
         return found if len(different) == len(texts) else found[[place[text] for text in texts]]
-
-
-def batch_size_for(context: EvalContext, batch_size: int) -> int:
-    """Returns the batch size, rounded up so that all devices have equally many rows."""
-    shards = num_batch_shards(context.mesh)
-    return -(-batch_size // shards) * shards
 
 
 def sample_batches(dataset: EvalSet, context: EvalContext, batch_size: int) -> Iterator[tuple[dict, np.ndarray]]:

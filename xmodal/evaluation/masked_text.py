@@ -14,7 +14,7 @@ import optax
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import Text
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
-from xmodal.evaluation.embedding import batch_size_for, gather, text_batches
+from xmodal.evaluation.embedding import gather, text_batches
 from xmodal.finite import check_rows
 from xmodal.objectives.masked_text import MaskedText as Objective
 
@@ -47,7 +47,7 @@ class MaskedText(Evaluator):
         """See `Evaluator`."""
         dataset, prefix = self.open(name, context, files=False), f"masked_text/{name}"
         texts = list(dict.fromkeys(text for record in dataset.records for text in record.captions))
-        size = batch_size_for(context, self.batch_size)
+        size = context.live.rows(self.batch_size)
         turns = self.repeats
         if self.hide == "each":
             text = self._text(context)

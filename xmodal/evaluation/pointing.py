@@ -16,7 +16,7 @@ from data_pipelines.stream.evalset import EvalRecord, EvalSet, texts_of
 from data_pipelines.text.fields import lookup
 from xmodal.distributed.mesh import process_shard, to_global
 from xmodal.evaluation.base import BetweenTowers, EvalContext, EvalResult
-from xmodal.evaluation.embedding import batch_size_for, gather, sample_batches
+from xmodal.evaluation.embedding import gather, sample_batches
 from xmodal.evaluation.word_maps import grid_of, overlay, score_words, token_places
 from xmodal.finite import check_rows
 from xmodal.reporting.scores import Scores, digest_of
@@ -74,7 +74,7 @@ class Pointing(BetweenTowers):
                             "this evaluation out")  # fmt: skip
         dataset = self.open(name, context)
         make = self._boxed if self.boxes else self._pairs
-        prefix, size = f"pointing/{name}", batch_size_for(context, self.batch_size)
+        prefix, size = f"pointing/{name}", context.live.rows(self.batch_size)
         cases = make(dataset, context)
 
         def run(params: Mapping) -> EvalResult:
@@ -181,7 +181,7 @@ def _choose(labels: list[str], count: int) -> list[tuple[tuple[int, str], tuple[
 def _images(dataset: EvalSet, context: EvalContext, name: str, wanted) -> dict[int, np.ndarray]:
     """Pictures of samples, complete on every process: the set is small enough for the host's memory."""
     wanted, found = set(wanted), {}
-    for batch, index in sample_batches(dataset, context, batch_size_for(context, 256)):
+    for batch, index in sample_batches(dataset, context, context.live.rows(256)):
         for i, image in zip(index.tolist(), gather(batch[name])):
             if i in wanted:
                 found[i] = image

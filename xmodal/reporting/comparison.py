@@ -94,14 +94,12 @@ def open_compared(places: Sequence[str | Path], names: Sequence[str] = ()) -> li
 
     Args:
       places: run folders, or result files as `eval --json` writes them.
-      names: what they are called; by default as the folders or files.
+      names: what they are called, one each; by default as the folders or files.
 
     Raises:
       ValueError: there is no such run, or it has no evaluation.
     """
     paths = [Path(place) for place in places]
-    if names and len(names) != len(paths):
-        raise ValueError(f"{len(names)} names for {len(paths)} runs")
     return [_open(path, name) for path, name in zip(paths, names or _names(paths))]
 
 

@@ -13,6 +13,7 @@ from data_pipelines.io.storage import stalled_reads
 from data_pipelines.modalities import Inputs, inputs_of
 from data_pipelines.modalities.inputs import tokenizer_files
 from data_pipelines.stream.stream import Stream, open_stream
+from xmodal.checkpoints.writing import Checkpoints
 from xmodal.config import save_config, to_json
 from xmodal.distributed.mesh import (
     assert_same_data,
@@ -29,9 +30,9 @@ from xmodal.finite import NotFinite
 from xmodal.reporting.environment import write_environment
 from xmodal.reporting.files import write_text
 from xmodal.reporting.recorder import Recorder
-from xmodal.training.checkpoints.writing import Checkpoints
 from xmodal.training.durations import Pace, samples_of
 from xmodal.training.folder import make_folder, remove_left
+from xmodal.training.init_from import Kept
 from xmodal.training.lock import RunLock, hold
 from xmodal.training.resuming import changes_since, check_changes, newest_document, restore_or_init
 from xmodal.training.startup import ModelFacts, checkpoint_options, model_facts, next_commands, print_startup
@@ -76,7 +77,7 @@ def _train(config: ConfigDict, workdir: Path, runtime: Runtime, lock: RunLock | 
         checkpoints = Checkpoints(workdir, **checkpoint_options(task))
         with watchdog.slow("restoring or creating the state"):
             abstract = task.abstract_state()
-            state, meta = restore_or_init(task, abstract, checkpoints)
+            state, meta, kept = restore_or_init(task, abstract, checkpoints)
             if (pace := Pace.of(config.batch_size, meta)) != task.pace:  # an older step than the newest was taken
                 task = build_task(config, mesh, inputs, stream.epoch_size, teacher, pace)
             if meta["position"]:
@@ -93,7 +94,7 @@ def _train(config: ConfigDict, workdir: Path, runtime: Runtime, lock: RunLock | 
             best=(config.checkpoint.best, config.checkpoint.best_mode),
             commands=next_commands(task.config, abstract, workdir),
         )  # fmt: skip
-        run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog, lock)
+        run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog, lock, kept)
         with stream, checkpoints, recorder:
             state = run.steps(state, task.compile_step(abstract), start, runtime)
             return run.finish(state)
@@ -145,9 +146,11 @@ class Loop:
         recorder: Recorder,
         watchdog: Watchdog,
         lock: RunLock | None,
+        kept: Kept,
     ):
         self.task, self.stream, self.checkpoints = task, stream, checkpoints
         self.evaluators, self.recorder, self.watchdog, self.lock = evaluators, recorder, watchdog, lock
+        self.kept = kept  # out of checkpoints
         self._measured_at, self._measured = -1, {}  # a step, and {evaluator: metrics} of its weights
 
     def steps(self, state: dict, step_fn, start: int, runtime: Runtime) -> dict:
@@ -248,7 +251,10 @@ class Loop:
             }
             if self.task.teacher:
                 extra["teacher"] = self.task.teacher.fingerprint
-            self.checkpoints.save(step, state, position=self.stream.position, metrics=metrics, extra=extra, wait=wait)
+            self.checkpoints.save(
+                step, self.kept.lean(state), position=self.stream.position, metrics=metrics,
+                extra=extra | self.kept.document, wait=wait,
+            )  # fmt: skip
         self.recorder.pause()
 
     def finish(self, state: dict) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.stream.stream import Stream
+from xmodal.checkpoints.reading import DamagedError
+from xmodal.checkpoints.writing import Checkpoints
 from xmodal.config import ConfigError, diff, from_json, with_new_options
-from xmodal.training.checkpoints.reading import DamagedError
-from xmodal.training.checkpoints.writing import Checkpoints
-from xmodal.training.init_from import start_from
+from xmodal.training.init_from import Kept, completed, kept_out, start_from
 from xmodal.training.task import Task
 
 # Options that do not change what is learned, but for rounding: how a run is computed, watched, measured and kept, and
@@ -79,18 +79,22 @@ def newest_document(workdir: Path) -> dict:
     return Checkpoints.newest(workdir) or BEGINNING
 
 
-def restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tuple[dict, dict]:
-    """Returns the state to continue from and the checkpoint's document, or a fresh state.
+def restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tuple[dict, dict, Kept]:
+    """Returns the state to continue from, or a fresh one; the checkpoint's document; what checkpoints leave out.
 
     Raises:
       ConfigError: the checkpoint is of another model or optimizer.
       CheckpointError: all checkpoints are damaged.
     """
-    restored = checkpoints.restore(abstract)
+    restored = checkpoints.restore(kept_out(task).lean(abstract))
     if restored is not None:
-        return restored
-    state = task.init_sharded(abstract)
-    return start_from(task, state) if task.config.init_from else state, BEGINNING
+        state, meta = restored
+        state, kept = completed(task, abstract, state, meta)
+        return state, meta, kept
+    state, kept = task.init_sharded(abstract), Kept()
+    if task.config.init_from:
+        state, kept = start_from(task, state)
+    return state, BEGINNING, kept
 
 
 def _compare_contents(task: Task, meta: Mapping[str, Any]) -> None:

@@ -50,9 +50,7 @@ def _fill_embedder(embed: ConfigDict, inputs: Inputs, where: str) -> None:
         _fill_vocabulary(embed, None, where)
 
 
-def _predicted(
-    towers: Mapping[str, Mapping], name: str, inputs: Inputs, seen: tuple[str, ...] = ()
-) -> Modality | None:
+def _predicted(towers: Mapping[str, Mapping], name: str, inputs: Inputs, seen: tuple[str, ...] = ()) -> Modality | None:
     """The input whose ids the logits of a tower are: what it embeds, or else the last tower that it reads."""
     if (embedded := inputs_of(towers).get(name)) is not None:
         return inputs.get(embedded)
@@ -72,9 +70,7 @@ def _fill_vocabulary(section: ConfigDict, modality: Modality | None, where: str)
         )
 
 
-def _tokenizer_of(
-    cls: type[Objective], entry: Mapping, config: ConfigDict, inputs: Inputs
-) -> Tokenizer | None:
+def _tokenizer_of(cls: type[Objective], entry: Mapping, config: ConfigDict, inputs: Inputs) -> Tokenizer | None:
     """Returns the tokenizer of the text that an objective reads: its `input`, its tower's, or else the first."""
     tower = entry.get("tower", getattr(cls, "tower", ""))
     names = (entry.get("input"), inputs_of(config.model.towers).get(tower), getattr(cls, "input", None))

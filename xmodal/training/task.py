@@ -2,20 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import Image, Inputs, Label
-from xmodal.config import ConfigError, did_you_mean, make_spec
+from xmodal.building import build_model, build_objectives, parameter_shapes
+from xmodal.config import ConfigError, did_you_mean
 from xmodal.distributed.mesh import num_batch_shards
 from xmodal.distributed.sharding import shardings
-from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
-from xmodal.finite import NotFinite, check_metrics, check_params
-from xmodal.models.model import Functional, ModelSpec
-from xmodal.objectives import OBJECTIVES, Objective
+from xmodal.evaluation import EvalResult
+from xmodal.evaluation.opening import open_evaluators
+from xmodal.live import Live
+from xmodal.models.model import ModelSpec
+from xmodal.objectives import Objective
+from xmodal.paths import flatten_paths
 from xmodal.reporting.bootstrap import METHODS
 from xmodal.reporting.weights_and_biases import library
 from xmodal.training.durations import Pace, to_steps
@@ -23,12 +26,10 @@ from xmodal.training.losses import Losses
 from xmodal.training.optimizer import OptimizerPlan, make_optimizer
 from xmodal.training.schedules import learning_rate
 from xmodal.training.settle import resolve, settle_objectives
-from xmodal.training.step import init_params, init_state, make_step
+from xmodal.training.step import init_state, make_step
 
 if TYPE_CHECKING:
     from xmodal.training.teacher import Teacher
-
-_REGISTERED = " One of a project's own is known after its module is imported: `xmodal --import MODULE COMMAND`"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,11 @@ class Task:
             where=where,
         )
 
+    @property
+    def parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of all parameters, by path."""
+        return flatten_paths(parameter_shapes(self.losses.model, self.losses.objectives))
+
     def init(self, key: jax.Array) -> dict:
         """Returns a fresh train state."""
         return init_state(self.losses, self.plan, key, ema=bool(self.config.optimizer.ema))
@@ -125,7 +131,7 @@ class Task:
         return {
             name: (self.steps(every, f"evals.{name}.every"), run)
             for name, (every, run) in open_evaluators(
-                self.config, self.losses.model, self.mesh, self.inputs
+                self.config, Live(self.losses.model, self.config, self.mesh, self.inputs)
             ).items()
         }
 
@@ -179,29 +185,19 @@ def abstract_params(
     if teacher is not None:
         settle_objectives(config, lambda cls, entry: cls.settle_teacher(entry, teacher.facts))
     losses = build_losses(config, mesh, inputs)
-    return config, losses, jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
+    return config, losses, parameter_shapes(losses.model, losses.objectives)
 
 
 def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs) -> Losses:
-    """Builds model and objectives of a resolved config."""
+    """Builds model and objectives of a resolved config, and checks that a run can train them together."""
     _check_inputs(inputs)
-    try:
-        model = Functional.build(make_spec(ModelSpec, config.model, where="model"))
-    except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"model: {error}") from error
-    objectives = {}
-    for name, entry in config.objectives.items():
-        objectives[name] = build_entry(OBJECTIVES, entry, f"objectives.{name}")
-        for need in sorted(objectives[name].needs):
-            _check_need(model.spec, need, f"objectives.{name}")
-        if objectives[name].needs_labels:
-            _check_labels(inputs, model.spec, objectives[name].tower, f"objectives.{name}")
-        try:
-            objectives[name].check(model.spec)
-        except ValueError as error:
-            raise ConfigError(f"objectives.{name}: {error}") from error
+    model = build_model(config)
+    objectives = build_objectives(config, model.spec)
     if not objectives:
         raise ConfigError("objectives: a run needs at least one, such as dict(type='softmax')")
+    for name, objective in objectives.items():
+        if objective.needs_labels:
+            _check_labels(inputs, model.spec, objective.tower, f"objectives.{name}")
     _check_mixing(config, inputs, objectives, mesh)
     _check_items(inputs, model.spec, objectives)
     return Losses(model, objectives, inputs.on_device, mesh)
@@ -263,62 +259,3 @@ def _check_items(inputs: Inputs, spec: ModelSpec, objectives: Mapping[str, Objec
         raise ConfigError(
             f"{where} needs towers without wiring, and model.towers.{wired[0]} reads or attends to others"
         )
-
-
-def _check_need(spec: ModelSpec, need: str, where: str) -> None:
-    tower, _, what = need.partition(".")
-    if tower not in spec.towers:
-        known = ", ".join(spec.towers)
-        raise ConfigError(f"{where}: there is no tower {tower!r}.{did_you_mean(tower, spec.towers)} Towers: {known}")
-    if (what == "pooled" and spec.towers[tower].pool == "none") or (
-        what in ("logits", "masked_logits") and spec.towers[tower].head == "none"
-    ):
-        setting = "pool" if what == "pooled" else "head"
-        raise ConfigError(f"{where}: needs {need}, so model.towers.{tower}.{setting} must not be 'none'")
-
-
-def build_entry(registry: Mapping[str, type], entry: ConfigDict, where: str) -> Any:
-    """Builds a named entry of an open section: its `type` chooses the class, the other keys are its fields."""
-    values = dict(entry)
-    kind = values.pop("type", None)
-    if kind not in registry:
-        raise ConfigError(f"{where}.type: expected {', '.join(registry)}, got {kind!r}."
-                          f"{did_you_mean(str(kind), registry) or _REGISTERED}")  # fmt: skip
-    return make_spec(registry[kind], values, where=where)
-
-
-def _checked(evaluate: Callable[[Mapping], EvalResult], where: str) -> Callable[[Mapping], EvalResult]:
-    """Returns an evaluation that refuses weights and metrics that are not finite, whatever the evaluator does."""
-
-    def run(params: Mapping) -> EvalResult:
-        try:
-            check_params(params, "the model")
-            result = evaluate(params)
-            check_metrics(result.metrics)
-        except NotFinite as error:
-            raise NotFinite(f"{where}: {error}") from None
-        return result
-
-    return run
-
-
-def open_evaluators(config: ConfigDict, model: Functional, mesh: jax.sharding.Mesh, inputs: Inputs) -> dict:
-    """Opens every evaluator of a config; returns {name: (every, params -> EvalResult)}.
-
-    The functions raise NotFinite where weights, embeddings or metrics hold NaN or infinity.
-
-    Raises:
-      ConfigError: an entry, or its data, cannot be used with this model; the message names it.
-    """
-    context = EvalContext(model, mesh, inputs, config.data)
-    opened = {}
-    for name, entry in config.evals.items():
-        where = f"evals.{name}"
-        evaluator = build_entry(EVALUATORS, entry, where)
-        for need in sorted(evaluator.needs):
-            _check_need(model.spec, need, where)
-        try:
-            opened[name] = (evaluator.every, _checked(evaluator.prepare(name, context), where))
-        except DataError as error:
-            raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
-    return opened

@@ -14,18 +14,17 @@ from ml_collections import ConfigDict
 from data_pipelines.images.device import prepare_again
 from data_pipelines.modalities import Image, Inputs, OtherText
 from data_pipelines.text.preparation import Preparation
-from xmodal.config import ConfigError, make_spec
+from xmodal.config import ConfigError, build_entry, make_spec
 from xmodal.distributed.mesh import assert_same_data
 from xmodal.distributed.sharding import place, shardings
-from xmodal.inference import CONTRASTIVE, own_inputs
-from xmodal.interop.folder import Stored, open_stored
 from xmodal.models.embed import inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES
 from xmodal.objectives.base import Objective, TeacherFacts, taught
-from xmodal.objectives.contrastive import normalize, of_all
+from xmodal.objectives.contrastive import normalize
+from xmodal.stored.base import Stored
+from xmodal.stored.opening import open_stored
 from xmodal.training.settle import resolve
-from xmodal.training.task import build_entry
 
 FOLLOWS = "ema"  # instead of a model: the average of the student's weights
 
@@ -128,13 +127,11 @@ def _average(config: ConfigDict, inputs: Inputs, towers: list[str]) -> Teacher:
     return Teacher(model, {tower: tower for tower in towers}, None, None, None, {}, None, "")
 
 
-def _stored(
-    config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs, stored: Stored, towers: list[str]
-) -> Teacher:
+def _stored(config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs, stored: Stored, towers: list[str]) -> Teacher:
     where, given = f"teacher.model={config.teacher.model}", stored.config.copy_and_resolve_references()
     given.model.dtype = config.teacher.dtype or given.model.dtype
     spec = make_spec(ModelSpec, given.model, where=f"{where}: model")
-    reads = own_inputs(Functional.build(spec))
+    reads = spec.alone
     pairs = _pairs(config, reads, towers, where)
     # These towers read no other one; what is not asked takes no memory.
     model = Functional.build(dataclasses.replace(spec, towers={own: spec.towers[own] for own in pairs.values()}))
@@ -146,16 +143,16 @@ def _stored(
     texts = _texts(inputs, theirs, kinds)
     params = model.own(stored.params)
     placed = shardings(jax.eval_shape(lambda p: p, params), mesh, config.mesh.rules, must_match=False)
-    fingerprint = stored.fingerprint()
+    fingerprint, temperature = stored.fingerprint(), stored.temperature()
     assert_same_data(where, fingerprint)
     return Teacher(
         model, pairs, jax.tree.map(lambda a, s: place(np.asarray(a, np.float32), s), params, placed),
-        image, student, texts, _logit_scale(stored), fingerprint,
+        image, student, texts, temperature.logit_scale if temperature else None, fingerprint,
     )  # fmt: skip
 
 
 def _pairs(config: ConfigDict, theirs: Mapping[str, str], towers: list[str], where: str) -> dict[str, str]:
-    """{tower of the student: the tower of the teacher that embeds the same by itself}, from `own_inputs` of it."""
+    """{tower of the student: the tower of the teacher that embeds the same by itself}, from `ModelSpec.alone` of it."""
     pairs = {}
     for tower, kind in inputs_of(config.model.towers).items():
         if tower in towers:
@@ -182,10 +179,3 @@ def _texts(inputs: Inputs, theirs: Inputs, read: set[str]) -> dict[str, OtherTex
         if not same or left != Preparation():
             found[f"teacher_{name}"] = OtherText(other.vocabulary, other.length, left, name)
     return found
-
-
-def _logit_scale(stored: Stored) -> float | None:
-    for name, own in stored.params.get("objectives", {}).items():
-        if stored.config.objectives[name].type in CONTRASTIVE:
-            return float(of_all(own)["logit_scale"])
-    return None
