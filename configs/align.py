@@ -2,7 +2,7 @@
 
     python train.py --config configs/align.py:B7 --workdir runs/align_b7 \
         --config.data.sources.train.urls='gs://bucket/pairs-{00000..09999}.tar' \
-        --config.data.text.tokenizer=bert/tokenizer.json --config.mesh.fsdp=8
+        --config.data.inputs.text.tokenizer=bert/tokenizer.json --config.mesh.fsdp=8
     python train.py --config configs/align.py:emoji --workdir runs/align_emoji
 
 `:L2` is the published one: EfficientNet-L2 and BERT-Large, 1.8 billion pairs, batch 16,384, LAMB. Expect, from the
@@ -43,8 +43,11 @@ def published(c, variant: str):
     text = presets.bert(TEXT_SIZE[variant], pooler=False, embed_dim=width, embed=dict(length=512), remat="dots")
     c.model = presets.dual_tower(image=image, text=text, dtype="bfloat16")
     c.data.sources = dict(train=dict(urls="data/train-{0000..0009}.tar", weight=1.0))
-    c.data.image.update(size=289, resize=346, crop="squash", filter="bilinear", rounding="down", flip=True, **HALF)
-    c.data.text.update(tokenizer="tokenizer.json", length=64, lower=False)  # an uncased tokenizer lower-cases itself
+    shown = dict(size=289, resize=346, crop="squash", filter="bilinear", rounding="down", **HALF)
+    c.data.inputs = dict(
+        image=dict(type="image", flip=True, **shown),
+        text=dict(type="text", tokenizer="tokenizer.json", length=64, lower=False),  # uncased: it lower-cases itself
+    )
     c.data.lanes = 64
     c.optimizer.update(name="lamb", lr=1e-3, b1=0.9, b2=0.999, eps=1e-6, weight_decay=1e-5, clip_norm=0.0)
     c.schedule.update(total="1_200_000steps", warmup="10_000steps", decay="linear")

@@ -1,8 +1,8 @@
 """Every option once: its default and what it means. Recipes start from `get_config()` and change what they need.
 
 A duration is a string such as "500steps", "3epochs", "1_000_000examples" or "2%" (of the run), or an integer
-number of steps. Sections left empty here (`model`, `objectives`, `data.sources`, `evals`) hold named entries; what
-an entry may hold is the dataclass of its type.
+number of steps. Sections left empty here (`model`, `objectives`, `data.inputs`, `data.sources`, `evals`) hold named
+entries; what an entry may hold is the dataclass of its type.
 """
 
 from ml_collections import ConfigDict
@@ -21,9 +21,11 @@ def get_config() -> ConfigDict:
         rules=(),  # extra ((path regex, (axis, ...)), ...), tried before the built-in ones
     )
 
-    # Weights to start from instead of random ones: an imported folder, a run, or "hf:DIR"; "" starts afresh. Every
-    # parameter must be in it and fit, but for those whose path one of the patterns of `init_from_except` matches.
-    c.init_from = ""
+    # Weights to start from instead of random ones: an imported folder, a run, or "hf:DIR"; None starts afresh. Or
+    # several places, ((path regex, place), ...): the first that matches a parameter gives it. Every parameter must be
+    # covered, be there and fit, but for those whose path one of the patterns of `init_from_except` matches. With
+    # (path regex, place, dict(stored=False)) frozen parameters stay out of checkpoints and are read again from there.
+    c.init_from = None
     c.init_from_except = ()  # such as ("text/.*", "objectives/.*")
     # What objectives such as `distillation` learn from: a run, an imported folder, "hf:DIR", or "ema", the average of
     # the run's own weights (optimizer.ema). It has its own preparation of images and its own tokenizer.
@@ -70,32 +72,9 @@ def get_config() -> ConfigDict:
 def _data() -> dict:
     return dict(
         sources={},  # name -> dict(urls="shards-{0000..0009}.tar", weight=1.0, ...); see data_pipelines/sources
-        image=_image(),
-        text=dict(
-            tokenizer="",  # path of a Hugging Face tokenizer.json
-            length=77,  # tokens per caption, begin and end marks included
-            # Shorter lengths, such as (16, 32): a batch then holds captions of one bucket, and is no longer than that.
-            buckets=(),
-            templates=(),  # ((weight, "{label}, {tags}"), ...) over the json fields; () uses the .txt member
-            lines=False,  # the lines of a text are a caption each (CLIP_benchmark's retrieval sets), or else one
-            captions=1,  # of a sample, drawn anew at each visit, for objectives that take several (sigmoid, flair)
-            max_list=4,  # a list field (such as tags) gives 1 to this many of its entries, shuffled
-            # Every text is prepared by the next two, prompts and queries too; white space becomes single spaces always.
-            lower=True,  # lower-case texts
-            # none | basic (HTML entities to characters, Unicode NFC) | open_clip's whitespace (basic, and ftfy mends
-            # wrong encodings, quotes, full width), lower (in lower case) and canonicalize (without punctuation, too)
-            clean="none",
-            transform="",  # a function of your own for training captions, "my_package.module:function"
-        ),
-        label=dict(
-            # json field or column with the class of a sample, or a list of them; `cls` is also the tar member with an
-            # integer. "" gives batches no labels.
-            field="",
-            classes=(),  # names of the classes in the order of their ids
-            count=0,  # number of classes where the field holds ids and not names
-            most=1,  # classes of one sample; more than 1 for multi-label data
-        ),
-        modalities=("image", "text"),  # what a sample must have; ("text",): texts alone, images are not looked at
+        # name -> dict(type="image", size=224, ...): the parts of every sample, each of a modality; see
+        # data_pipelines/modalities. Towers name them as `embed.input`.
+        inputs={},
         group_key="",  # json field that names equal content (multi-positive labels); "" uses the tar key
         lanes=8,  # virtual readers; the order depends on it, the host count must divide it
         window=32,  # blocks that a lane shuffles together
@@ -111,49 +90,6 @@ def _data() -> dict:
             backoff=1.0,  # seconds before the second attempt, doubled at each further one
         ),
         max_bad_share=0.05,  # of samples replaced because they cannot be read; above it the run stops
-    )
-
-
-def _image() -> dict:
-    return dict(
-        size=224,  # pixels of the square that the model sees
-        # Training crop: random_resized | inception (the same, always with 5 to 100 % of the area) | resize_crop (a
-        # square as large as the shorter side, anywhere) | center | squash (of `resize` pixels a square of `size`,
-        # anywhere) | whole (naflex). Evaluation: squash where that is chosen here, or else the shorter side; the
-        # central square. With naflex always whole.
-        crop="random_resized",
-        # Evaluation: the shorter side (squash: both sides) gets this many pixels before the square is cut; 0: `size`.
-        resize=0,
-        filter="bicubic",  # of the evaluation's resizing: bicubic | bilinear | nearest
-        rounding="even",  # of odd margins of that square: even (as torchvision, open_clip) | down (transformers)
-        scale=(0.9, 1.0),  # share of the area that a random crop keeps (CLIP: 0.9 to 1)
-        ratio=(0.75, 4 / 3),  # aspect ratio of a random crop
-        # Images at their own aspect ratio, as sequences of patches (SigLIP 2), for towers of presets.naflex. Then
-        # `size` means nothing, and `crop` is whole, random_resized or inception, whose parts keep their shape, too.
-        naflex=dict(
-            lengths=(),  # patches that a batch has room for, such as (128, 256, 576); one is drawn for each batch
-            weights=(),  # how often each of them is drawn; () equally often
-            length=0,  # patches in evaluation, embedding and export; 0: the longest
-            patch_size=16,  # pixels of a patch's side
-        ),
-        exif=False,  # turn photographs as their EXIF orientation says; published CLIP and SigLIP models were not
-        # Of transparent images: white | black | drop (the colours under the transparency, as OpenAI's CLIP and
-        # open_clip show them). Imported models say what their reference does.
-        background="white",
-        max_pixels=2**26,  # larger images are bad samples; a small file can claim any size
-        mean=(0.48145466, 0.4578275, 0.40821073),  # of RGB in 0..1; subtracted on the device
-        std=(0.26862954, 0.26130258, 0.27577711),  # of the same; divides on the device
-        flip=False,  # random horizontal flip, on the device
-        policy="",  # "" | "randaugment" (in full "randaugment-m9-n2") | "trivial" | "autoaugment", on the device
-        jitter=0.0,  # strength of brightness, contrast and saturation changes, on the device
-        grey=0.0,  # probability of losing the colours (SimCLR: 0.2), on the device
-        blur=0.0,  # probability of a Gaussian blur (SimCLR: 0.5), on the device
-        solarize=0.0,  # probability of inverting the brighter half of the values (BYOL: 0.2), on the device
-        erase=0.0,  # probability of erasing a random rectangle (Zhong et al. 2017: 0.5), on the device
-        mixup=0.0,  # alpha of weighted means of two images (Zhang et al. 2017: 0.2); 0 mixes none
-        cutmix=0.0,  # alpha of rectangles pasted from another image (Yun et al. 2019: 1); with mixup, one of both
-        # A function of your own for training images, "my_package.module:function", see data_pipelines/stream/hooks.py.
-        transform="",
     )
 
 

@@ -3,7 +3,7 @@
     python train.py --config configs/bert.py --workdir runs/bert_emoji
     python -m xmodal data build 'corpus/*.jsonl' --texts --out shards
     python train.py --config configs/bert.py:base --workdir runs/bert_base --config.mesh.fsdp=8 \
-        --config.data.sources.train.urls='shards/*.tar' --config.data.text.tokenizer=bert/tokenizer.json \
+        --config.data.sources.train.urls='shards/*.tar' --config.data.inputs.text.tokenizer=bert/tokenizer.json \
         --config.evals.held_out.urls='held_out/*.tar'
     python train.py --config configs/bert.py:base_512 --workdir runs/bert_base_512 ...      # the last tenth
 
@@ -30,7 +30,6 @@ VARIANTS = ("emoji", "base", "large", "base_512", "large_512")
 
 def get_config(variant: str = "emoji"):
     c = base.get_config()
-    c.data.modalities = ("text",)
     c.objectives = dict(masked=dict(type="masked_text", tower="text", weight=1.0))
     c.optimizer.update(name="adamw", b1=0.9, b2=0.999, weight_decay=0.01)
     if variant == "emoji":
@@ -45,7 +44,8 @@ def published(c, size: str):
         text=presets.bert(size, head="masked", embed=dict(length=512), remat="dots"), dtype="bfloat16"
     )
     c.data.sources = dict(train=dict(urls="data/texts-{0000..0009}.tar", weight=1.0))
-    c.data.text.update(tokenizer="tokenizer.json", length=128, lower=False)  # an uncased tokenizer lower-cases itself
+    # An uncased tokenizer lower-cases texts itself.
+    c.data.inputs = dict(text=dict(type="text", tokenizer="tokenizer.json", length=128, lower=False))
     c.data.lanes = 64
     c.evals = dict(held_out=dict(type="masked_text", urls="data/held_out-0000.tar", every="10%", limit=10_000))
     c.optimizer.lr = 1e-4
@@ -57,7 +57,7 @@ def published(c, size: str):
 def long_texts(c, size: str):
     """Goes on where `published` ends, at its last learning rate; the optimizer's moments start afresh."""
     c.init_from = f"runs/bert_{size}"
-    c.data.text.length = 512
+    c.data.inputs.text.length = 512
     c.optimizer.lr = 1e-5
     c.schedule.update(total="100_000steps", warmup="100steps", final=0.0)
     return c
@@ -69,8 +69,9 @@ def emoji(c):
     c.model = presets.dual_tower(text=presets.bert_tower(256, 4, 4, head="masked", scan=False))
     # Each concept once, whoever draws it; every visit shows it in another language, with other keywords.
     c.data.sources = dict(emoji=dict(urls=f"{SHARDS}/train-{{0000..0003}}.tar.gz", weight=1.0, unique="caption"))
-    c.data.text.update(tokenizer="data_pipelines/emoji/wordpiece.json", length=32)
-    c.data.text.templates = tuple((1.0, words(language)) for language in LANGUAGES)
+    templates = tuple((1.0, words(language)) for language in LANGUAGES)
+    wordpiece = "data_pipelines/emoji/wordpiece.json"
+    c.data.inputs = dict(text=dict(type="text", tokenizer=wordpiece, length=32, templates=templates))
     c.evals = {
         language: dict(
             type="masked_text", urls=f"{SHARDS}/unseen_concepts-0000.tar.gz", captions=(words(language),), every="25%"

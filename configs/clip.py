@@ -3,7 +3,7 @@ ResNet: `:RN50`, `:RN101`, `:RN50x4`, `:RN50x16`, `:RN50x64`, and `:RN_emoji`, a
 
     python train.py --config configs/clip.py:B16 --workdir runs/clip_b16 \
         --config.data.sources.train.urls='gs://bucket/pairs-{00000..09999}.tar' \
-        --config.data.text.tokenizer=clip/tokenizer.json --config.mesh.fsdp=8
+        --config.data.inputs.text.tokenizer=clip/tokenizer.json --config.mesh.fsdp=8
     python train.py --config configs/clip.py:RN_emoji --workdir runs/clip_rn_emoji
 
 Expect, from the paper: 400M pairs x 32 epochs at batch 32,768 give ImageNet zero-shot 63.3 % (B/32), 68.3 % (B/16),
@@ -37,17 +37,19 @@ def get_config(variant: str = "B32"):
     c.optimizer.update(name="adamw", lr=LEARNING_RATE[variant], b1=0.9, weight_decay=0.2, clip_norm=1.0)
     if variant in presets.CLIP_RESNET:
         image, text = presets.clip_resnet(variant, remat="convolutions"), presets.clip_text(variant, remat="dots")
-        c.data.image.size = presets.CLIP_RESNET[variant][2]
+        size = presets.CLIP_RESNET[variant][2]
         c.optimizer.update(b2=0.999, eps=1e-8)
     else:
         image, text = presets.vit(variant, remat="dots"), presets.clip_text(TEXT_SIZE[variant], remat="dots")
-        c.data.image.size = 224
+        size = 224
         c.optimizer.update(b2=0.98, eps=1e-6)
     c.model = presets.dual_tower(image=image, text=text, dtype="bfloat16")
     c.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
     c.data.sources = dict(train=dict(urls="data/train-{0000..0009}.tar", weight=1.0))
-    c.data.image.update(crop="random_resized", scale=(0.9, 1.0))
-    c.data.text.update(tokenizer="tokenizer.json", length=77)
+    c.data.inputs = dict(
+        image=dict(type="image", size=size, crop="random_resized", scale=(0.9, 1.0)),
+        text=dict(type="text", tokenizer="tokenizer.json", length=77),
+    )
     c.data.lanes = 64
     c.schedule.update(total="32epochs", warmup="2000steps", decay="cosine")
     c.checkpoint.update(every="1000steps", keep_last=2, keep_every="10%")

@@ -4,7 +4,7 @@
     python train.py --config configs/clip_modern.py:multilingual --workdir runs/multilingual
     python train.py --config configs/clip_modern.py:B16 --workdir runs/modern_b16 --config.mesh.fsdp=8 \
         --config.data.sources.train.urls='gs://bucket/pairs-{00000..09999}.tar' \
-        --config.data.text.tokenizer=clip/tokenizer.json
+        --config.data.inputs.text.tokenizer=clip/tokenizer.json
 
 Rotary positions, RMSNorm, SwiGLU, no biases, normalised queries and keys, and every token sees all others; the sizes
 are CLIP's. Everything else is configs/clip.py or configs/demo.py:stem, so that a run of each compares the towers alone.
@@ -43,8 +43,8 @@ def multilingual():
     c = demo.get_config("stem")
     c.model.towers.text = presets.modern_text_tower(256, 2, 4, embed_dim=256, qk_norm=True, scan=False)
     label = lambda language: f"{{labels.{language}}}"
-    c.data.text.length = 48
-    c.data.text.templates = tuple(
+    c.data.inputs.text.length = 48
+    c.data.inputs.text.templates = tuple(
         template
         for language in LANGUAGES
         for template in ((2.0, label(language)), (1.0, f"{label(language)}, {{tags_by_language.{language}}}"))

@@ -26,7 +26,7 @@ def get_config(variant: str = "coca"):
     c.schedule.total = "12epochs"
     towers = c.model.towers
     towers.text.embed.causal = True  # the decoder reads these tokens and must not see what comes next
-    c.data.text.templates = ((1.0, "{label}"),)  # the caption to write is the label; tags would be guesses
+    c.data.inputs.text.templates = ((1.0, "{label}"),)  # the caption to write is the label; tags would be guesses
     if not captions:
         return c
     caption = presets.decoder(towers.text.trunk.width, 2, 4, reads="text", attends="image", act="gelu_tanh", scan=False)

@@ -25,10 +25,16 @@ SHARDS = "data_pipelines/emoji/shards"
 def emoji(c):
     """Sets data and evaluations of the emoji set; shared by the recipes that learn from it."""
     c.data.sources = dict(emoji=dict(urls=f"{SHARDS}/train-{{0000..0003}}.tar.gz", weight=1.0))
-    c.data.image.update(size=64, crop="random_resized", scale=(0.7, 1.0), flip=False, jitter=0.2)
-    c.data.image.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    c.data.text.update(tokenizer="data_pipelines/emoji/tokenizer.json", length=16)
-    c.data.text.templates = ((2.0, "{label}"), (1.0, "{label}, {tags}"))
+    c.data.inputs = dict(
+        image=dict(
+            type="image", size=64, crop="random_resized", scale=(0.7, 1.0), jitter=0.2,
+            mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+        ),
+        text=dict(
+            type="text", tokenizer="data_pipelines/emoji/tokenizer.json", length=16,
+            templates=((2.0, "{label}"), (1.0, "{label}, {tags}")),
+        ),
+    )  # fmt: skip
     c.data.group_key = "hexcode"  # drawings of one concept are positives of one another, whatever their caption
     captions = ("{label}",)
     c.evals = dict(
@@ -61,7 +67,7 @@ def clip(c):
     c.model = presets.dual_tower(
         image=presets.image_tower(160, 3, 4, patch_size=8, **common), text=presets.text_tower(256, 1, 4, **common)
     )
-    c.data.image.update(size=48, rounding="down")  # of odd margins, as transformers has it
+    c.data.inputs.image.update(size=48, rounding="down")  # of odd margins, as transformers has it
     c.optimizer.update(name="muon", lr=2e-3)
     c.schedule.total = "10epochs"
     return c

@@ -44,7 +44,10 @@ def get_config(variant: str = "full"):
 
 def pairs(c):
     c.data.sources = dict(train=dict(type="files", urls="pairs.csv", weight=1.0))
-    c.data.image.update(crop="random_resized", scale=(0.7, 1.0))
+    c.data.inputs = dict(
+        image=dict(type="image", crop="random_resized", scale=(0.7, 1.0)),
+        text=dict(type="text"),
+    )
     c.data.lanes = 1  # lists of a few thousand pairs; more lanes serve more hosts
     held_out = dict(type="files", urls="held_out.csv")
     c.evals = dict(held_out=dict(type="retrieval", source=held_out, every="10%"))

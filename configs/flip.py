@@ -5,7 +5,7 @@ and whole images are programs of different shapes, so they are two runs:
 
     python train.py --config configs/flip.py:L16 --workdir runs/flip_l16 \
         --config.data.sources.train.urls='gs://bucket/pairs-{00000..09999}.tar' \
-        --config.data.text.tokenizer=clip/tokenizer.json
+        --config.data.inputs.text.tokenizer=clip/tokenizer.json
     python train.py --config configs/flip.py:L16_tune --workdir runs/flip_l16_tune \
         ... (the same data and tokenizer)
 
@@ -47,8 +47,10 @@ def large(c, variant):
         dtype="bfloat16",
     )
     c.data.sources = dict(train=dict(urls="data/train-{0000..0009}.tar", weight=1.0))
-    c.data.image.update(size=224, crop="random_resized", scale=(0.5, 1.0))
-    c.data.text.update(tokenizer="tokenizer.json", length=32)
+    c.data.inputs = dict(
+        image=dict(type="image", size=224, crop="random_resized", scale=(0.5, 1.0)),
+        text=dict(type="text", tokenizer="tokenizer.json", length=32),
+    )
     c.data.lanes = 64
     c.optimizer.update(name="adamw", lr=5e-4, b1=0.9, b2=0.95, eps=1e-6, weight_decay=0.2)
     c.schedule.update(total="32epochs", warmup="2000steps", decay="cosine")

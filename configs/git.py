@@ -26,7 +26,7 @@ def get_config():
     ) | dict(reads=("image",), connector="linear_norm")
     c.model = presets.fusion(image=image, caption=caption)
     c.objectives = dict(captioning=dict(type="captioning", tower="caption", label_smoothing=0.1, weight=1.0))
-    c.data.text.templates = ((1.0, "{label}"),)
+    c.data.inputs.text.templates = ((1.0, "{label}"),)
     c.evals = dict(
         captions=dict(
             type="captioning", urls=f"{demo.SHARDS}/unseen_vendor-0000.tar.gz", captions=("{label}",), tower="caption",

@@ -6,7 +6,7 @@
     python -m xmodal import hf:dinov2 --out models/dinov2_b14
     python train.py --config configs/lit.py:B14 --workdir runs/lit_b14 \
         --config.data.sources.train.urls='gs://bucket/pairs-{00000..09999}.tar' \
-        --config.data.text.tokenizer=clip/tokenizer.json
+        --config.data.inputs.text.tokenizer=clip/tokenizer.json
 
     python train.py --config configs/vit_classify.py --workdir runs/vit_emoji
     python train.py --config configs/lit.py:emoji --workdir runs/lit_emoji
@@ -48,8 +48,10 @@ def dinov2(c, variant):
     )
     c.batch_size = 16_384
     c.data.sources = dict(train=dict(urls="data/train-{0000..0009}.tar", weight=1.0))
-    c.data.image.update(size=224, crop="inception", **IMAGENET)
-    c.data.text.update(tokenizer="tokenizer.json", length=77)
+    c.data.inputs = dict(
+        image=dict(type="image", size=224, crop="inception", **IMAGENET),
+        text=dict(type="text", tokenizer="tokenizer.json", length=77),
+    )
     c.data.lanes = 64
     c.optimizer.update(name="adamw", lr=1e-3, b1=0.9, b2=0.98, weight_decay=1e-4, clip_norm=1.0)
     c.schedule.update(total="900_000_000examples", warmup="10_000steps", decay="cosine")

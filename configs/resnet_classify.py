@@ -4,7 +4,7 @@
     python train.py --config configs/resnet_classify.py:50 --workdir runs/resnet50 \
         --config.data.sources.train.urls='gs://bucket/imagenet-train-{0000..1023}.tar' \
         --config.evals.val.urls='gs://bucket/imagenet-val-{0000..0049}.tar' \
-        --config.data.text.tokenizer=data_pipelines/emoji/tokenizer.json
+        --config.data.inputs.text.tokenizer=data_pipelines/emoji/tokenizer.json
 
 ImageNet: ResNet v1.5, batch 256, SGD with momentum 0.9, weight decay 1e-4 on everything, learning rate 0.1 and a tenth
 of it after 30 and 60 of 90 epochs. Expect top-1 69.8 % (18), 73.3 % (34), 76.1 % (50), 77.4 % (101), 78.3 % (152), as
@@ -45,8 +45,8 @@ def small(c):
 
 def imagenet(c, variant):
     c = imagenet_classes(c)
-    c.data.image.update(size=224, crop="random_resized", scale=(0.08, 1.0), flip=True, **IMAGENET)
-    c.data.image.update(resize=256, filter="bilinear")
+    c.data.inputs.image.update(size=224, crop="random_resized", scale=(0.08, 1.0), flip=True, **IMAGENET)
+    c.data.inputs.image.update(resize=256, filter="bilinear")
     c.batch_size = 256
     c.model = presets.dual_tower(image=presets.classifier(presets.resnet(variant), 1000), dtype="bfloat16")
     c.schedule.update(total="90epochs", warmup="0%", decay="steps", drops=("30epochs", "60epochs"))

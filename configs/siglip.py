@@ -2,7 +2,7 @@
 
     python train.py --config configs/siglip.py:B16 --workdir runs/siglip_b16 \
         --config.data.sources.train.urls='gs://bucket/pairs-{00000..09999}.tar' \
-        --config.data.text.tokenizer=siglip/tokenizer.json --config.mesh.fsdp=8
+        --config.data.inputs.text.tokenizer=siglip/tokenizer.json --config.mesh.fsdp=8
     python train.py --config configs/siglip.py:emoji --workdir runs/siglip_emoji
 
 Attention pooling, text with full attention pooled at the last of 64 positions, the pairwise sigmoid loss with learned
@@ -31,8 +31,10 @@ def get_config(variant: str = "B16"):
     )
     c.objectives = dict(contrastive=dict(type="sigmoid", between=("image", "text"), weight=1.0))
     c.data.sources = dict(train=dict(urls="data/train-{0000..0009}.tar", weight=1.0))
-    c.data.image.update(size=224, crop="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    c.data.text.update(tokenizer="tokenizer.json", length=64)
+    c.data.inputs = dict(
+        image=dict(type="image", size=224, crop="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        text=dict(type="text", tokenizer="tokenizer.json", length=64),
+    )
     c.data.lanes = 64
     c.optimizer.update(name="adamw", lr=1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=1e-4)
     c.schedule.update(total="10epochs", warmup="20_000steps", decay="cosine")

@@ -5,7 +5,7 @@ A fixed resolution first, then packed patches (NaFlex): pictures keep their aspe
 
     python train.py --config configs/siglip2.py:B16 --workdir runs/siglip2_b16 \
         --config.data.sources.train.urls='gs://bucket/pairs-{00000..09999}.tar' \
-        --config.data.text.tokenizer=siglip2/tokenizer.json --config.mesh.fsdp=8
+        --config.data.inputs.text.tokenizer=siglip2/tokenizer.json --config.mesh.fsdp=8
     python train.py --config configs/siglip2.py:B16_naflex --workdir runs/siglip2_b16_naflex \
         ... (the same data, tokenizer and mesh)
 
@@ -52,8 +52,11 @@ def large(c, size):
         dtype="bfloat16",
     )
     c.data.sources = dict(train=dict(urls="data/train-{0000..0009}.tar", weight=1.0))
-    c.data.image.update(size=256, crop="squash", filter="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    c.data.text.update(tokenizer="tokenizer.json", length=64, lower=True)
+    shown = dict(size=256, crop="squash", filter="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    c.data.inputs = dict(
+        image=dict(type="image", **shown),
+        text=dict(type="text", tokenizer="tokenizer.json", length=64, lower=True),
+    )
     c.data.lanes = 64
     c.optimizer.update(name="adamw", lr=1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=1e-4, clip_norm=1.0)
     c.schedule.update(total="40_000_000_000examples", warmup="20_000steps", decay="cosine")
@@ -65,7 +68,7 @@ def packed(c, size):
     """Packed patches for the last tenth, stretched 3.75 times, from where the learning rate is then."""
     c.init_from = f"runs/siglip2_{size.lower()}"
     c.model.towers.image = presets.naflex(c.model.towers.image.to_dict())
-    c.data.image.update(crop="whole", naflex=dict(lengths=LENGTHS, length=256, patch_size=16))
+    c.data.inputs.image.update(crop="whole", naflex=dict(lengths=LENGTHS, length=256, patch_size=16))
     c.optimizer.lr = 2.4e-5
     c.schedule.update(total="15_000_000_000examples", warmup="1000steps")
 
@@ -73,7 +76,7 @@ def packed(c, size):
 def small(c):
     """Emoji of 64 pixels as 9 or 16 patches; random crops keep their own shape."""
     c = emoji(c)
-    c.data.image.naflex.update(lengths=(9, 16), patch_size=16)
+    c.data.inputs.image.naflex = dict(lengths=(9, 16), patch_size=16)
     c.batch_size = 128
     c.objectives.contrastive.logit_bias = -4.8  # of 128 pairs one is right; -10 is for batches of 30,000
     c.model = presets.dual_tower(

@@ -4,7 +4,7 @@
     python train.py --config configs/vit_classify.py:S16 --workdir runs/vit_s16 \
         --config.data.sources.train.urls='gs://bucket/imagenet-train-{0000..1023}.tar' \
         --config.evals.val.urls='gs://bucket/imagenet-val-{0000..0049}.tar' \
-        --config.data.text.tokenizer=data_pipelines/emoji/tokenizer.json
+        --config.data.inputs.text.tokenizer=data_pipelines/emoji/tokenizer.json
 
 `:emoji` learns the nine Unicode groups from four vendors' drawings and is measured on a fifth vendor's: top-1 59.7 %,
 top-5 93.4 % (chance 11.1 %, 55.6 %; 11 minutes on 2 busy CPU cores, one seed).
@@ -31,7 +31,7 @@ def get_config(variant: str = "emoji"):
 def emoji_groups(c):
     """Sets data and evaluation of the emoji set with the nine Unicode groups as classes."""
     c = emoji(c)
-    c.data.label.update(field="group", classes=GROUPS)
+    c.data.inputs.label = dict(type="label", field="group", classes=GROUPS)
     c.evals = dict(
         unseen_vendor=dict(
             type="classification", urls=f"{SHARDS}/unseen_vendor-0000.tar.gz", captions=("{label}",), every="25%"
@@ -64,8 +64,11 @@ def small_tower(**changes) -> dict:
 def imagenet_classes(c):
     """Sets shards and evaluation of ImageNet-1k, whose samples have a `cls` member with the class's number."""
     c.data.sources = dict(train=dict(urls="imagenet-train-{0000..1023}.tar", weight=1.0))
-    c.data.label.update(field="cls", count=1000)
-    c.data.text.update(tokenizer="tokenizer.json", length=8, templates=((1.0, "{cls}"),))
+    c.data.inputs = dict(
+        image=dict(type="image", size=224),
+        text=dict(type="text", tokenizer="tokenizer.json", length=8, templates=((1.0, "{cls}"),)),
+        label=dict(type="label", field="cls", count=1000),
+    )
     c.data.lanes = 64
     c.evals = dict(
         val=dict(type="classification", urls="imagenet-val-{0000..0049}.tar", captions=("{cls}",), every="5%")
@@ -76,8 +79,8 @@ def imagenet_classes(c):
 
 def imagenet(c):
     c = imagenet_classes(c)
-    c.data.image.update(size=224, crop="inception", flip=True, policy="randaugment-m10-n2", mixup=0.2)
-    c.data.image.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    c.data.inputs.image.update(size=224, crop="inception", flip=True, policy="randaugment-m10-n2", mixup=0.2)
+    c.data.inputs.image.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     c.batch_size = 1024
     tower = presets.vit("S16", style="vit", pool="mean", remat="dots", embed=dict(class_token=False, position="sincos"))
     c.model = presets.dual_tower(image=presets.classifier(tower, 1000), dtype="bfloat16")

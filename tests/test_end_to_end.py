@@ -200,7 +200,7 @@ def test_starting_is_quick_and_leaves_the_devices_alone():
             load_config(f"configs/{recipe}.py")
         late = {"orbax.checkpoint", "tensorstore", "optax", "tensorboardX"} & set(sys.modules)
         assert not late, f"{late} take seconds to import and --help needs none of them"
-        import xmodal.training.loop, xmodal.training.trained
+        import xmodal.training.loop, xmodal.stored.run
         from jax._src import xla_bridge
         assert not xla_bridge.backends_are_initialized()
     """

@@ -18,12 +18,14 @@ from xmodal.distributed.watchdog import Watchdog
 from xmodal.evaluation.base import EvalContext
 from xmodal.evaluation.pointing import Pointing
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.positions import resize_grid
 from xmodal.interop.recipe import continue_from
+from xmodal.live import Live
 from xmodal.models import presets
 from xmodal.paths import flatten_paths
 from xmodal.search.index import Index
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 from xmodal.training.init_from import start_from
 from xmodal.training.task import Task, build_task
 
@@ -88,7 +90,7 @@ def test_words_point_to_patches_of_a_picture_in_its_shape(trained):
     assert (np.abs(found.scores) <= 1 + 1e-5).all() and found.overlay("thing").size == (256, 64)
     with pytest.raises(DataError, match="pointing needs square images"):
         stored = open_stored(trained[0])
-        Pointing(urls="none.tar").prepare("x", EvalContext(None, None, None, stored.tokenizer, stored.config.data))
+        Pointing(urls="none.tar").prepare("x", EvalContext(Live(None, stored.config, None, stored.tokenizer)))
 
 
 def test_an_index_holds_what_the_model_gives(trained, tmp_path):
@@ -135,7 +137,7 @@ def test_a_run_goes_on_from_squares(tmp_path):
             task = build_task(config, mesh, given.tokenizer, 100)
             ones = lambda s: jax.device_put(np.ones(s.shape, s.dtype), s.sharding)
             state = jax.tree.map(ones, task.abstract_state())
-            return start_from(task, state)["params"]["image"]
+            return start_from(task, state)[0]["params"]["image"]
 
     same, fewer = started(6), started(4)
     for path, array in flatten_paths(given.params["image"]).items():

@@ -10,11 +10,11 @@ from tests import tiny_runs
 from xmodal.config import load_config
 from xmodal.interop.align import ALIGN
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored
 from xmodal.interop.huggingface import family_for
 from xmodal.models import presets
 from xmodal.models.batch_norm import STATISTICS
 from xmodal.paths import flatten_paths
+from xmodal.stored.opening import open_stored
 
 WIDTHS = {"B7": 640, "L2": 1376}
 

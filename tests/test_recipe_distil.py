@@ -8,7 +8,8 @@ from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError
 from xmodal.configs import demo, distil
 from xmodal.distributed.mesh import make_mesh
-from xmodal.interop.folder import Stored, write_stored
+from xmodal.stored.base import Stored
+from xmodal.stored.project import write_stored
 from xmodal.training.startup import model_facts
 from xmodal.training.task import build_task
 from xmodal.training.teacher import open_teacher

@@ -11,9 +11,10 @@ from tests import tiny_runs
 from xmodal.config import ConfigError, load_config
 from xmodal.configs import bert, clip_modern
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.recipe import continue_from
 from xmodal.paths import flatten_paths
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 
 def tiny_bert():

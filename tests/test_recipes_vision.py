@@ -10,9 +10,10 @@ from tests.interop.test_vision import PIXELS, hugging_face
 from xmodal.config import load_config
 from xmodal.configs import flip, lit
 from xmodal.distributed.mesh import make_mesh
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.paths import flatten_paths
 from xmodal.reporting.flops import count_flops
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 from xmodal.training.startup import abstract_batch
 from xmodal.training.task import build_task
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from xmodal.__main__ import main
+from xmodal.commands import reference_page as reference
 from xmodal.config import load_config
 from xmodal.configs import base
 from xmodal.objectives import OBJECTIVES
 from xmodal.objectives.captioning import Captioning
-from xmodal.reporting import reference
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 

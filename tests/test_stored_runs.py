@@ -10,16 +10,17 @@ import xmodal
 from tests import tiny_runs
 from tests.data.tiny_shards import encode, write_tar
 from xmodal.__main__ import main
+from xmodal.checkpoints.reading import CheckpointError, list_steps
 from xmodal.commands.evaluate import evaluate
 from xmodal.configs.base import get_config
 from xmodal.evaluation import embedding
 from xmodal.interop.averaging import average, interpolate
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.recipe import continue_from
 from xmodal.interop.tables import InteropError
 from xmodal.paths import map_paths
 from xmodal.reporting.results import read_results
-from xmodal.training.checkpoints.reading import CheckpointError, list_steps
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 METRIC = "retrieval/held_out/image_to_text/R@1"
 GROUPED = dict(data__group_key="group", schedule__total=4, optimizer__ema=0.5, data__image__exif=True)
@@ -164,7 +165,7 @@ def test_weights_that_are_no_numbers_are_refused_wherever_they_are(workdir, suit
 
 
 def test_a_run_that_diverged_is_refused(workdir, monkeypatch):
-    import xmodal.training.trained as trained
+    import xmodal.stored.run as trained
 
     restore = trained.restore_params
     spoil = lambda p, a: a.at[0].set(np.inf) if p == "objectives/contrastive/logit_scale_x" or p.endswith("bias") else a

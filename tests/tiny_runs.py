@@ -39,7 +39,7 @@ def make_data(folder: Path) -> Path:
 def flags(data: Path, variant: str = "clip", **changes) -> list[str]:
     """Returns the arguments of train.py that name recipe and data; a key of `changes` has `__` for a dot."""
     urls = str(data / "s-{00..01}.tar")
-    values = {"data.sources.main.urls": urls, "data.text.tokenizer": data / "tokenizer.json"}
+    values = {"data.sources.main.urls": urls, "data.inputs.text.tokenizer": data / "tokenizer.json"}
     more = dict(coca=["written"], naflex=["named"]).get(variant, [])
     values |= {f"evals.{name}.urls": urls for name in ("held_out", *more)}
     values |= {key.replace("__", "."): value for key, value in changes.items()}

@@ -18,18 +18,25 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from data_pipelines.errors import DataError
+from data_pipelines.modalities import inputs_of
 from xmodal import recipes
 from xmodal.messages import ConfigError, did_you_mean, unknown_key
 from xmodal.reporting.files import write_text
 
 T = TypeVar("T")
+_MOVED = {  # sections that held what are options of inputs
+    "image": 'data.inputs.image (type="image")', "text": 'data.inputs.text (type="text")',
+    "label": 'data.inputs.label (type="label")', "modalities": "the entries of data.inputs",
+}  # fmt: skip
+_REGISTERED = " A class of your project is known after its module is imported: `xmodal --import MODULE COMMAND`"
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "None"}
 
 
 # ---------------------------------------------------------------------------------------------- loading
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def load_config(spec: str, overrides: Sequence[str] = (), inputs: Mapping[str, Any] | None = None) -> ConfigDict:
     """Runs a recipe, applies command-line overrides and checks the result against configs/base.py.
 
     Args:
@@ -37,6 +44,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         `configs/`, also the name of one that comes with xmodal: "clip.py:B16".
       overrides: such as "--config.optimizer.lr=3e-4"; the prefix "--config." is optional. A value is a Python
         literal, true or false; anything else is a string, and so is any value of a closed option that is one.
+      inputs: `data.inputs` of a recipe that has none.
 
     Returns:
       The complete config: sections written in part have the base's defaults for the rest, lists are tuples.
@@ -45,10 +53,27 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       ConfigError: no such recipe or variant, an unknown key, or a value of the wrong type.
     """
     base = _base()
-    config = validate(recipes.call(spec, _keys(base)), base, source=str(recipes.split(spec)[0]))
+    source = str(recipes.split(spec)[0])
+    config = validate(recipes.call(spec, _keys(base)), base, source=source)
+    if inputs is not None and not config.data.inputs:
+        config.data.inputs = _config(_plain(inputs, "data.inputs"))
+    config = with_inputs(config, source)
     for override in overrides:
         _override(config, base, override)
-    return validate(config, base, source="command line")
+    return with_inputs(validate(config, base, source="command line"), "command line")
+
+
+def with_inputs(config: ConfigDict, source: str = "config") -> ConfigDict:
+    """Returns a config whose entries of `data.inputs` have all options of their modalities.
+
+    Raises:
+      ConfigError: there is no such modality, or an option is wrong.
+    """
+    try:
+        config.data.inputs = _config(_plain(inputs_of(config.data).entries(), "data.inputs"))
+    except DataError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return config
 
 
 def validate(config: Mapping | ConfigDict, base: Mapping | ConfigDict, source: str = "config") -> ConfigDict:
@@ -72,7 +97,7 @@ def validate(config: Mapping | ConfigDict, base: Mapping | ConfigDict, source: s
 def _complete(given: dict, base: dict, prefix: str, known: list[str]) -> dict:
     unknown = next((key for key in given if key not in base), None)
     if unknown is not None:
-        raise ConfigError(unknown_key(prefix + unknown, known))
+        raise ConfigError(_moved(prefix + unknown) or unknown_key(prefix + unknown, known))
     complete = {}
     for key, default in base.items():
         path, value = prefix + key, given.get(key, default)
@@ -83,6 +108,16 @@ def _complete(given: dict, base: dict, prefix: str, known: list[str]) -> dict:
         else:
             complete[key] = _complete(value, default, path + ".", known) if default else value
     return complete
+
+
+def _moved(key: str) -> str:
+    """Says where an option of samples is now; "" for others."""
+    data, _, rest = key.partition(".")
+    section, _, option = rest.partition(".")
+    if data != "data" or section not in _MOVED:
+        return ""
+    place = _MOVED[section] + (f".{option}" if option else "")
+    return f"{key!r} is now {place}: data.inputs names the parts of a sample, each of a modality with its options"
 
 
 def _hint(default: Any) -> Any:
@@ -108,7 +143,7 @@ def _override(config: ConfigDict, base: dict, text: str) -> None:
         section = section.get(parent) if isinstance(section, ConfigDict) else None
         default = default.get(parent) if default else None  # None or empty: within an open section
     if not isinstance(section, ConfigDict) or (default and last not in default):
-        raise ConfigError(f"command line: {unknown_key(key, _keys(_plain(config, '')))}")
+        raise ConfigError(f"command line: {_moved(key) or unknown_key(key, _keys(_plain(config, '')))}")
     section[last] = value if default and isinstance(default[last], str) else _literal(value)
 
 
@@ -162,6 +197,25 @@ def make_spec(cls: type[T], values: Mapping | ConfigDict, where: str) -> T:
         return cls(**converted)
     except ValueError as error:  # from the class's own checks
         raise ConfigError(f"{where}: {error}") from error
+
+
+def build_entry(registry: Mapping[str, type[T]], entry: Mapping | ConfigDict, where: str) -> T:
+    """Builds a named entry of an open section: its `type` chooses the class, the other keys are its fields.
+
+    Args:
+      registry: classes by the name that `type` gives them.
+      entry: of the config.
+      where: its path in the config, for messages.
+
+    Raises:
+      ConfigError: an unknown type or key, or a value of the wrong type.
+    """
+    values = dict(entry)
+    kind = values.pop("type", None)
+    if kind not in registry:
+        hint = did_you_mean(str(kind), registry) or _REGISTERED
+        raise ConfigError(f"{where}.type: expected {', '.join(registry)}, got {kind!r}.{hint}")
+    return make_spec(registry[kind], values, where=where)
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -262,9 +316,17 @@ def from_json(text: str) -> ConfigDict:
     return _config(_plain(values, ""))
 
 
+def refuse_old(saved: ConfigDict, where: str) -> ConfigDict:
+    """Returns a saved config; raises a ConfigError for one of an xmodal whose samples had no `data.inputs`."""
+    if old := next((f"data.{key}" for key in _MOVED if key in (saved.get("data") or {})), ""):
+        raise ConfigError(f"{where} is of an older xmodal, whose settings this one does not read: {_moved(old)}")
+    return saved
+
+
 def with_new_options(saved: ConfigDict) -> ConfigDict:
     """Returns a saved config completed by the options that were added since, which by default change nothing."""
-    return _config(_added(_plain(saved, ""), _base()))
+    refuse_old(saved, "config")
+    return with_inputs(_config(_added(_plain(saved, ""), _base())))
 
 
 def _added(given: dict, base: dict) -> dict:

@@ -68,7 +68,7 @@ def end_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
 
 def _expected() -> tuple[type[Exception], ...]:
     # Orbax takes seconds to import, so it is not imported for this: what was not imported cannot have been raised.
-    saved_steps = sys.modules.get("xmodal.training.checkpoints.reading")
+    saved_steps = sys.modules.get("xmodal.checkpoints.reading")
     return (ConfigError, DataError, TrainingError, *([saved_steps.CheckpointError] if saved_steps else []))
 
 

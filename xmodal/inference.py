@@ -1,39 +1,26 @@
-"""Three lines to embeddings: `model = xmodal.load(...)`, `model.embed_image(pictures)`, `model.embed_text(texts)`.
+"""Three lines to embeddings: `model = xmodal.load(...)`, `model.embed_image(images)`, `model.embed_text(texts)`.
 
-Pictures and texts are prepared by what is stored with the weights, so nothing about a model has to be known to use it.
+Images and texts are prepared by what is stored with the weights, so nothing about a model has to be known to use it.
+This is the friendly layer; `xmodal.live.Live` does the work.
 """
 
-import dataclasses
-import functools
-import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image
 
-from data_pipelines.errors import BadSample, DataError
-from data_pipelines.images.arrays import ImageArrays
-from data_pipelines.images.decode import full_image, to_rgb
-from data_pipelines.images.device import preprocess_batch
-from data_pipelines.text.preparation import Preparation
-from xmodal.config import ConfigError, make_spec
-from xmodal.distributed.mesh import batch_sharding, make_mesh, num_batch_shards
-from xmodal.distributed.sharding import shardings
+from data_pipelines.errors import DataError
+from xmodal.config import ConfigError
+from xmodal.distributed.mesh import make_mesh
+from xmodal.evaluation import word_maps
 from xmodal.evaluation.classes import ensemble, fill, has_place
-from xmodal.evaluation.word_maps import WordMap, grid_of, score_words, word_tokens
+from xmodal.evaluation.word_maps import WordMap
 from xmodal.finite import check_rows
-from xmodal.interop.folder import Stored, open_stored
-from xmodal.models.model import Functional
-from xmodal.objectives import OBJECTIVES
-from xmodal.objectives.contrastive import normalize, of_all
-
-Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
-CONTRASTIVE = ("softmax", "sigmoid", "distillation")  # types of objectives with a temperature of whole embeddings
-_SIZES = (1, 8, 64)  # batch sizes that are compiled, beside `batch_size`; a smaller batch is padded to the next one
+from xmodal.live import Live
+from xmodal.preparing import Picture, named
+from xmodal.stored.base import Stored
+from xmodal.stored.opening import open_stored
 
 
 def load(
@@ -63,7 +50,7 @@ def load(
 
 
 class Model:
-    """A model with its tokenizer and the preparation of its pictures."""
+    """A model with its tokenizer and the preparation of its images."""
 
     def __init__(
         self,
@@ -76,25 +63,12 @@ class Model:
         """See `load`."""
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: at least 1 picture or text is embedded at once")
-        # Without the towers' weights: those on the devices are the ones that count.
-        self.stored = dataclasses.replace(stored, params={"objectives": stored.params.get("objectives", {})})
+        mesh = mesh or make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.local_devices())
+        self.live = Live.place(stored, mesh, dtype=dtype or "")
+        self.stored = self.live.stored  # without the towers' weights: those on the devices are the ones that count
         self.tokenizer = stored.tokenizer
-        config = stored.config.copy_and_resolve_references()
-        config.model.dtype = dtype or config.model.dtype
-        self._data, self._prepare = config.data, Preparation.of(config.data.text)
-        self._mesh = mesh or make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.local_devices())
-        model = Functional.build(Stored(config, {}, None, stored.origin).spec)
-        params = model.own(stored.params)
-        placed = shardings(jax.eval_shape(lambda p: p, params), self._mesh, config.mesh.rules)
-        self._params = jax.tree.map(lambda a, s: jax.device_put(np.asarray(a), s), params, placed)
-        self._names = {kind: name for name, kind in own_inputs(model).items()}
-        jitted = lambda call: {kind: jax.jit(functools.partial(call, model, n)) for kind, n in self._names.items()}
-        self._towers, self._locals = jitted(self._embed), jitted(self._embed_local)
-        shards = num_batch_shards(self._mesh)
-        up = lambda size: -(-size // shards) * shards
-        self.inputs = tuple(self._towers)  # "image", "text": what can be embedded
-        self.batch_size = up(batch_size)
-        self._sizes = sorted({up(size) for size in (*_SIZES, batch_size) if size <= batch_size})
+        self.inputs = tuple(self.live.inputs)  # what can be embedded, such as "image"
+        self.batch_size = self.live.rows(batch_size)
 
     @property
     def dim(self) -> int:
@@ -116,7 +90,7 @@ class Model:
         pictures = [pictures] if isinstance(pictures, Picture) else list(pictures)
         prepare = lambda start, stop: self.prepare_images(pictures[start:stop], start)
         found = self.embed_rows("image", prepare, len(pictures))
-        return check_rows(found, "the embedding", lambda i: _named(i, pictures[i]))
+        return check_rows(found, "the embedding", lambda i: named(i, pictures[i]))
 
     def embed_text(self, texts: str | Iterable[str]) -> np.ndarray:
         """Embeds texts, one or several, to unit vectors, float32 [texts, dim]."""
@@ -127,24 +101,12 @@ class Model:
         return check_rows(found, "the embedding", lambda i: f"the text {texts[i]!r}")
 
     def prepare_images(self, pictures: Sequence[Picture], first: int = 0) -> dict[str, np.ndarray]:
-        """Returns the model's input for some pictures, of which the first is number `first` of the user's."""
-        arrays = ImageArrays(self._data.image)
-        batch = arrays.empty(len(pictures))
-
-        def prepare(row: int, picture: Picture) -> None:
-            arrays.evaluate(_decoded(first + row, picture, arrays), batch, row)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(prepare, itertools.count(), pictures))
-        return batch
+        """Returns the model's input for some images, of which the first is number `first` of the user's."""
+        return self.live.preparing.rows("image", pictures, first)
 
     def prepare_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns the model's input for some texts, as users have them."""
-        return self._encoded([self._prepare(text) for text in texts])
-
-    def _encoded(self, prepared: Sequence[str]) -> dict[str, np.ndarray]:
-        ids, valid = self.tokenizer.encode(prepared, self._data.text.length)
-        return {"text": ids, "text_valid": valid}
+        return self.live.preparing.rows("text", texts)
 
     def zero_shot(
         self,
@@ -173,9 +135,13 @@ class Model:
         images = self.embed_image(pictures)
         texts = self.embed_text([fill(t, label) for label in labels for t in templates])
         classes = ensemble(texts, [len(templates)] * len(labels))
-        own = self._objective()
-        logits = np.exp(own["logit_scale"]) * (images @ classes.T) + own.get("logit_bias", 0.0)
-        if "logit_bias" in own:
+        learned = self.live.temperature("image", "text")
+        if learned is None:
+            raise ConfigError(
+                f"{self.stored.origin} has no contrastive objective between images and texts: no zero_shot"
+            )
+        logits = np.exp(learned.logit_scale) * (images @ classes.T) + (learned.logit_bias or 0.0)
+        if learned.logit_bias is not None:
             return (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -190,124 +156,18 @@ class Model:
         Returns:
           Cosines of each word with each patch, and the picture as the model saw it: see `WordMap`.
         """
-        if self.no_word_maps:
-            raise DataError(f"there are no word maps: {self.no_word_maps}")
-        text = self._prepare(text)
-        words = word_tokens(self.tokenizer, text, self._data.text.length)
-        if not words:
-            raise DataError(f"a word map needs a text with words, got {text!r}")
-        images, texts = self.prepare_images([picture]), self._encoded([text])
-        patches, tokens = (self._local(kind, batch) for kind, batch in (("image", images), ("text", texts)))
-        scores = score_words([word.tokens for word in words], tokens, patches)
-        if "image_grid" in images:
-            rows, columns = map(int, images["image_grid"][0])
-        else:
-            rows, columns = grid_of(self.stored.spec.towers[self._names["image"]], patches.shape[0])
-        scores = scores[:, : rows * columns].reshape(-1, rows, columns)  # behind them is padding
-        letters, spans, _ = zip(*words)
-        return WordMap(letters, scores, ImageArrays(self._data.image).shown(images, 0), text, spans)
+        return word_maps.word_map(self.live, picture, text)
 
     @property
     def no_word_maps(self) -> str:
         """Why `word_map` has nothing to say; "" where it has."""
-        for kind in ("image", "text"):
-            if kind not in self._names:
-                return f"no tower of the model reads {kind}s alone"
-        grid = getattr(self.stored.spec.towers[self._names["image"]].embed, "grid", None)
-        return "the image tower makes a single patch of a picture" if grid == (1, 1) else ""
+        return word_maps.no_word_maps(self.live)
 
     @property
     def aligns_words(self) -> bool:
-        """Whether an objective of the model compares patches or words, and not whole pictures and texts alone."""
-        for name, entry in self.stored.config.objectives.items():
-            own = {key: value for key, value in entry.items() if key != "type"}
-            needs = make_spec(OBJECTIVES[entry["type"]], own, f"objectives.{name}").needs
-            if any(need.endswith(".local") for need in needs):
-                return True
-        return False
-
-    def _local(self, kind: str, batch: Mapping) -> np.ndarray:
-        """Unit patches or words of the first row, [seq, dim]."""
-        self._check(kind)
-        batch = {name: np.repeat(a, self._sizes[0], axis=0) for name, a in batch.items()}
-        batch = jax.device_put(batch, batch_sharding(self._mesh))
-        with jax.set_mesh(self._mesh):
-            found = np.asarray(self._locals[kind](self._params, batch)[:1])
-        return check_rows(found, "the local embedding", lambda _: f"the {kind}")[0]
-
-    def _objective(self) -> dict[str, float]:
-        for name, own in self.stored.params.get("objectives", {}).items():
-            entry = self.stored.config.objectives[name]
-            if entry["type"] in CONTRASTIVE and {"image", "text"} == set(entry["between"]):
-                return {key: float(value) for key, value in of_all(own).items()}
-        raise ConfigError(f"{self.stored.origin} has no contrastive objective between images and texts: no zero_shot")
-
-    def _check(self, kind: str) -> None:
-        if kind not in self._towers:
-            raise ConfigError(f"{self.stored.origin} has no tower that embeds {kind}s alone")
-
-    def _embed(self, model: Functional, name: str, params: Mapping, batch: Mapping) -> jax.Array:
-        return normalize(self._output(model, f"{name}.pooled", params, batch))
-
-    def _embed_local(self, model: Functional, name: str, params: Mapping, batch: Mapping) -> jax.Array:
-        return normalize(self._output(model, f"{name}.local", params, batch)["x"])
-
-    def _output(self, model: Functional, output: str, params: Mapping, batch: Mapping):
-        batch = preprocess_batch(batch, None, self._data.image)
-        return model(params, batch, frozenset({output}))[output]
+        """Whether an objective of the model compares patches or words, and not whole images and texts alone."""
+        return word_maps.aligns_words(self.live)
 
     def embed_rows(self, kind: str, prepare: Callable[[int, int], Mapping[str, np.ndarray]], count: int) -> np.ndarray:
-        """Embeds rows that are prepared batch by batch: while the devices work, the next batch is made.
-
-        Args:
-          kind: "image" or "text".
-          prepare: gives the model's input for the rows [start, stop), as `prepare_images` and `prepare_texts` do; it
-            is asked for all rows in order, once.
-          count: of the rows.
-
-        Returns:
-          Unit vectors, float32 [count, dim].
-        """
-        self._check(kind)
-        if not count:
-            return np.zeros((0, self.dim), np.float32)
-        step, pending, parts = self._sizes[-1], None, []
-        for start in range(0, count, step):
-            batch = prepare(start, stop := min(start + step, count))
-            size = next(s for s in self._sizes if s >= stop - start)
-            pad = lambda a: np.concatenate([a, np.repeat(a[-1:], size - len(a), axis=0)])  # noqa: B023 (used at once)
-            batch = jax.device_put({name: pad(a) for name, a in batch.items()}, batch_sharding(self._mesh))
-            with jax.set_mesh(self._mesh):
-                result = self._towers[kind](self._params, batch)
-            if pending is not None:
-                parts.append(np.asarray(pending[0])[: pending[1]])
-            pending = result, stop - start
-        parts.append(np.asarray(pending[0])[: pending[1]])
-        return np.concatenate(parts).astype(np.float32)
-
-
-def own_inputs(model: Functional) -> dict[str, str]:
-    """Returns {tower: input} of the towers that embed one modality by themselves."""
-    towers = model.spec.towers.items()
-    return {name: t.embed.input for name, t in towers if t.embed and not t.reads and t.pool != "none"}
-
-
-def _decoded(number: int, picture: Picture, arrays: ImageArrays) -> Image.Image:
-    """Reads a picture as RGB."""
-    try:
-        if isinstance(picture, np.ndarray):
-            grey = picture.ndim == 2
-            if picture.dtype != np.uint8 or not (grey or (picture.ndim == 3 and picture.shape[2] in (3, 4))):
-                raise BadSample(f"expected uint8 [height, width, 3], got {picture.dtype} {picture.shape}")
-            picture = Image.fromarray(picture)
-        if isinstance(picture, Image.Image):
-            return to_rgb(picture, arrays.options.background)
-        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        return full_image(data, arrays.options)
-    except (BadSample, OSError, ValueError) as error:
-        raise DataError(f"{_named(number, picture)} cannot be used: {error}") from None
-
-
-def _named(number: int, picture: Picture) -> str:
-    """What messages call a picture."""
-    return f"picture {picture if isinstance(picture, str | os.PathLike) else f'number {number}'}"
+        """Embeds rows that are prepared batch by batch; see `Live.embed_rows`."""
+        return self.live.embed_rows(kind, prepare, count, self.batch_size)

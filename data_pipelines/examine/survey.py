@@ -12,6 +12,7 @@ from data_pipelines.examine.distributions import Distribution, Repeats
 from data_pipelines.examine.sampling import Part, choose, read_part
 from data_pipelines.images.decode import Options, image_header
 from data_pipelines.io.listing import NULLS
+from data_pipelines.modalities import Image
 from data_pipelines.names import label_at, parts_of
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
@@ -36,8 +37,8 @@ class Rules:
     Attributes:
         options: how images are decoded.
         tokenizer: None counts no tokens.
-        length: tokens of a caption, as `config.data.text.length`.
-        size: pixels of an image, as `config.data.image.size`.
+        length: tokens of a caption, as `length` of the text input.
+        size: pixels of an image, as `size` of the image input.
     """
 
     options: Options
@@ -178,17 +179,21 @@ def together(surveys: Mapping[str, Survey]) -> Survey:
 def _measure(part: Part, sources: Sequence[Source], tables: Sequence[Blocks], rules: Rules) -> tuple[int, Survey]:
     found = Survey()
     samples = read_part(part, sources, tables)
-    source, captions = sources[part.source], sources[part.source].captions
-    _measure_texts([captions.every(sample.record) for sample in samples], rules, found)
-    if captions.images:
-        _measure_images(samples, rules, found)
-    kinds = {kind: likeness(kind, captions, rules.options) for kind in LIKENESS if kind != "key" or source.keyed}
-    for sample in samples:
+    source, inputs = sources[part.source], sources[part.source].rules.inputs
+    captions = [source.rules.captions(sample.record) for sample in samples]
+    _measure_texts(captions, rules, found)
+    image = next(iter(inputs.of_type(Image.type)), "")
+    if image:
+        _measure_images(samples, image, rules, found)
+    measures = {kind: likeness(kind, inputs) for kind in LIKENESS if kind != "key" or source.keyed}
+    kinds = {kind: measure for kind, measure in measures.items() if measure is not None}
+    for sample, texts in zip(samples, captions):
         name = f"{sample.key} of {label_at(parts_of(sample.shard), 2)}"
         for kind, measure in kinds.items():
-            if sample.image or kind != "image":
-                shown = captions.every(sample.record)[0] if kind == "caption" else name
-                found.repeats[kind].add(measure.of(sample.key, sample.record, sample.image), _short(shown))
+            content = sample.parts.get(measure.needs, b"")
+            if content or not measure.needs:
+                shown = texts[0] if texts and kind == "caption" else name
+                found.repeats[kind].add(measure.of(sample.key, sample.record, content), _short(shown))
         _measure_fields(sample.record.fields, found.fields)
     found.samples = len(samples)
     return part.source, found
@@ -204,14 +209,15 @@ def _measure_texts(captions: list[list[str]], rules: Rules, found: Survey) -> No
         found.cut += sum(length > rules.length for length in lengths)
 
 
-def _measure_images(samples: list[Sample], rules: Rules, found: Survey) -> None:
+def _measure_images(samples: list[Sample], image: str, rules: Rules, found: Survey) -> None:
     headers = []
     for sample in samples:
         try:
             if sample.fault:
                 raise BadSample(sample.fault)
-            headers.append(image_header(sample.image, rules.options))
-            found.bytes.add([len(sample.image)])
+            content = sample.parts.get(image, b"")
+            headers.append(image_header(content, rules.options))
+            found.bytes.add([len(content)])
         except BadSample as bad:
             found.bad[bad.reason] += 1
     found.kinds.update(header.kind for header in headers)

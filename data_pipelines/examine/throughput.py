@@ -11,6 +11,7 @@ from typing import Any
 from data_pipelines import rng
 from data_pipelines.host import cores
 from data_pipelines.sources.base import Source
+from data_pipelines.stream.rows import KEY_ID
 from data_pipelines.stream.stream import Stream
 from data_pipelines.workers import results_of
 
@@ -69,7 +70,7 @@ def measure(open_stream: Callable[[], Stream], config: Any, seconds: float) -> S
     """
     began = time.perf_counter()
     with open_stream() as stream:
-        rows = len(next(stream)["text"])
+        rows = len(next(stream)[KEY_ID])
         first_batch = time.perf_counter() - began
         for _ in range(config.prefetch + _WARM_UP):
             next(stream)

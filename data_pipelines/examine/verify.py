@@ -1,4 +1,4 @@
-"""Reads samples completely and decodes their images: everything that training could stumble on, found beforehand."""
+"""Reads samples completely and decodes what files hold: everything that training could stumble on, found beforehand."""
 
 import contextlib
 from collections import Counter
@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.examine.sampling import Part, choose, read_part
-from data_pipelines.images.decode import Options, full_image
 from data_pipelines.progress import progress
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.blocks import Blocks
@@ -25,7 +24,7 @@ class Findings:
 
     Attributes:
         samples: looked at.
-        bytes: of their images; of texts alone 0.
+        bytes: of their files; of texts alone 0.
         faults: reason -> samples that cannot be used, although the index says that they can.
         sources: source -> reason -> the same.
     """
@@ -46,7 +45,6 @@ class _Checked(NamedTuple):
 
 def verify(
     sources: Sequence[Source],
-    options: Options,
     found: Callable[[str, Fault], None],
     *,
     wanted: int = 0,
@@ -57,7 +55,6 @@ def verify(
 
     Args:
         sources: what to read.
-        options: how images are decoded in training.
         found: called with the name of the source and each fault that its index did not know, as soon as it is found.
         wanted: as many samples, chosen by `seed`; 0 takes all.
         seed: of the choice.
@@ -69,7 +66,7 @@ def verify(
     tables = [source.blocks(_BLOCK_BYTES) for source in sources]
     choice = choose(tables, wanted, seed)
     findings = Findings(sources={source.name: Counter() for source in sources})
-    parts = in_processes(check_part, choice, max(1, min(workers, len(choice))), sources, tables, options)
+    parts = in_processes(check_part, choice, max(1, min(workers, len(choice))), sources, tables)
     with progress(choice.samples, "verifying", "samples") as advance, contextlib.closing(parts):
         for part, size, faults in parts:
             findings.samples += part.count
@@ -83,7 +80,7 @@ def verify(
     return findings
 
 
-def check_part(part: Part, sources: Sequence[Source], tables: Sequence[Blocks], options: Options) -> _Checked:
+def check_part(part: Part, sources: Sequence[Source], tables: Sequence[Blocks]) -> _Checked:
     """Reads and decodes the samples of a part."""
     try:
         samples = read_part(part, sources, tables)
@@ -94,11 +91,11 @@ def check_part(part: Part, sources: Sequence[Source], tables: Sequence[Blocks], 
         try:
             if sample.fault:
                 raise BadSample(sample.fault)
-            if sources[part.source].captions.images:
-                full_image(sample.image, options)
+            for name, content in sample.parts.items():
+                sources[part.source].rules.inputs[name].verify(content, whole=True)
         except BadSample as bad:
             faults.append((Fault(sample.shard, sample.key, bad.reason), 1))
-    return _Checked(part, sum(len(sample.image) for sample in samples), faults)
+    return _Checked(part, sum(sample.bytes for sample in samples), faults)
 
 
 def spot_check(source: Source) -> None:

@@ -68,7 +68,7 @@ def squash(height: int, width: int, u: np.ndarray, share: float) -> Box:
 
 
 def cropper(image: Any) -> Callable[[int, int, np.ndarray], Box]:
-    """Returns the training crop of `config.data.image` as a function of (height, width, uniform numbers).
+    """Returns the training crop of an image input as a function of (height, width, uniform numbers).
 
     Raises:
         DataError: the crop is unknown, or its ranges cannot be drawn from.
@@ -77,7 +77,7 @@ def cropper(image: Any) -> Callable[[int, int, np.ndarray], Box]:
         scale, ratio = tuple(image.scale), tuple(image.ratio)
         for name, pair, most in (("scale", scale, 1.0), ("ratio", ratio, math.inf)):
             if not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= most):
-                raise DataError(f"data.image.{name} is {pair}; expected (smallest, largest) within 0 to {most}")
+                raise DataError(f"{image.where}.{name} is {pair}; expected (smallest, largest) within 0 to {most}")
         return lambda height, width, u: random_resized(height, width, u, scale, ratio)
     if image.crop == "inception":  # the crop of GoogLeNet (Szegedy et al. 2014), and of big_vision's recipes
         return lambda height, width, u: random_resized(height, width, u, **_INCEPTION)
@@ -89,8 +89,10 @@ def cropper(image: Any) -> Callable[[int, int, np.ndarray], Box]:
         share = image.size / (image.resize or image.size)
         return lambda height, width, u: squash(height, width, u, share)
     if image.crop == "whole" and not image.naflex.lengths:
-        raise DataError("data.image.crop='whole' keeps the shape of images, which needs data.image.naflex.lengths; "
-                        "'squash' makes a square of the whole image")  # fmt: skip
+        raise DataError(
+            f"{image.where}.crop='whole' keeps the shape of images, which needs {image.where}.naflex.lengths; 'squash' "
+            "makes a square of the whole image"
+        )
     if image.crop == "whole":
         return lambda height, width, u: Box(0, 0, height, width)
-    raise DataError(f"data.image.crop is {image.crop!r}, not one of {_CROPS}{did_you_mean(image.crop, _CROPS)}")
+    raise DataError(f"{image.where}.crop is {image.crop!r}, not one of {_CROPS}{did_you_mean(image.crop, _CROPS)}")

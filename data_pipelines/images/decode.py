@@ -46,7 +46,7 @@ warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
 class Options(NamedTuple):
-    """How images are decoded, and how the evaluation shows them: keys of `config.data.image`.
+    """How images are decoded, and how the evaluation shows them: options of `modalities.Image`.
 
     Attributes:
         exif: turn images as their EXIF orientation says.
@@ -68,19 +68,21 @@ class Options(NamedTuple):
 
     @classmethod
     def of(cls, image: Any) -> "Options":
-        """Reads them from `config.data.image`. Raises DataError for a value that cannot be used."""
+        """Reads them from an image input. Raises DataError for a value that cannot be used."""
         most = 2 * Image.MAX_IMAGE_PIXELS  # Pillow itself refuses more
         if not 1 <= image.max_pixels <= most:
-            raise DataError(f"data.image.max_pixels is {image.max_pixels}; expected 1 to {most}")
+            raise DataError(f"{image.where}.max_pixels is {image.max_pixels}; expected 1 to {most}")
         if image.filter not in _FILTERS:
-            raise DataError(f"data.image.filter is {image.filter!r}; expected {' or '.join(_FILTERS)}")
+            raise DataError(f"{image.where}.filter is {image.filter!r}; expected {' or '.join(_FILTERS)}")
         if image.rounding not in _ROUNDINGS:
-            raise DataError(f"data.image.rounding is {image.rounding!r}; expected {' or '.join(_ROUNDINGS)}")
+            raise DataError(f"{image.where}.rounding is {image.rounding!r}; expected {' or '.join(_ROUNDINGS)}")
         if image.resize and image.resize < image.size:
-            raise DataError(f"data.image.resize is {image.resize}, less than data.image.size, which is cut out of it")
+            raise DataError(
+                f"{image.where}.resize is {image.resize}, less than {image.where}.size, which is cut out of it"
+            )
         if image.background not in BACKGROUNDS:
             raise DataError(
-                f"data.image.background is {image.background!r}; expected {', '.join(BACKGROUNDS)}"
+                f"{image.where}.background is {image.background!r}; expected {', '.join(BACKGROUNDS)}"
                 f"{did_you_mean(str(image.background), BACKGROUNDS)}"
             )
         return cls(image.exif, image.max_pixels, image.resize, image.filter, image.rounding, image.background)

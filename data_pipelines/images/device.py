@@ -1,7 +1,6 @@
 """What is done to pixels on the accelerator: random changes, then normalisation. Runs inside `jax.jit`."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,21 +17,6 @@ _ERASE_ATTEMPTS = 10
 _FILTERS = dict(bicubic="cubic", bilinear="linear", nearest="nearest")
 
 
-def preprocess_batch(batch: Mapping[str, jax.Array], keys: jax.Array | None, spec: Any) -> dict[str, jax.Array]:
-    """Turns the pixels of a batch, squares or packed patches, into the input of a tower.
-
-    Args:
-        batch: with the arrays of `ImageArrays`, or without images.
-        keys: as for `preprocess_images`.
-        spec: `config.data.image`.
-    """
-    if "image" not in batch:
-        return dict(batch)
-    if "image_grid" in batch:
-        return {**batch, "image": preprocess_patches(batch["image"], batch["image_grid"], keys, spec)}
-    return {**batch, "image": preprocess_images(batch["image"], keys, spec)}
-
-
 def preprocess_images(images: jax.Array, keys: jax.Array | None, spec: Any) -> jax.Array:
     """Turns pixels into the input of a tower.
 
@@ -40,7 +24,7 @@ def preprocess_images(images: jax.Array, keys: jax.Array | None, spec: Any) -> j
         images: uint8 [batch, height, width, 3], RGB.
         keys: a typed random key for each row, [batch]; what happens to a row depends on nothing else, so that slicing
             a batch never changes it. None for evaluation: no chance.
-        spec: `config.data.image`: in the order in which they act, `policy`, `flip`, `jitter`, `grey`, `blur`,
+        spec: an image input: in the order in which they act, `policy`, `flip`, `jitter`, `grey`, `blur`,
             `solarize`, `mean`, `std`, `erase`.
 
     Returns:
@@ -51,15 +35,15 @@ def preprocess_images(images: jax.Array, keys: jax.Array | None, spec: Any) -> j
     """
     check_augmentation(spec)
     with jax.named_scope("preprocess_images"):
-        policy = make_policy(spec.policy)
+        policy = make_policy(spec.policy, spec.where)
         if keys is not None and policy is not None:
             images = policy(images, jax.vmap(jax.random.fold_in, (0, None))(keys, 2))
         pixels = images.astype(jnp.float32) / 255
         if keys is not None and spec.flip:
             pixels = jax.vmap(_flip)(pixels, keys)
         for name, function in (("jitter", _jitter), ("grey", _decolour), ("blur", _blur), ("solarize", _solarize)):
-            if keys is not None and spec[name] > 0:
-                pixels = jax.vmap(function, in_axes=(0, 0, None))(pixels, keys, spec[name])
+            if keys is not None and getattr(spec, name) > 0:
+                pixels = jax.vmap(function, in_axes=(0, 0, None))(pixels, keys, getattr(spec, name))
         pixels = (pixels - jnp.array(spec.mean)) / jnp.array(spec.std)
         if keys is not None and spec.erase > 0:
             pixels = jax.vmap(_erase, in_axes=(0, 0, None))(pixels, keys, spec.erase)
@@ -73,7 +57,7 @@ def preprocess_patches(patches: jax.Array, grid: jax.Array, keys: jax.Array | No
         patches: uint8 [batch, length, 3 * patch_size**2], see `data_pipelines.images.naflex.pack`.
         grid: int32 [batch, 2], patches of each image (down, across).
         keys: as for `preprocess_images`.
-        spec: `config.data.image`: in the order in which they act, `flip`, `jitter`, `grey`, `solarize`, `mean`, `std`.
+        spec: an image input: in the order in which they act, `flip`, `jitter`, `grey`, `solarize`, `mean`, `std`.
 
     Returns:
         float32, of the shape of `patches`, normalised; padding is 0.
@@ -88,8 +72,8 @@ def preprocess_patches(patches: jax.Array, grid: jax.Array, keys: jax.Array | No
         if keys is not None and spec.jitter > 0:
             pixels = jax.vmap(_jitter, in_axes=(0, 0, None, 0))(pixels, keys, spec.jitter, inside)
         for name, function in (("grey", _decolour), ("solarize", _solarize)):
-            if keys is not None and spec[name] > 0:
-                pixels = jax.vmap(function, in_axes=(0, 0, None))(pixels, keys, spec[name])
+            if keys is not None and getattr(spec, name) > 0:
+                pixels = jax.vmap(function, in_axes=(0, 0, None))(pixels, keys, getattr(spec, name))
         pixels = (pixels - jnp.array(spec.mean)) / jnp.array(spec.std)
         return jnp.where(inside, pixels, 0.0).reshape(shape)
 
@@ -99,7 +83,7 @@ def prepare_again(images: jax.Array, spec: Any, other: Any) -> jax.Array:
 
     Args:
         images: float32 [batch, height, width, 3], as `preprocess_images` returns them with `spec`.
-        spec: `config.data.image` of the model whose input they are.
+        spec: the image input of the model whose input they are.
         other: that of the other model: its `size`, `filter`, `mean`, `std` count.
 
     Returns:
@@ -116,25 +100,27 @@ def prepare_again(images: jax.Array, spec: Any, other: Any) -> jax.Array:
 
 
 def check_normalisation(spec: Any) -> None:
-    """Raises DataError if `config.data.image` has a mean or standard deviation that pixels cannot be normalised by."""
+    """Raises DataError if an image input has a mean or standard deviation that pixels cannot be normalised by."""
     for name, least in (("mean", -math.inf), ("std", 0.0)):
-        values = spec[name] if isinstance(spec[name], tuple | list) else (spec[name],)
+        values = getattr(spec, name) if isinstance(getattr(spec, name), tuple | list) else (getattr(spec, name),)
         good = all(isinstance(x, int | float) and least < x < math.inf for x in values)
         if not good or len(values) not in (1, 3):
             above = " above 0" if name == "std" else ""
-            raise DataError(f"data.image.{name} is {spec[name]}; expected a finite number{above} for each of R, G, B")
+            raise DataError(
+                f"{spec.where}.{name} is {getattr(spec, name)}; expected a finite number{above} for each of R, G, B"
+            )
 
 
 def check_augmentation(spec: Any) -> None:
-    """Raises DataError if `config.data.image` asks for what does not exist, or not for its images, or cannot be."""
+    """Raises DataError if an image input asks for what does not exist, or not for its images, or cannot be."""
     check_normalisation(spec)
     Naflex.of(spec)
-    make_policy(spec.policy)
+    make_policy(spec.policy, spec.where)
     if not 0 <= spec.jitter < math.inf:
-        raise DataError(f"data.image.jitter is {spec.jitter}; expected a strength from 0")
+        raise DataError(f"{spec.where}.jitter is {spec.jitter}; expected a strength from 0")
     for name in ("grey", "blur", "solarize", "erase"):
-        if not 0 <= spec[name] <= 1:
-            raise DataError(f"data.image.{name} is {spec[name]}; expected a probability, 0 to 1")
+        if not 0 <= getattr(spec, name) <= 1:
+            raise DataError(f"{spec.where}.{name} is {getattr(spec, name)}; expected a probability, 0 to 1")
 
 
 def _flip(pixels: jax.Array, key: jax.Array) -> jax.Array:

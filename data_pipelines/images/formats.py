@@ -4,6 +4,7 @@ import zlib
 
 from data_pipelines.errors import BadSample
 
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 _READ = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 # Formats that are named instead of read: files of theirs often end in .jpg.
 _OTHER = {

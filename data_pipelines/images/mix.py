@@ -18,7 +18,9 @@ from data_pipelines.errors import DataError
 _QUANTILES = 4096  # between which the distribution of the shares is taken to be even
 
 
-def mix_images(images: jax.Array, keys: jax.Array, *, mixup: float = 0.0, cutmix: float = 0.0) -> dict[str, jax.Array]:
+def mix_images(
+    images: jax.Array, keys: jax.Array, *, mixup: float = 0.0, cutmix: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """Mixes each image with its neighbour's.
 
     Args:
@@ -30,17 +32,16 @@ def mix_images(images: jax.Array, keys: jax.Array, *, mixup: float = 0.0, cutmix
             each row takes either with a probability of one half.
 
     Returns:
-        `image`, mixed, and `mix_weight` float32 [batch], the share of the row's own target: see `mix_targets`.
+        The images, mixed, and float32 [batch], the share of the row's own target: see `mix_targets`.
 
     Raises:
         DataError: the batch has an odd number of rows, or a parameter is negative or both are 0.
     """
     if min(mixup, cutmix) < 0 or max(mixup, cutmix) == 0:
-        raise DataError(f"data.image.mixup={mixup} and cutmix={cutmix}: expected numbers from 0, not both 0")
+        raise DataError(f"mixup={mixup} and cutmix={cutmix}: expected numbers from 0, not both 0")
     with jax.named_scope("mix_images"):
         others = swap_neighbours(images)
-        image, weight = jax.vmap(_mix, in_axes=(0, 0, 0, None, None))(images, others, keys, mixup, cutmix)
-        return dict(image=image, mix_weight=weight)
+        return jax.vmap(_mix, in_axes=(0, 0, 0, None, None))(images, others, keys, mixup, cutmix)
 
 
 def mix_targets(targets: jax.Array, mix_weight: jax.Array) -> jax.Array:

@@ -15,13 +15,13 @@ from data_pipelines import rng
 from data_pipelines.errors import DataError
 
 _CROPS = ("whole", "random_resized", "inception")
-# Options of `data.image` that need squares, and their values that change nothing.
+# Options of image inputs that need squares, and their values that change nothing.
 _SQUARE = dict(policy="", blur=0.0, erase=0.0, mixup=0.0, cutmix=0.0)
 _TOLERANCE, _LARGEST = 1e-5, 100.0  # of the scale of an image
 
 
 class Naflex(NamedTuple):
-    """The checked options of `config.data.image.naflex`.
+    """The checked options `naflex` of an image input.
 
     Attributes:
         patch_size: pixels.
@@ -37,30 +37,30 @@ class Naflex(NamedTuple):
 
     @classmethod
     def of(cls, image: Any) -> "Naflex | None":
-        """Reads them from `config.data.image`; None where its images are squares. Raises DataError."""
+        """Reads them from an image input; None where its images are squares. Raises DataError."""
         options, lengths = image.naflex, tuple(image.naflex.lengths)
         if not lengths:
             return None
         whole = all(isinstance(n, int) and not isinstance(n, bool) for n in lengths)
         if not whole or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
-            raise DataError(f"data.image.naflex.lengths is {lengths}; expected rising numbers of patches from 1")
+            raise DataError(f"{image.where}.naflex.lengths is {lengths}; expected rising numbers of patches from 1")
         weights = tuple(options.weights) or (1.0,) * len(lengths)
         if len(weights) != len(lengths) or not all(weight > 0 for weight in weights):
             raise DataError(
-                f"data.image.naflex.weights is {weights}; expected a number above 0 for each of the {len(lengths)} "
+                f"{image.where}.naflex.weights is {weights}; expected a number above 0 for each of the {len(lengths)} "
                 "lengths, or ()"
             )
         if options.patch_size < 1 or options.length < 0:
             raise DataError(
-                f"data.image.naflex.patch_size={options.patch_size} and length={options.length}: expected numbers "
+                f"{image.where}.naflex.patch_size={options.patch_size} and length={options.length}: expected numbers "
                 "from 1 and from 0"
             )
         _check_shapes(image)
         return cls(options.patch_size, lengths, weights, options.length or lengths[-1])
 
-    def draw(self, first: int, seed: int) -> int:
-        """Returns the room of the batch whose first row is the global row `first`."""
-        chance = rng.uniform(rng.row_words(first, 1, 4, seed, "naflex"))[0, 0]
+    def draw(self, first: int, seed: int, *purpose: str) -> int:
+        """Returns the room of the batch whose first row is the global row `first`; `purpose` names the stream."""
+        chance = rng.uniform(rng.row_words(first, 1, 4, seed, *purpose))[0, 0]
         ends = np.cumsum(self.weights) / sum(self.weights)
         return self.lengths[min(int(np.searchsorted(ends, chance, side="right")), len(ends) - 1)]
 
@@ -71,17 +71,17 @@ class Naflex(NamedTuple):
 
 
 def _check_shapes(image: Any) -> None:
-    """Raises DataError if `config.data.image` asks for something that only squares can have."""
+    """Raises DataError if an image input asks for something that only squares can have."""
     if image.crop not in _CROPS:
         raise DataError(
-            f"data.image.crop is {image.crop!r}, which makes squares, and data.image.naflex keeps the shape of images: "
-            f"choose one of {_CROPS}, or set naflex.lengths to ()"
+            f"{image.where}.crop is {image.crop!r}, which makes squares, and {image.where}.naflex keeps the shape of "
+            f"images: choose one of {_CROPS}, or set naflex.lengths to ()"
         )
     for name, neutral in _SQUARE.items():
-        if image[name] != neutral:
+        if getattr(image, name) != neutral:
             raise DataError(
-                f"data.image.{name}={image[name]!r} needs square images of one size, and data.image.naflex gives each "
-                f"its own shape: set it to {neutral!r}, or naflex.lengths to ()"
+                f"{image.where}.{name}={getattr(image, name)!r} needs square images of one size, and "
+                f"{image.where}.naflex gives each its own shape: set it to {neutral!r}, or naflex.lengths to ()"
             )
 
 

@@ -69,8 +69,8 @@ _AUTOAUGMENT = """
 """
 
 
-def make_policy(name: str) -> Policy | None:
-    """Reads `config.data.image.policy`.
+def make_policy(name: str, where: str = "data.inputs.image") -> Policy | None:
+    """Reads the option `policy` of an image input.
 
     * "randaugment", or "randaugment-m9-n2" in full: `n` operations of strength `m`, from 0 to 30 (Cubuk et al. 2019,
       with the ranges of torchvision).
@@ -98,7 +98,7 @@ def make_policy(name: str) -> Policy | None:
             count = int(match[2])
     if head not in _NAMES or strength > _LEVELS or not 1 <= count <= 8:
         raise DataError(
-            f"data.image.policy is {name!r}{did_you_mean(name.partition('-')[0], _NAMES)}; expected '', 'trivial', "
+            f"{where}.policy is {name!r}{did_you_mean(name.partition('-')[0], _NAMES)}; expected '', 'trivial', "
             f"'autoaugment', 'randaugment' or, with a strength of 0 to {_LEVELS} and 1 to 8 operations, "
             "'randaugment-m9-n2'"
         )

@@ -3,36 +3,43 @@
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from data_pipelines.errors import DataError
-from data_pipelines.io.listing import Listing, Row
-from data_pipelines.samples import IMAGE_EXTENSIONS
+from data_pipelines.io.listing import Listing, Row, Wanted
 
 _LARGEST_TEXT = 4 * 2**20  # bytes of a text or json file beside an image
 
 
 class Folder(Listing):
-    """The images of a folder and of its folders.
+    """The files of one kind of a folder and of its folders.
 
-    Fields: those of a .json file of the same name, and `label`, the folder that the image lies in, and `file`, its
+    Fields: those of a .json file of the same name, and `label`, the folder that the file lies in, and `file`, its
     path below the list's folder. The caption is in a .txt file of the same name.
+
+    Args:
+        path: of the folder.
+        extensions: of the files.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, extensions: Sequence[str]):
         self.path = self.folder = path
         self.columns = ("label", "file")
-        names = sorted(_images(path))
+        names = sorted(_files(path, extensions))
         self._names = "\0".join(names).encode("utf-8", "surrogateescape")
         self._ends = array("q", _ends(names))
         self.bytes = len(self._names)
         if not names:
-            raise DataError(f"no images ({', '.join(IMAGE_EXTENSIONS)}) in {path}")
+            raise DataError(f"no files ({', '.join(extensions)}) in {path}")
 
-    def use(self, image: str, caption: str, fields: Sequence[str] | None, images: bool = True) -> None:
-        """See `Listing`."""
-        if image or caption:
-            raise DataError(f"`image` and `caption` name columns of lists, and {self.path} is a folder")
+    def use(self, parts: Mapping[str, Wanted], texts: Mapping[str, Wanted], fields: Sequence[str] | None) -> None:
+        """See `Listing`: the files are those of the first input, the texts those beside them."""
+        named = [wanted for wanted in (*parts.values(), *texts.values()) if wanted.column]
+        if named:
+            raise DataError(f"`{named[0].option}` names a column of lists, and {self.path} is a folder")
+        if len(parts) > 1 or len(texts) > 1:
+            raise DataError(f"{self.path} is a folder, which holds one file and one text a sample: use a list instead")
+        self._parts, self._texts = dict.fromkeys(parts, "file"), dict.fromkeys(texts, "")
 
     def scan(self) -> Iterator[Row]:
         """See `Listing`."""
@@ -62,11 +69,12 @@ class Folder(Listing):
             problem = "bad json"
         if not isinstance(fields, dict):
             problem, fields = "bad json", {}
-        return Row(number, name, -1, text, {**fields, **place}, problem)
+        parts, texts = dict.fromkeys(self._parts, name), dict.fromkeys(self._texts, text)
+        return Row(number, parts, {}, texts, {**fields, **place}, problem)
 
 
-def _images(root: str) -> Iterator[str]:
-    """Yields the images below a folder by their relative paths; hidden files and folders do not count."""
+def _files(root: str, extensions: Sequence[str]) -> Iterator[str]:
+    """Yields the files below a folder by their relative paths; hidden files and folders do not count."""
     seen = {os.path.realpath(root)}
     for folder, inner, names in os.walk(root, followlinks=True):
         # Links are followed, as data sets are often linked together, but never into a circle.
@@ -74,7 +82,7 @@ def _images(root: str) -> Iterator[str]:
         inner[:] = sorted(name for name, real in new.items() if real not in seen)
         seen.update(new.values())
         for name in names:
-            if not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+            if not name.startswith(".") and name.rpartition(".")[2].lower() in extensions:
                 yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
 
 

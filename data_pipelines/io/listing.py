@@ -1,4 +1,4 @@
-"""Lists of images: what tables and folders have in common. `lists.open_list` opens one.
+"""Lists of samples: what tables and folders have in common. `lists.open_list` opens one.
 
 A list is scanned once, which notes where its rows are; then any range of rows can be read again. What is kept takes
 less than a byte a row for tables, and the names of the files for folders.
@@ -6,7 +6,7 @@ less than a byte a row for tables, and the names of the files for folders.
 
 import abc
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,34 +23,54 @@ MOST_COLUMNS = 10_000
 _NAMED = 20  # columns that a message names
 
 
+class Wanted(NamedTuple):
+    """What an input wants of a list.
+
+    Attributes:
+        noun: what messages call a part.
+        option: that names its column, for messages.
+        column: that holds it; "" takes the first of `usual` that there is.
+        usual: columns.
+        required: there must be such a column.
+        extensions: of files that hold it.
+    """
+
+    noun: str
+    option: str
+    column: str = ""
+    usual: tuple[str, ...] = ()
+    required: bool = False
+    extensions: tuple[str, ...] = ()
+
+
 class Row(NamedTuple):
     """One row of a list.
 
     Attributes:
         number: from 0.
-        image: path or url as it is written, the encoded image itself, or None.
-        size: bytes of an image that the list itself holds, about; -1 of one that lies elsewhere.
-        text: its caption column, or None.
-        fields: its columns without embedded images.
+        parts: of each input that files hold: path or url as it is written, the encoded content itself, or None.
+        sizes: bytes of parts that the list itself holds, about; inputs whose parts lie elsewhere are missing.
+        texts: of each input that reads a text: its column, or None.
+        fields: its columns without embedded parts.
         problem: why it cannot be used; "" if it can.
-        textless: why it has no text although there is something in its caption column; "" otherwise.
+        textless: why it has no text although there is something in a caption column; "" otherwise.
     """
 
     number: int
-    image: str | bytes | None = None
-    size: int = -1
-    text: str | None = None
-    fields: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    parts: dict[str, str | bytes | None] = {}  # noqa: RUF012 - never written to
+    sizes: dict[str, int] = {}  # noqa: RUF012
+    texts: dict[str, str | None] = {}  # noqa: RUF012
+    fields: dict[str, Any] = {}  # noqa: RUF012
     problem: str = ""
     textless: str = ""
 
 
 class Listing(abc.ABC):
-    """Rows that name images.
+    """Rows that name the parts of samples.
 
     Attributes:
         path: the list.
-        folder: what relative image paths start from.
+        folder: what relative paths start from.
         columns: names of its columns, as far as they are known before a scan.
         bytes: size of the list itself.
         version: changes whenever the list does; "" where nothing tells.
@@ -67,37 +87,31 @@ class Listing(abc.ABC):
     share: float = 0.0
     marks: np.ndarray = np.zeros(0, np.int64)
     nulls: tuple[str, ...] = ()
-    _image: str = ""
-    _caption: str = ""
+    _parts: Mapping[str, str] = {}
+    _texts: Mapping[str, str] = {}
     _remark: str = ""  # what else may be wrong where a column is missing
 
-    def use(self, image: str, caption: str, fields: Sequence[str] | None, images: bool = True) -> None:
+    def use(self, parts: Mapping[str, Wanted], texts: Mapping[str, Wanted], fields: Sequence[str] | None) -> None:
         """Chooses the columns that rows are read with; to be called before anything is read.
 
         Args:
-            image: column of the image; "" takes the first of IMAGE_COLUMNS that there is.
-            caption: column of the caption; "" takes the first of CAPTION_COLUMNS, if any.
+            parts: of the inputs that files hold.
+            texts: of the inputs that read a text.
             fields: other columns that are wanted, nested ones dotted; None for all.
-            images: rows have an image; otherwise there need be no such column.
 
         Raises:
-            DataError: there is no such column, or none that could be the image.
+            DataError: there is no such column, or none where one is required.
         """
-        self._image = self._column("image", image, IMAGE_COLUMNS) if images else ""
-        if not self._image and images:
-            raise DataError(
-                f"{printable(self.path)} has no column {', '.join(IMAGE_COLUMNS)}; say with `image` which of its "
-                f"columns holds the images: {named_columns(self.columns)}{self._remark}"
-            )
-        self._caption = self._column("caption", caption, CAPTION_COLUMNS)
+        self._parts = {name: column for name, wanted in parts.items() if (column := self._needed(wanted))}
+        self._texts = {name: column for name, wanted in texts.items() if (column := self._column(wanted))}
 
     @abc.abstractmethod
     def scan(self) -> Iterator[Row]:
-        """Yields all rows, without the content of embedded images; notes where the rows are."""
+        """Yields all rows, without the content of embedded parts; notes where the rows are."""
 
     @abc.abstractmethod
     def read(self, start: int, end: int) -> list[Row]:
-        """Returns rows [start, end), images included; called by several threads, after the scan."""
+        """Returns rows [start, end), embedded parts included; called by several threads, after the scan."""
 
     def restore(self, marks: np.ndarray) -> None:
         """Takes the place of a scan: of the same list, that noted these marks."""
@@ -111,33 +125,52 @@ class Listing(abc.ABC):
         """Returns what a person finds the row by."""
         return f"row {row.number + 1}"
 
-    def _column(self, option: str, name: str, defaults: Iterable[str]) -> str:
+    def _needed(self, wanted: Wanted) -> str:
+        column = self._column(wanted)
+        if not column and wanted.required:
+            raise DataError(
+                f"{printable(self.path)} has no column {', '.join(wanted.usual)}; say with `{wanted.option}` which of "
+                f"its columns holds the {wanted.noun}s: {named_columns(self.columns)}{self._remark}"
+            )
+        return column
+
+    def _column(self, wanted: Wanted) -> str:
+        name = wanted.column
         if not name:
-            return next((column for default in defaults for column in self.columns if column.lower() == default), "")
+            return next((column for usual in wanted.usual for column in self.columns if column.lower() == usual), "")
         if name not in self.columns:
             raise DataError(
-                f"{printable(self.path)} has no column {name!r}, which `{option}` names"
+                f"{printable(self.path)} has no column {name!r}, which `{wanted.option}` names"
                 f"{did_you_mean(name, self.columns)} (columns: {named_columns(self.columns)}){self._remark}"
             )
         return name
 
     def _row(self, number: int, fields: dict[str, Any]) -> Row:
-        image, text = fields.get(self._image), fields.get(self._caption)
+        found = {name: fields.get(column) for name, column in self._parts.items()}
+        parts = {name: value if isinstance(value, str) else None for name, value in found.items()}
+        texts, textless = {}, ""
+        for name, column in self._texts.items():
+            texts[name], fields, why = self._text(number, fields, column)
+            textless = textless or why
+        return Row(number, parts, {}, texts, fields, textless=textless)
+
+    def _text(self, number: int, fields: dict[str, Any], column: str) -> tuple[str | None, dict[str, Any], str]:
+        """Returns the text of a column, the fields with it in them, and why there is none although there is a value."""
+        text, textless = fields.get(column), ""
         if isinstance(text, list | dict):
             raise DataError(
-                f"{self._caption!r} of row {number + 1} of {printable(self.path)} is a {type(text).__name__} and not a "
-                f"text; for several captions of an image use templates=((1, '{{{self._caption}}}'),) with max_list=1"
+                f"{column!r} of row {number + 1} of {printable(self.path)} is a {type(text).__name__} and not a "
+                f"text; for several captions of an image use templates=((1, '{{{column}}}'),) with max_list=1"
             )
-        textless = ""
         if isinstance(text, bytes):
             text, textless = _decoded(text)
-            fields = fields | {self._caption: text}
+            fields = fields | {column: text}
         elif isinstance(text, bool) or text != text:  # NaN
             text = None
         text = text if text is None or isinstance(text, str) else str(text)
         if text is not None and text.strip() in self.nulls:
             text, textless = None, NULL
-        return Row(number, image if isinstance(image, str) else None, -1, text, fields, textless=textless)
+        return text, fields, textless
 
 
 def _decoded(text: bytes) -> tuple[str | None, str]:

@@ -12,19 +12,20 @@ from data_pipelines.io.storage import Files, printable
 from data_pipelines.io.text_lists import Csv, JsonLines
 
 
-def open_list(path: str, files: Files, columns: Sequence[str] = ()) -> Listing:
+def open_list(path: str, files: Files, columns: Sequence[str] = (), extensions: Sequence[str] = ()) -> Listing:
     """Opens a list by its extension, or a folder.
 
     Args:
         path: path or url of a .csv, .tsv, .txt, .jsonl, .json or .parquet file, or path of a folder.
         files: reads it.
         columns: names of the columns of a CSV or TSV file that has no header.
+        extensions: of the files of a folder that are samples.
 
     Raises:
         DataError: the kind of the file is not known, or its head cannot be read.
     """
     if os.path.isdir(path):
-        return Folder(path)
+        return Folder(path, extensions)
     kinds = {".csv": Csv, ".tsv": Csv, ".txt": Csv, ".jsonl": JsonLines, ".ndjson": JsonLines}
     extension = os.path.splitext(printable(path))[1].lower()
     if extension in (".parquet", ".pq"):

@@ -6,20 +6,18 @@ Read by row group: a footer and at most 256 MiB of groups are in memory. Needs p
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipelines.errors import DataError
-from data_pipelines.io.listing import Listing, Row, check_columns
+from data_pipelines.io.listing import Listing, Row, Wanted, check_columns
 from data_pipelines.io.storage import Files, parent, printable
-from data_pipelines.samples import IMAGE_EXTENSIONS
 
 _CACHE_BYTES = 256 * 2**20
 _LIMITS = dict(thrift_string_size_limit=64 * 2**20, thrift_container_size_limit=10**6)  # of damaged footers
 _MOST_ROWS = 10**10  # of a file; more is damage
 _PATH = 4096  # bytes of a path at most
-_IMAGE_ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
 _BATCH = 1024  # rows that a scan turns into Python objects at a time
 
 
@@ -63,30 +61,32 @@ class Parquet(Listing):
         vars(self).update(state)
         self._open()
 
-    def use(self, image: str, caption: str, fields: Sequence[str] | None, images: bool = True) -> None:
+    def use(self, parts: Mapping[str, Wanted], texts: Mapping[str, Wanted], fields: Sequence[str] | None) -> None:
         """See `Listing`."""
-        super().use(image, caption, fields, images)
+        super().use(parts, texts, fields)
         arrow, _ = _pyarrow()
-        kind = self._schema.field(self._image).type if images else arrow.null()
-        self._holder = arrow.types.is_struct(kind)  # {bytes, path}
-        self._embedded = self._holder or _is_binary(arrow, kind)
-        if images and not _can_be_image(arrow, kind):
-            raise DataError(
-                f"the column {self._image!r} of {printable(self.path)} is a {_short(kind)}; expected one image a row: "
-                f"paths, bytes, or {{bytes, path}}"
-            )
-        if self._embedded and not self._holder and self._holds_paths():
-            self._embedded = False
+        self._held = {}  # input -> how its column holds it
+        for name, column in self._parts.items():
+            kind = self._schema.field(column).type
+            if not _can_be_part(arrow, kind):
+                raise DataError(
+                    f"the column {column!r} of {printable(self.path)} is a {_short(kind)}; expected one "
+                    f"{parts[name].noun} a row: paths, bytes, or {{bytes, path}}"
+                )
+            struct = arrow.types.is_struct(kind)  # {bytes, path}
+            paths = not struct and _is_binary(arrow, kind) and self._holds_paths(column, parts[name].extensions)
+            self._held[name] = _Held(column, struct, struct or (_is_binary(arrow, kind) and not paths))
         # A field `a.b` is the column "a.b" or lies in the column "a".
-        names = None if fields is None else {*fields, *(name.partition(".")[0] for name in fields), self._caption}
+        chosen, captions = set(self._parts.values()), set(self._texts.values())
+        names = None if fields is None else {*fields, *(name.partition(".")[0] for name in fields), *captions}
         self._others = [
             name
             for name in self.columns
-            if name != self._image
-            and (name == self._caption or not _is_binary(arrow, self._schema.field(name).type))
+            if name not in chosen
+            and (name in captions or not _is_binary(arrow, self._schema.field(name).type))
             and (names is None or name in names)
         ]
-        self._read = [*self._others, *([self._image] if images else [])]
+        self._read = [*self._others, *chosen]
 
     def edges(self) -> Sequence[int]:
         """See `Listing`."""
@@ -96,17 +96,18 @@ class Parquet(Listing):
         """See `Listing`."""
         with self._opened() as table:
             for group, first in enumerate(self._starts[:-1]):
-                certain = self._embedded and self._never_null(group)
-                size, number = self._mean_size(group), first
-                columns = self._others if certain else self._read
-                rows = self._starts[group + 1] - first
+                certain = {name: held for name, held in self._held.items() if self._never_null(group, held)}
+                sizes, number = {name: self._mean_size(group, held) for name, held in certain.items()}, first
+                skipped, rows = {held.column for held in certain.values()}, self._starts[group + 1] - first
+                columns = [name for name in self._read if name not in skipped]
+                content = dict.fromkeys(certain, b"")
                 if not columns:  # without a column there are no rows to count
-                    yield from (Row(first + i, b"", size) for i in range(rows))
+                    yield from (Row(first + i, content, sizes) for i in range(rows))
                     continue
                 for batch in self._batches(table, group, columns):
                     for fields in batch:
                         row = self._of(number, fields)
-                        yield row._replace(image=b"", size=size) if certain else row
+                        yield row._replace(parts=row.parts | content, sizes=row.sizes | sizes)
                         number += 1
                     self.share = number / self._starts[-1]
 
@@ -118,7 +119,7 @@ class Parquet(Listing):
             if from_ < to:
                 table = self._group(group).slice(from_ - first, to - from_)
                 with self._read_errors():
-                    found = _rows(table, self._image)
+                    found = _rows(table, self._columns)
                 rows.extend(self._of(number, fields) for number, fields in enumerate(found, from_))
         return rows
 
@@ -132,27 +133,36 @@ class Parquet(Listing):
         """Yields the rows of a group, some at a time."""
         with self._read_errors():
             for batch in table.iter_batches(_BATCH, [group], columns, use_threads=False):
-                yield _rows(batch, self._image)
+                yield _rows(batch, self._columns)
 
-    def _holds_paths(self) -> bool:
-        """Whether the first image is the bytes of a path and not of an image."""
+    @property
+    def _columns(self) -> set[str]:
+        """The columns that hold parts."""
+        return {held.column for held in self._held.values()}
+
+    def _holds_paths(self, column: str, extensions: Sequence[str]) -> bool:
+        """Whether the first part of a column is the bytes of a path and not the part itself."""
+        endings = tuple(extension.encode() for extension in extensions)
         with self._read_errors(), self._opened() as table:
-            for batch in table.iter_batches(1, columns=[self._image], use_threads=False):
+            for batch in table.iter_batches(1, columns=[column], use_threads=False):
                 for value in batch.column(0).to_pylist():
                     if value is not None:
-                        return len(value) < _PATH and value.rpartition(b".")[2].lower() in _IMAGE_ENDINGS
+                        return len(value) < _PATH and value.rpartition(b".")[2].lower() in endings
         return False
 
     def _of(self, number: int, fields: dict[str, Any]) -> Row:
-        if not self._embedded:
-            path = fields.get(self._image)
-            if isinstance(path, bytes):
-                fields = fields | {self._image: path.decode("utf-8", "surrogateescape")}
-            return self._row(number, fields)
-        image = fields.pop(self._image, None)
-        if self._holder and image is not None:
-            image = image["bytes"] if image["bytes"] is not None else image.get("path")
-        return self._row(number, fields)._replace(image=image, size=len(image) if isinstance(image, bytes) else -1)
+        embedded: dict[str, Any] = {}
+        for name, held in self._held.items():
+            if held.embedded:
+                value = fields.pop(held.column, None)
+                if held.struct and value is not None:
+                    value = value["bytes"] if value["bytes"] is not None else value.get("path")
+                embedded[name] = value
+            elif isinstance(path := fields.get(held.column), bytes):
+                fields = fields | {held.column: path.decode("utf-8", "surrogateescape")}
+        row = self._row(number, fields)
+        sizes = {name: len(value) for name, value in embedded.items() if isinstance(value, bytes)}
+        return row._replace(parts=row.parts | embedded, sizes=sizes)
 
     def _group(self, group: int) -> Any:
         with self._lock:
@@ -170,31 +180,39 @@ class Parquet(Listing):
                     kept -= self._groups.pop(oldest).nbytes
         return table
 
-    def _chunk(self, group: int) -> Any:
-        """Returns the footer's entry of the images of a row group."""
-        path = f"{self._image}.bytes" if self._holder else self._image
+    def _chunk(self, group: int, held: "_Held") -> Any:
+        """Returns the footer's entry of a column of parts of a row group."""
+        path = f"{held.column}.bytes" if held.struct else held.column
         entries = self._footer.row_group(group)
         chunks = (entries.column(i) for i in range(entries.num_columns))
         return next((chunk for chunk in chunks if chunk.path_in_schema == path), None)
 
-    def _never_null(self, group: int) -> bool:
-        chunk = self._chunk(group)
+    def _never_null(self, group: int, held: "_Held") -> bool:
+        chunk = self._chunk(group, held) if held.embedded else None
         facts = chunk.statistics if chunk is not None else None
         return facts is not None and facts.has_null_count and facts.null_count == 0
 
-    def _mean_size(self, group: int) -> int:
-        chunk, rows = self._chunk(group), self._footer.row_group(group).num_rows
+    def _mean_size(self, group: int, held: "_Held") -> int:
+        chunk, rows = self._chunk(group, held), self._footer.row_group(group).num_rows
         return max(1, chunk.total_uncompressed_size // max(rows, 1)) if chunk is not None else -1
 
 
-def _rows(table: Any, image: str) -> list[dict[str, Any]]:
-    """Returns the rows of a table or batch; bytes inside of other columns than the image's are no fields."""
+class _Held(NamedTuple):
+    """How a column holds parts: in structs {bytes, path} or not, the content itself or where it lies."""
+
+    column: str
+    struct: bool
+    embedded: bool
+
+
+def _rows(table: Any, parts: Iterable[str]) -> list[dict[str, Any]]:
+    """Returns the rows of a table or batch; bytes inside of other columns than those of parts are no fields."""
     arrow, _ = _pyarrow()
     names, columns = table.schema.names, []
     for i, name in enumerate(names):
         kind = table.schema.field(i).type
         values = _values(arrow, table.column(i), kind)
-        nested = name != image and "binary" in str(kind) and not _is_binary(arrow, kind)
+        nested = name not in parts and "binary" in str(kind) and not _is_binary(arrow, kind)
         columns.append(list(map(_without_bytes, values)) if nested else values)
     return [dict(zip(names, row)) for row in zip(*columns)]
 
@@ -218,7 +236,7 @@ def _values(arrow: Any, column: Any, kind: Any) -> list[Any]:
     return column.to_pylist()
 
 
-def _can_be_image(arrow: Any, kind: Any) -> bool:
+def _can_be_part(arrow: Any, kind: Any) -> bool:
     types = arrow.types
     if types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0

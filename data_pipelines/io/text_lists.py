@@ -154,7 +154,8 @@ class Csv(_Text):
 
     def _row(self, number: int, fields: dict[str, Any]) -> Row:
         row = super()._row(number, fields)
-        return row._replace(textless=NULL) if self._caption and fields.get(self._caption, "") is None else row
+        empty = any(fields.get(column, "") is None for column in self._texts.values())
+        return row._replace(textless=NULL) if empty else row
 
     def _escaped(self, line: str) -> list[str] | None:
         """Returns the values of a line in which quotes are written as \\"; None where that makes no row of it."""

@@ -1,11 +1,10 @@
 """Length buckets: parts of a source whose captions are about equally long, so that batches need little padding."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.errors import DataError
+from data_pipelines.modalities import Text
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.selected import Selected
 
@@ -15,7 +14,7 @@ class Bucket(NamedTuple):
 
     Attributes:
         source: the part.
-        length: tokens that its longest caption needs at most.
+        length: tokens that its longest caption needs at most; 0 where the source is whole.
         share: of the samples of the whole source.
     """
 
@@ -24,31 +23,21 @@ class Bucket(NamedTuple):
     share: float
 
 
-def check_buckets(lengths: Sequence[int], longest: int) -> None:
-    """Raises DataError if `data.text.buckets` are no rising lengths below `longest`."""
-    whole = all(isinstance(length, int) and not isinstance(length, bool) for length in lengths)
-    if not whole or list(lengths) != sorted(set(lengths)) or not all(3 <= length < longest for length in lengths):
-        raise DataError(
-            f"data.text.buckets is {tuple(lengths)}; expected rising lengths from 3 tokens to below "
-            f"data.text.length={longest}, which is the last bucket"
-        )
-
-
-def split(source: Source, lengths: Sequence[int], longest: int, lanes: int) -> list[Bucket]:
+def split(source: Source, text: Text | None, lanes: int) -> list[Bucket]:
     """Divides a source by the lengths of its captions.
 
     Args:
         source: with `lengths`.
-        lengths: tokens of all buckets but the last, rising; () leaves the source whole.
-        longest: tokens of the last bucket.
+        text: the input whose `buckets` are the tokens of all buckets but the last, which has its `length`; None leaves
+            the source whole.
         lanes: a bucket with fewer samples is joined to the next longer one (the last to the one before).
 
     Returns:
         Buckets that together hold every sample once, the shortest first.
     """
-    if not lengths:
-        return [Bucket(source, longest, 1.0)]
-    bounds = np.array([*lengths, longest])
+    if text is None:
+        return [Bucket(source, 0, 1.0)]
+    bounds = np.array([*text.buckets, text.length])
     number = np.searchsorted(bounds, source.lengths)  # the first bucket that is long enough
     for i in range(len(bounds) - 1):
         if np.count_nonzero(number == i) < lanes:

@@ -18,6 +18,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError, Fault
 from data_pipelines.io.storage import Files, printable
+from data_pipelines.modalities import Text
 from data_pipelines.names import shard_labels
 from data_pipelines.order.order import Order, WindowKey, WindowPlan
 from data_pipelines.samples import Sample
@@ -56,7 +57,7 @@ class Grouped(Source):
 
     def __init__(self, source: Source, names: np.ndarray, where: str):
         self._source, self.size = source, names.shape[1]
-        self.name, self.spec, self.captions = source.name, source.spec, source.captions
+        self.name, self.spec, self.rules = source.name, source.spec, source.rules
         self.keyed, self.bytes, self.shards = source.keyed, source.bytes, source.shards
         members = located(source, names, where)
         self._members = members[(members >= 0).all(axis=1)]
@@ -82,7 +83,8 @@ class Grouped(Source):
             if cell not in cells:
                 cells[cell] = self._source.read(blocks.cells, cell)
             sample = cells[cell][member - int(ends[cell] - blocks.cells.count[cell])]
-            samples.append(sample._replace(image=bytes(sample.image)))  # a view would hold the whole cell
+            parts = {name: bytes(content) for name, content in sample.parts.items()}  # views would hold the whole cell
+            samples.append(sample._replace(parts=parts))
         return samples
 
     def column(self, measure: Measure) -> np.ndarray:
@@ -173,7 +175,7 @@ def grouped(source: Source, files: Files) -> Source:
     return found
 
 
-def group_size(sources: Sequence[Source], config: Any, batch_size: int, position: int) -> int:
+def group_size(sources: Sequence[Source], config: Any, bucketed: Text | None, batch_size: int, position: int) -> int:
     """Returns how many samples the groups of all sources have; 1 where there are none.
 
     Raises:
@@ -185,8 +187,10 @@ def group_size(sources: Sequence[Source], config: Any, batch_size: int, position
     if len(set(sizes.values())) > 1:
         raise DataError(f"data.sources: all must have `groups` of one size, or none; they are {sizes} samples large")
     (size,) = set(sizes.values())
-    if config.text.buckets:
-        raise DataError("data.text.buckets cuts sources by length, and `groups` of a source must stay whole: set one")
+    if bucketed is not None:
+        raise DataError(
+            f"{bucketed.where}.buckets cuts sources by length, and `groups` of a source must stay whole: set one"
+        )
     for name, number in (("batch_size", batch_size), ("position", position)):
         if number % (size * config.lanes):
             raise DataError(

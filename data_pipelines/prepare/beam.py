@@ -11,10 +11,10 @@ from typing import Any
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files, Stat, parent, printable
 from data_pipelines.prepare.building import Job, build_shard
+from data_pipelines.rules import Rules
 from data_pipelines.sources.index import ShardIndex, scan, signature
 from data_pipelines.sources.measures import Measure
 from data_pipelines.sources.sidecar import Sidecars
-from data_pipelines.text.captions import Captions
 
 
 def beam_options(arguments: Sequence[str] = ()) -> Any:
@@ -52,7 +52,7 @@ def run_beam(job: Job, shards: Sequence[int], options: Any) -> None:
 
 
 def index_with_beam(
-    stats: Sequence[Stat], captions: Captions, files: Files, measures: Sequence[Measure], options: Any
+    stats: Sequence[Stat], rules: Rules, files: Files, measures: Sequence[Measure], options: Any
 ) -> Iterator[ShardIndex]:
     """Scans shards in a Beam pipeline, and yields their entries when it has ended; see `index.scan_all`.
 
@@ -60,7 +60,7 @@ def index_with_beam(
 
     Args:
         stats: the shards.
-        captions: as for `index.scan`.
+        rules: as for `index.scan`.
         files: of the workers too.
         measures: as for `index.scan`.
         options: from `beam_options`.
@@ -70,11 +70,11 @@ def index_with_beam(
     """
     import apache_beam as beam
 
-    rule = signature(captions, measures)
+    rule = signature(rules, measures)
 
     def scanned(stat: Stat) -> tuple[str, ShardIndex]:
         with copy.copy(files) as own:
-            return parent(stat.path), scan(stat, captions, own, measures)
+            return parent(stat.path), scan(stat, rules, own, measures)
 
     with beam.Pipeline(options=options) as pipeline:
         (

@@ -27,12 +27,12 @@ from data_pipelines.io.storage import Files, is_remote, join
 from data_pipelines.names import sample_name, shard_labels
 from data_pipelines.prepare.writer import ImageRule, ShardWriter, is_draft, sample_members
 from data_pipelines.progress import progress
+from data_pipelines.rules import Rules
 from data_pipelines.samples import ORIGIN, Sample
 from data_pipelines.sources import Source
 from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.index import ShardIndex, examine, signature
 from data_pipelines.sources.sidecar import Sidecars
-from data_pipelines.text.captions import Captions
 from data_pipelines.workers import interrupts_to, process_pool, spawning
 
 _VERSION = 3  # of the manifest and the notes
@@ -73,7 +73,7 @@ class Job:
         source: what is built from.
         out: folder of the shards, path or url.
         images: what becomes of the images.
-        captions: the rule of the index of the shards: that of the runs that will read them.
+        rules: of the index of the shards: those of the runs that will read them.
         blocks: of the source.
         firsts: int64 [shards + 1], the block that each shard starts with.
         files: writes.
@@ -83,7 +83,7 @@ class Job:
     source: Source
     out: str
     images: ImageRule
-    captions: Captions
+    rules: Rules
     blocks: Blocks
     firsts: np.ndarray
     files: Files
@@ -116,7 +116,7 @@ class Job:
         return runs
 
 
-def plan(source: Source, out: str, limits: Limits, images: ImageRule, captions: Captions, files: Files) -> Job:
+def plan(source: Source, out: str, limits: Limits, images: ImageRule, rules: Rules, files: Files) -> Job:
     """Decides which blocks make which shard; the arguments are the attributes of `Job`.
 
     Raises:
@@ -135,7 +135,7 @@ def plan(source: Source, out: str, limits: Limits, images: ImageRule, captions: 
             firsts.append(number)
             size = samples = 0
         size, samples = size + amount, samples + count
-    return Job(source, out, images, captions, blocks, np.asarray([*firsts, len(blocks)], np.int64), files)
+    return Job(source, out, images, rules, blocks, np.asarray([*firsts, len(blocks)], np.int64), files)
 
 
 def build(job: Job, options: Mapping[str, Any], workers: int = 1, run: Callable | None = None) -> dict[str, Any]:
@@ -196,9 +196,9 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
                 try:
                     if sample.fault:
                         raise BadSample(sample.fault)
-                    captions = job.source.captions.every(sample.record)
-                    text = "\n".join(captions) if job.source.captions.lines else captions[0]
-                    image = sample.image if job.captions.images else None
+                    captions = job.source.rules.captions(sample.record)
+                    text = "\n".join(captions) if job.source.rules.inputs.caption.captions.lines else captions[0]
+                    image = sample.content if job.rules.inputs.stored else None
                     origin = sample.path or sample_name(sample.shard, sample.key, job.labels)
                     members = sample_members(image, text, sample.record.fields | {ORIGIN: origin}, job.images)
                     # The place counts bad samples too, so that a key names the same row whatever fails.
@@ -208,7 +208,7 @@ def build_shard(job: Job, shard: int, stop: Callable[[], bool] = lambda: False) 
                 place += 1
         read = writer.end()  # what was just written costs less to scan than a shard of a bucket would later
         entry = ShardIndex(path, writer.bytes, "")
-        examine(entry, read, job.captions)
+        examine(entry, read, job.rules)
     entry.version = job.files.stat(path).version
     note = dict(name=job.name(shard), samples=writer.samples, bytes=writer.bytes, rows=job.rows(shard))
     note |= dict(skipped=dict(skipped), listed=listed)
@@ -322,7 +322,7 @@ def _finish(job: Job, manifest: dict[str, Any]) -> dict[str, Any]:
 def _keep_index(job: Job, notes: Sequence[dict[str, Any]]) -> None:
     """Takes the index out of the notes and writes it, so that a first run starts at once."""
     path = lambda note: join(job.out, note["name"])
-    sidecars = Sidecars(map(path, notes), signature(job.captions, ()), job.files)
+    sidecars = Sidecars(map(path, notes), signature(job.rules, ()), job.files)
     for note in notes:
         found = note.pop("index")
         ends, counts = np.array(found["ends"], np.int64), np.array(found["counts"], np.int32)

@@ -6,21 +6,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from data_pipelines.errors import DataError, did_you_mean
-from data_pipelines.images.decode import Options
 from data_pipelines.io.storage import Files
-from data_pipelines.labels import open_labels
-from data_pipelines.samples import has_images
+from data_pipelines.modalities import Inputs, inputs_of
+from data_pipelines.modalities.base import SECTION
+from data_pipelines.rules import Rules
 from data_pipelines.sources import index
-from data_pipelines.sources.base import Source, SourceSpec, read_spec
+from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.files import FilesSource
 from data_pipelines.sources.measures import LIKENESS, KeyHash, Measure, TokenCount, first_of_each, likeness
 from data_pipelines.sources.sample_lists import listed
 from data_pipelines.sources.selected import Selected
 from data_pipelines.sources.synthetic import SyntheticSource
-from data_pipelines.sources.tars import TarSource, TarSpec
+from data_pipelines.sources.tars import TarSource
 from data_pipelines.sources.tfds import TfdsSource
-from data_pipelines.text.captions import Captions, Members
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.specs import options, read_spec
 
 SOURCES: dict[str, type[Source]] = dict(tar=TarSource, files=FilesSource, tfds=TfdsSource, synthetic=SyntheticSource)
 
@@ -32,7 +31,7 @@ class _Opening(NamedTuple):
 
     cls: type[Source]
     spec: SourceSpec
-    captions: Captions
+    rules: Rules
     unique: Measure | None
     tokens: TokenCount | None
 
@@ -48,9 +47,9 @@ def open_source(
     config: Any,
     files: Files,
     *,
+    inputs: Inputs | None = None,
     every_field: bool = False,
-    uncaptioned: bool = False,
-    tokenizer: Tokenizer | None = None,
+    lengths: bool = False,
     where: str = "",
 ) -> Source:
     """Opens one entry of `data.sources`.
@@ -60,9 +59,9 @@ def open_source(
         entry: its options; `type` names the class in SOURCES.
         config: the `data` section of a config, for what the entry leaves open.
         files: reads its files; the caller closes it.
-        every_field: the records of its samples hold all fields, whether captions use them or not.
-        uncaptioned: samples without a caption are usable, too.
-        tokenizer: counts the tokens of the captions, for the `lengths` of the source; None leaves them uncounted.
+        inputs: of its samples; None takes those of the config.
+        every_field: the records of its samples hold all fields, whether inputs use them or not.
+        lengths: count the tokens of the text that has buckets, for the `lengths` of the source.
         where: path of the entry in the config; "" is `data.sources.NAME`.
 
     Raises:
@@ -71,9 +70,9 @@ def open_source(
     """
     where = where or f"data.sources.{name}"
     with _located(where):
-        opening = _plan(where, entry, config, every_field, tokenizer, uncaptioned)
+        opening = _plan(where, entry, config, inputs, every_field, lengths)
         unique, tokens = opening.unique, opening.tokens
-        source = opening.cls.open(name, opening.spec, opening.captions, files, opening.measures)
+        source = opening.cls.open(name, opening.spec, opening.rules, files, opening.measures)
         if tokens:
             source.lengths = source.column(tokens)
         source = listed(source, opening.spec.keep, opening.spec.drop, files)
@@ -86,7 +85,8 @@ def index_source(
     config: Any,
     files: Files,
     *,
-    tokenizer: Tokenizer | None = None,
+    inputs: Inputs | None = None,
+    lengths: bool = False,
     workers: int = 0,
     engine: index.Engine | None = None,
     where: str = "",
@@ -98,7 +98,8 @@ def index_source(
         entry: its options.
         config: the `data` section of a config.
         files: reads and writes; the caller closes it.
-        tokenizer: as for `open_source`: the index then holds numbers of tokens.
+        inputs: as for `open_source`.
+        lengths: as for `open_source`: the index then holds numbers of tokens.
         workers: shards scanned at a time; 0 decides by their place and size.
         engine: as for `index.load`.
         where: as for `open_source`.
@@ -108,10 +109,10 @@ def index_source(
     """
     where = where or f"data.sources.{name}"
     with _located(where):
-        opening = _plan(where, entry, config, False, tokenizer)
+        opening = _plan(where, entry, config, inputs, False, lengths)
         if opening.cls is not TarSource:
             return None
-        load = lambda **how: index.load(opening.spec.urls, opening.captions, files, opening.measures, **how)
+        load = lambda **how: index.load(opening.spec.urls, opening.rules, files, opening.measures, **how)
         made = load(workers=workers, at_most=math.inf, engine=engine)
         try:
             kept = load(at_most=0)
@@ -134,44 +135,61 @@ def _located(where: str) -> Iterator[None]:
 
 
 def _plan(
-    where: str,
-    entry: Mapping[str, Any],
-    config: Any,
-    every_field: bool,
-    tokenizer: Tokenizer | None,
-    uncaptioned: bool = False,
+    where: str, entry: Mapping[str, Any], config: Any, inputs: Inputs | None, every_field: bool, lengths: bool
 ) -> _Opening:
     kind = entry.get("type", "tar")
     if kind not in SOURCES:
         raise DataError(f"{where}.type is {kind!r}, not one of {', '.join(SOURCES)}{did_you_mean(str(kind), SOURCES)}")
     cls = SOURCES[kind]
     spec = read_spec(cls.Spec, entry, where)
-    templates = config.text.templates if spec.templates is None else spec.templates
-    lines = config.text.lines and not templates if spec.lines is None else spec.lines
-    text = _Replaced(config.text, templates=templates, lines=lines)
+    inputs = inputs_here(inputs_of(config) if inputs is None else inputs, spec, where)
     group_key = config.group_key if spec.group_key is None else spec.group_key
-    members = Members(spec.image.lower(), spec.caption.lower()) if isinstance(spec, TarSpec) else Members()
-    captions = Captions(
-        text, group_key, keep=spec.filter, always_json=every_field, labels=open_labels(config.label),
-        images=has_images(config.modalities), members=members, optional=uncaptioned, where=where,
-    )  # fmt: skip
+    rules = Rules(inputs, group_key, keep=spec.filter, every_field=every_field)
     if spec.unique and spec.unique not in LIKENESS:
         close = did_you_mean(spec.unique, LIKENESS)
         raise DataError(f"unique is {spec.unique!r}, not one of {', '.join(LIKENESS)}{close}")
-    if spec.unique == "image" and not captions.images:
-        raise DataError("unique is 'image', and by data.modalities samples have none")
     if spec.unique == "key" and not cls.keyed:
         raise DataError(f"unique is 'key', and {kind} samples have none; expected 'caption' or 'image'")
-    unique = likeness(spec.unique, captions, Options.of(config.image)) if spec.unique else None
-    tokens = TokenCount(captions, tokenizer, config.text.length) if tokenizer else None
-    return _Opening(cls, spec, captions, unique, tokens)
+    unique = likeness(spec.unique, inputs) if spec.unique else None
+    if spec.unique and unique is None:
+        raise DataError(f"unique is {spec.unique!r}, and by data.inputs samples have none ({', '.join(inputs)})")
+    bucketed = next((text for text in inputs.texts.values() if text.buckets), None)
+    return _Opening(cls, spec, rules, unique, TokenCount(bucketed) if lengths and bucketed is not None else None)
 
 
-class _Replaced:
-    """A section of a config with some of its values replaced."""
+def inputs_here(inputs: Inputs, spec: SourceSpec, where: str) -> Inputs:
+    """Returns the inputs as a source has them.
 
-    def __init__(self, section: Any, **values: Any):
-        self._section, self._values = section, values
+    Args:
+        inputs: of the config.
+        spec: of the source: `inputs` changes any; `image` names the member or column of the first input that files
+            hold, `caption` of the first text, whose are `templates` and `lines`, too.
+        where: path of the source in the config.
 
-    def __getattr__(self, name: str) -> Any:
-        return self._values[name] if name in self._values else getattr(self._section, name)
+    Raises:
+        DataError: there is no such input or option.
+    """
+    changes = {name: dict(given) for name, given in spec.inputs.items()}
+    for name, changed in changes.items():
+        if name not in inputs:
+            known = ", ".join(inputs)
+            raise DataError(f"inputs: there is no input {name!r}{did_you_mean(name, inputs)} ({SECTION}: {known})")
+        allowed = options(type(inputs[name]))
+        if strange := next((key for key in changed if key not in allowed), ""):
+            raise DataError(f"inputs.{name} has no key {strange!r}{did_you_mean(strange, allowed)}")
+    stored, text = next(iter(inputs.stored), ""), inputs.caption
+    if stored and (member := getattr(spec, "image", "")):
+        changes.setdefault(stored, {}).setdefault("member", member)
+    if text is not None:
+        of_text = changes.setdefault(text.name, {})
+        of_text |= {key: value for key in ("templates", "lines") if (value := getattr(spec, key)) is not None}
+        if member := getattr(spec, "caption", ""):
+            of_text.setdefault("member", member)
+        if of_text.get("templates", text.templates) and spec.lines is None:
+            of_text["lines"] = False
+    for name, changed in changes.items():
+        cast = read_spec(type(inputs[name]), changed, f"{where}.inputs.{name}")
+        inputs = inputs.changed(name, **{key: getattr(cast, key) for key in changed})
+    for name in inputs.texts:
+        inputs = inputs.changed(name, source=where)
+    return inputs

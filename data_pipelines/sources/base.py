@@ -1,24 +1,21 @@
 """What a source of samples is: blocks that can be read in any order, and the accounts of what it left out."""
 
 import abc
-import dataclasses
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipelines.errors import DataError, Fault, did_you_mean
+from data_pipelines.errors import Fault
 from data_pipelines.host import cores
 from data_pipelines.io.storage import Files
 from data_pipelines.progress import progress
+from data_pipelines.rules import Rules
 from data_pipelines.samples import Sample
 from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.measures import Measure
-from data_pipelines.text.captions import Captions
 
 _MEASURED_BYTES = 8 * 2**20  # read at a time to measure or name samples
 _NAMED, _NAMED_BLOCKS = 10_000, 1000  # samples left out that are named, and blocks looked into for it
@@ -33,8 +30,9 @@ class SourceSpec:
         type: how the data lie: see `data_pipelines.sources.SOURCES`.
         weight: its share of the stream, in any unit; 0 leaves it out. A curriculum is ((start, weight), ...): from
             that many samples of the stream on (in a recipe any duration, such as "20%"), the first from 0.
-        templates: as `data.text.templates`, for this source; None takes those.
-        lines: as `data.text.lines`, for this source; None takes that.
+        templates: as `templates` of the first text input, for this source; None takes those.
+        lines: as `lines` of the first text input, for this source; None takes that.
+        inputs: options of inputs that this source has otherwise, such as dict(question=dict(member="question.txt")).
         group_key: as `data.group_key`, for this source; None takes that.
         filter: keeps only samples whose json satisfies it, such as "similarity > 0.28 and width >= 200".
         unique: of the samples of this source with the same "key" (tars), "caption" or "image" (a perceptual hash) only
@@ -53,6 +51,7 @@ class SourceSpec:
     weight: float | tuple = 1.0
     templates: tuple | None = None
     lines: bool | None = None
+    inputs: dict = field(default_factory=dict)
     group_key: str | None = None
     filter: str = ""
     unique: str = ""
@@ -68,14 +67,14 @@ class Source(abc.ABC):
 
     Opening one finds all its usable samples; what is left out is counted then. Everything about it is fixed from
     then on: data that turn out to have changed are an error. Implementations are registered in
-    `data_pipelines.sources.SOURCES` and constructed as `cls(name, spec, captions, files)`.
+    `data_pipelines.sources.SOURCES` and constructed as `cls(name, spec, rules, files)`.
 
     Attributes:
         Spec: the options of its entries in `data.sources`.
         keyed: its samples have keys of their own; those of other sources are places, such as "row 7".
         name: key in `data.sources`.
         spec: its entry.
-        captions: decides which of its samples are usable and what their captions are.
+        rules: decide which of its samples are usable and what their inputs find in them.
         samples: number of usable samples.
         bytes: size of all its shards.
         shards: number of shards.
@@ -88,7 +87,7 @@ class Source(abc.ABC):
     keyed: bool = False
     name: str
     spec: Any
-    captions: Captions
+    rules: Rules
     samples: int
     bytes: int
     shards: int
@@ -96,9 +95,9 @@ class Source(abc.ABC):
     lengths: np.ndarray | None = None
 
     @classmethod
-    def open(cls, name: str, spec: Any, captions: Captions, files: Files, measures: Sequence[Measure]) -> "Source":
+    def open(cls, name: str, spec: Any, rules: Rules, files: Files, measures: Sequence[Measure]) -> "Source":
         """Constructs a source of which `column` will be asked for these measures."""
-        return cls(name, spec, captions, files)
+        return cls(name, spec, rules, files)
 
     def column(self, measure: Measure) -> np.ndarray:
         """Returns the number of every usable sample, in the order of the blocks; `measure.dtype` [samples]."""
@@ -106,8 +105,9 @@ class Source(abc.ABC):
 
         def numbers(i: int) -> list[int]:
             samples = self.read(blocks, i)
-            # Samples whose images could not be fetched are not alike because of that.
-            return [measure.of(s.key, s.record, s.image or s.key.encode()) for s in samples]
+            # Samples whose parts could not be fetched are not alike because of that.
+            content = lambda sample: sample.parts.get(measure.needs) or sample.key.encode()
+            return [measure.of(sample.key, sample.record, content(sample)) for sample in samples]
 
         with ThreadPoolExecutor(cores()) as pool, progress(len(blocks), f"measuring {self.name}") as advance:
             found: list[int] = []
@@ -129,7 +129,7 @@ class Source(abc.ABC):
         """
 
     def names(self, blocks: Blocks, i: int) -> list[tuple[str, str]]:
-        """Returns (shard, key) of the samples of a block, as `read` gives them, without their images where it can."""
+        """Returns (shard, key) of the samples of a block, as `read` gives them, without their files where it can."""
         return [(sample.shard, sample.key) for sample in self.read(blocks, i)]
 
     @abc.abstractmethod
@@ -166,33 +166,3 @@ def faults_of(source: Source, left_out: np.ndarray, reason: str) -> Iterator[Fau
                 break
     if more := int(left_out.sum()) - named:
         yield Fault(source.name, f"and {more} more", reason)
-
-
-def read_spec(cls: type[SourceSpec], entry: Mapping[str, Any], where: str) -> SourceSpec:
-    """Returns an entry of `data.sources` as its dataclass.
-
-    Raises:
-        DataError: an unknown key, a missing one or a value of the wrong type.
-    """
-    hints, given = typing.get_type_hints(cls), {}
-    for key, value in entry.items():
-        if key not in hints:
-            raise DataError(f"{where} has no key {key!r}{did_you_mean(key, hints)} (keys: {', '.join(hints)})")
-        given[key] = _cast(value, hints[key], f"{where}.{key}")
-    for field in dataclasses.fields(cls):
-        if "example" in field.metadata and not given.get(field.name):  # it has no default of use
-            raise DataError(f"{where} needs `{field.name}`, such as {field.metadata['example']!r}")
-    return cls(**given)
-
-
-def _cast(value: Any, hint: Any, where: str) -> Any:
-    if isinstance(value, list):
-        value = tuple(value)
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    plain = tuple(typing.get_origin(kind) or kind for kind in allowed)
-    if float in plain and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
-        expected = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in plain)
-        raise DataError(f"{where} is {value!r}; expected {expected}")
-    return value

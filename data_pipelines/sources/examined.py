@@ -18,9 +18,11 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.listing import Listing, Row
 from data_pipelines.io.storage import Files, Stat, basename, is_remote, parent, printable
 from data_pipelines.io.urls import protocol
+from data_pipelines.modalities.base import NoPart
+from data_pipelines.rules import Rules
+from data_pipelines.samples import Record
 from data_pipelines.sources.rows import UNUSED
 from data_pipelines.sources.sidecar import Kept, from_array, to_array
-from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.fields import field_names
 
 LARGEST = 64 * 2**20  # bytes of an image
@@ -34,8 +36,8 @@ _SPOTS, _RUN = 16, 16  # places of a list, and rows there, whose files are looke
 
 _log = logging.getLogger(__name__)
 
-# Where the image of a row lies, or an embedded image itself.
-Place = Callable[[Row], str | bytes | None]
+# Where the parts of a row lie, or embedded parts themselves, by input.
+Place = Callable[[Row], Mapping[str, str | bytes | None]]
 
 
 @dataclass
@@ -75,21 +77,21 @@ class Examined:
 
 
 def examined(
-    listing: Listing, captions: Captions, place: Place, rule: str, files: Files, advance: Callable[[float], None]
+    listing: Listing, rules: Rules, place: Place, rule: str, files: Files, advance: Callable[[float], None]
 ) -> Examined:
     """Returns what is known of a list and prepares the list for reading; examines it if that is not known any more.
 
     Args:
         listing: with its columns chosen.
-        captions: decide which rows have a caption.
-        place: says where images lie.
+        rules: decide which rows are usable.
+        place: says where parts lie.
         rule: tells other options from these.
         files: looks for them.
         advance: notes which further share of the list is done.
     """
     if not listing.version:  # a folder: only its files say what is in them
-        return _examine(listing, captions, place, files, advance)
-    kept = Kept(parent(listing.path), f"list {_VERSION} {basename(listing.path)} {rule} {captions.signature}", files)
+        return _examine(listing, rules, place, files, advance)
+    kept = Kept(parent(listing.path), f"list {_VERSION} {basename(listing.path)} {rule} {rules.signature}", files)
     found = kept.read(_parse)
     if found is not None:
         listing.restore(found.marks)
@@ -98,18 +100,18 @@ def examined(
             advance(1.0)
             return found
         _log.warning("stale index: of %s, %s; looking at all its rows again", printable(listing.path), problem)
-    found = _examine(listing, captions, place, files, advance)
+    found = _examine(listing, rules, place, files, advance)
     facts = {name: value for name, value in vars(found).items() if name not in ("sizes", "marks")}
     kept.write(dict(facts=to_array(facts), sizes=found.sizes, marks=found.marks))
     return found
 
 
-def record_of(row: Row, captions: Captions) -> Record:
-    """Returns the text side of a row, unchecked. Raises BadSample where it cannot be used."""
+def record_of(row: Row, rules: Rules) -> Record:
+    """Returns texts and fields of a row, unchecked. Raises BadSample where it cannot be used."""
     if row.problem:
         raise BadSample(row.problem)
     try:
-        return captions.from_fields(row.fields, row.text)
+        return rules.from_fields(row.fields, row.texts)
     except BadSample:
         if row.textless:
             raise BadSample(row.textless) from None
@@ -132,29 +134,29 @@ def _problem(found: Examined, listing: Listing, place: Place, files: Files) -> s
         for start in np.unique(np.linspace(0, max(0, len(found.sizes) - _RUN), _SPOTS).astype(int)).tolist():
             used = found.sizes[start : start + _RUN] != UNUSED
             rows = listing.read(start, start + len(used))
-            images += filter(_is_local, (place(row) for row, wanted in zip(rows, used) if wanted))
+            images += [
+                path for row, wanted in zip(rows, used) if wanted for path in place(row).values() if _is_local(path)
+            ]
         if len(files.stat_many(images)) < len(set(images)):
             return "images are missing that were there"
     return ""
 
 
-def _examine(
-    listing: Listing, captions: Captions, place: Place, files: Files, advance: Callable[[float], None]
-) -> Examined:
+def _examine(listing: Listing, rules: Rules, place: Place, files: Files, advance: Callable[[float], None]) -> Examined:
     found, sizes, rows = Examined(listing.bytes, listing.version), array("i"), listing.scan()
     filled, done = Counter(), 0.0
     while chunk := list(itertools.islice(rows, _CHUNK)):
-        images = [place(row) for row in chunk]
-        local = list(filter(_is_local, images))
+        places = [place(row) for row in chunk]
+        local = [path for parts in places for path in parts.values() if _is_local(path)]
         found.local = found.local or bool(local)
         stats = files.stat_many(local)
-        for row, image in zip(chunk, images):
-            filled.update(captions.filled(Record("", row.fields)))
+        for row, parts in zip(chunk, places):
+            filled.update(rules.filled(row.fields))
             if row.number < _FIELDS_OF:
                 found.available = list(dict.fromkeys([*found.available, *field_names(row.fields)]))
             try:
-                captions.check(record_of(row, captions))
-                sizes.append(_size(row, image, stats, found) if captions.images else len(row.text or "") or _TEXT)
+                rules.check(record_of(row, rules))
+                sizes.append(_sizes(row, parts, stats, found, rules) if rules.inputs.stored else _of_text(row))
             except BadSample as bad:
                 sizes.append(UNUSED)
                 found.skip(listing.name(row), bad.reason)
@@ -167,35 +169,55 @@ def _examine(
     return found
 
 
-def _size(row: Row, image: str | bytes | None, stats: Mapping[str, Stat], found: Examined) -> int:
-    """Returns the bytes of an image, about; raises BadSample."""
-    if not image and row.size < 0:
-        raise BadSample("no image")
-    if not isinstance(image, str):
-        return _checked(row.size)
-    if is_remote(image):
+def _of_text(row: Row) -> int:
+    """Returns the bytes of a row that is a text alone, about."""
+    return len(next(iter(row.texts.values()), None) or "") or _TEXT
+
+
+def _sizes(
+    row: Row, parts: Mapping[str, str | bytes | None], stats: Mapping[str, Stat], found: Examined, rules: Rules
+) -> int:
+    """Returns the bytes of the parts of a row, about; raises BadSample."""
+    total = 0
+    for name, modality in rules.inputs.stored.items():
         try:
-            protocol(image)
+            total += _size(row, name, parts.get(name), stats, found, modality.noun)
+        except NoPart:
+            if modality.required:
+                raise
+    return total or _TEXT
+
+
+def _size(row: Row, name: str, place: str | bytes | None, stats: Mapping[str, Stat], found: Examined, noun: str) -> int:
+    """Returns the bytes of a part, about; raises BadSample."""
+    held = row.sizes.get(name, -1)
+    if not place and held < 0:
+        raise NoPart(f"no {noun}")
+    if not isinstance(place, str):
+        return _checked(held, noun)
+    if is_remote(place):
+        try:
+            protocol(place)
         except DataError:
             raise BadSample("unsupported url") from None
         return _DISTANT
-    size = stats[image].size if image in stats else -1
+    size = stats[place].size if place in stats else -1
     try:
-        return _checked(size)
+        return _checked(size, noun)
     except BadSample:
-        found.absent[image] = size
+        found.absent[place] = size
         raise
 
 
-def _checked(size: int) -> int:
+def _checked(size: int, noun: str) -> int:
     if size < 0:
-        raise BadSample("no image")
+        raise NoPart(f"no {noun}")
     if not size:
-        raise BadSample("empty image")
+        raise BadSample(f"empty {noun}")
     if size > LARGEST:
-        raise BadSample("image too large")
+        raise BadSample(f"{noun} too large")
     return size
 
 
-def _is_local(image: str | bytes | None) -> bool:
-    return isinstance(image, str) and bool(image) and not is_remote(image)
+def _is_local(place: str | bytes | None) -> bool:
+    return isinstance(place, str) and bool(place) and not is_remote(place)

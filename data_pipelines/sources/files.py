@@ -5,27 +5,28 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from data_pipelines.errors import BadSample, DataError, Fault
+from data_pipelines.images.formats import IMAGE_EXTENSIONS
 from data_pipelines.io import paths
 from data_pipelines.io.folders import Folder
-from data_pipelines.io.listing import NULL, NULLS, Listing, Row
+from data_pipelines.io.listing import NULL, NULLS, Listing, Row, Wanted
 from data_pipelines.io.lists import open_list
 from data_pipelines.io.storage import Files, Forbidden, MissingFile, basename, is_remote, join, printable
 from data_pipelines.io.text_lists import Csv
 from data_pipelines.progress import progress
-from data_pipelines.samples import Sample
+from data_pipelines.rules import Rules
+from data_pipelines.samples import Record, Sample
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.examined import LARGEST, Examined, examined, record_of
 from data_pipelines.sources.measures import Measure
 from data_pipelines.sources.rows import UNUSED, row_blocks
-from data_pipelines.text.captions import Captions, Record
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 16  # images of a block that are fetched at a time from far away
@@ -63,12 +64,12 @@ class FilesSource(Source):
 
     Spec = FilesSpec
 
-    def __init__(self, name: str, spec: FilesSpec, captions: Captions, files: Files):
-        self.name, self.spec, self.captions, self._files = name, spec, captions, files
-        self._lists = [open_list(path, files, spec.columns) for path in _lists(spec.urls, files)]
+    def __init__(self, name: str, spec: FilesSpec, rules: Rules, files: Files):
+        self.name, self.spec, self.rules, self._files = name, spec, rules, files
+        self._lists = [open_list(path, files, spec.columns, _extensions(rules)) for path in _lists(spec.urls, files)]
         for listing in self._lists:
             listing.nulls = spec.nulls
-            listing.use(spec.image, spec.caption, None if captions.every_field else captions.fields, captions.images)
+            listing.use(*_wanted(rules), None if rules.every_field else rules.fields)
         _check_used(spec, self._lists)
         self._found = self._examine()
         sizes = [found.sizes[found.sizes != UNUSED] for found in self._found]
@@ -86,18 +87,15 @@ class FilesSource(Source):
         shard = int(blocks.shard[i])
         rows = self._rows(shard, int(blocks.start[i]), int(blocks.end[i]))
         listing = self._lists[shard]
-        if self.captions.images:
-            images = self._fetch([self._place(listing, row) for row, _ in rows])
-        else:
-            images = [(b"", "")] * len(rows)
+        parts = self._fetch([self._place(listing, row) for row, _ in rows])
         return [
-            Sample(printable(listing.path), listing.name(row), image, record, fault, _origin(listing, row))
-            for (row, record), (image, fault) in zip(rows, images)
+            Sample(printable(listing.path), listing.name(row), content, record, fault, _origin(listing, row))
+            for (row, record), (content, fault) in zip(rows, parts)
         ]
 
     def column(self, measure: Measure) -> np.ndarray:
-        """See `Source`; reads the lists alone where the measure does not look at images."""
-        if measure.needs_image:
+        """See `Source`; reads the lists alone where the measure looks at no content."""
+        if measure.needs:
             return super().column(measure)
         numbers = []
         for shard, (listing, found) in enumerate(zip(self._lists, self._found)):
@@ -135,7 +133,7 @@ class FilesSource(Source):
         """Returns what is known of each list, or learns it: of long lists it takes minutes."""
         spec, whole, done = self.spec, sum(listing.bytes for listing in self._lists), 0.0
         root = spec.root if not spec.root or is_remote(spec.root) else os.path.abspath(spec.root)
-        rule = json.dumps([spec.image, spec.caption, root, spec.columns, spec.nulls])
+        rule = json.dumps([root, spec.columns, spec.nulls])
         found = []
         with progress(100, f"examining {self.name}", "%") as advance:
 
@@ -146,7 +144,7 @@ class FilesSource(Source):
 
             for listing in self._lists:
                 place, noted = functools.partial(self._place, listing), functools.partial(note, listing)
-                found.append(examined(listing, self.captions, place, rule, self._files, noted))
+                found.append(examined(listing, self.rules, place, rule, self._files, noted))
         return found
 
     def _rows(self, shard: int, start: int, end: int) -> list[tuple[Row, Record]]:
@@ -156,44 +154,57 @@ class FilesSource(Source):
         try:
             if len(rows) != len(used):
                 raise BadSample("missing rows")
-            return [(row, record_of(row, self.captions)) for row, wanted in zip(rows, used) if wanted]
+            return [(row, record_of(row, self.rules)) for row, wanted in zip(rows, used) if wanted]
         except BadSample as bad:
             raise DataError(
                 f"stale index: rows {start + 1:,} to {end:,} of {printable(listing.path)} were usable and are not now "
                 f"({bad.reason}); the list changed during the run. Start the run again"
             ) from None
 
-    def _place(self, listing: Listing, row: Row) -> str | bytes | None:
-        """Returns where an image lies, or an embedded image itself; None where samples have none."""
-        image = row.image if self.captions.images else None
-        if not isinstance(image, str) or not image or is_remote(image) or os.path.isabs(image):
-            return image
+    def _place(self, listing: Listing, row: Row) -> dict[str, str | bytes | None]:
+        """Returns where the parts of a row lie, or embedded parts themselves, by input."""
+        return {name: self._absolute(listing, row.parts.get(name)) for name in self.rules.inputs.stored}
+
+    def _absolute(self, listing: Listing, place: str | bytes | None) -> str | bytes | None:
+        if not isinstance(place, str) or not place or is_remote(place) or os.path.isabs(place):
+            return place
         folder = self.spec.root or listing.folder or "."
-        if "\\" in image and "/" not in image and not os.path.exists(join(folder, image)):  # as Windows writes it
-            image = image.replace("\\", "/")
-        return join(folder, image)
+        if "\\" in place and "/" not in place and not os.path.exists(join(folder, place)):  # as Windows writes it
+            place = place.replace("\\", "/")
+        return join(folder, place)
 
-    def _fetch(self, images: Sequence[str | bytes | None]) -> list[tuple[bytes, str]]:
-        """Returns the content and the fault of each image."""
-        if not any(isinstance(image, str) and is_remote(image) for image in images):
-            return [self._image(image) for image in images]
+    def _fetch(self, places: Sequence[Mapping[str, str | bytes | None]]) -> list[tuple[dict[str, bytes], str]]:
+        """Returns the contents by input, and the fault, of each row."""
+        if not any(isinstance(place, str) and is_remote(place) for parts in places for place in parts.values()):
+            return [self._contents(parts) for parts in places]
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch-images") as pool:
-            return list(pool.map(self._image, images))
+            return list(pool.map(self._contents, places))
 
-    def _image(self, image: str | bytes | None) -> tuple[bytes, str]:
-        if image is None:
-            return b"", "no image"
-        if isinstance(image, bytes):
-            return image, "" if image else "empty image"
+    def _contents(self, places: Mapping[str, str | bytes | None]) -> tuple[dict[str, bytes], str]:
+        found, fault = {}, ""
+        for name, place in places.items():
+            modality = self.rules.inputs[name]
+            content, why = self._content(place, modality.noun)
+            if not why:
+                found[name] = content
+            elif modality.required or why != f"no {modality.noun}":
+                fault = fault or why
+        return found, fault
+
+    def _content(self, place: str | bytes | None, noun: str) -> tuple[bytes, str]:
+        if place is None:
+            return b"", f"no {noun}"
+        if isinstance(place, bytes):
+            return place, "" if place else f"empty {noun}"
         try:
-            size = self._files.stat(image).size
+            size = self._files.stat(place).size
             if not 0 < size <= LARGEST:
-                return b"", "image too large" if size else "empty image"
-            return self._files.read(image, 0, size), ""
+                return b"", f"{noun} too large" if size else f"empty {noun}"
+            return self._files.read(place, 0, size), ""
         except MissingFile:
-            return b"", "no image"
+            return b"", f"no {noun}"
         except Forbidden:
-            return b"", "forbidden image"
+            return b"", f"forbidden {noun}"
         except DataError:
             return b"", "fetch failed"
 
@@ -201,8 +212,8 @@ class FilesSource(Source):
         where = str(self.spec.urls)
         filled = sum((Counter(found.filled) for found in self._found), Counter())
         available = next((found.available for found in self._found if found.available), [])
-        if self.captions.fields and (self.samples or available):
-            self.captions.check_fields(filled, available, where)
+        if self.rules.fields and (self.samples or available):
+            self.rules.check_fields(filled, available, where)
         if count := self.skipped.get(NULL):
             _log.warning(
                 "%s: the captions of %s rows are words for no value, such as %r, and left out; nulls=() keeps them",
@@ -223,8 +234,28 @@ class FilesSource(Source):
 
 
 def _origin(listing: Listing, row: Row) -> str:
-    """Returns where a list says that an image lies; "" in a folder, whose keys are paths, and for embedded images."""
-    return printable(row.image) if listing.version and isinstance(row.image, str) else ""
+    """Returns where a list says that the first part lies; "" in a folder, whose keys are paths, and where it holds it."""
+    place = next(iter(row.parts.values()), None)
+    return printable(place) if listing.version and isinstance(place, str) else ""
+
+
+def _extensions(rules: Rules) -> tuple[str, ...]:
+    """Returns the extensions of the files of a folder that are samples; of texts alone, those that images have."""
+    return next((modality.extensions for modality in rules.inputs.stored.values()), IMAGE_EXTENSIONS)
+
+
+def _wanted(rules: Rules) -> tuple[dict[str, Wanted], dict[str, Wanted]]:
+    """Returns what the inputs want of a list: those that files hold, and those that read a text."""
+    stored, texts = rules.inputs.stored, rules.texts
+    option = lambda names, name, usual: usual if name == next(iter(names)) else f"inputs.{name}.member"
+    parts = {
+        name: Wanted(m.noun, option(stored, name, "image"), m.member, m.columns, m.required, m.extensions)
+        for name, m in stored.items()
+    }
+    captions = {
+        name: Wanted(m.noun, option(texts, name, "caption"), m.member, m.text_columns()) for name, m in texts.items()
+    }
+    return parts, captions
 
 
 def _check_used(spec: FilesSpec, lists: Sequence[Listing]) -> None:

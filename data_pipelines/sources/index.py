@@ -1,6 +1,6 @@
 """The index of tar shards: which bytes hold how many usable samples, and what was left out and why.
 
-One scan of the headers (with the captions, never the images) gives for each shard a table of cells: runs of whole
+One scan of the headers (with the rules, never the images) gives for each shard a table of cells: runs of whole
 samples, fine enough that any block size can be put together from them. The table is kept in `.index/` beside the
 shards, or in the user's cache where that folder cannot be written.
 """
@@ -24,11 +24,10 @@ from data_pipelines.io.storage import Files, Stat, is_remote, printable
 from data_pipelines.io.tar import Group, Read, TarDamage, TarEnd, groups, is_archive
 from data_pipelines.io.urls import without_secrets
 from data_pipelines.progress import progress
-from data_pipelines.samples import image_member, read_record
+from data_pipelines.rules import Rules
 from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.measures import Measure
 from data_pipelines.sources.sidecar import ShardIndex, Sidecars
-from data_pipelines.text.captions import Captions
 from data_pipelines.text.fields import field_names
 from data_pipelines.workers import in_processes, results_of
 
@@ -100,12 +99,12 @@ class Index:
 
 
 # Scans shards: called as `scan_all`.
-Engine = Callable[[Sequence[Stat], Captions, Files, Sequence[Measure], int], Iterator[ShardIndex]]
+Engine = Callable[[Sequence[Stat], Rules, Files, Sequence[Measure], int], Iterator[ShardIndex]]
 
 
 def load(
     urls: str | Iterable[str],
-    captions: Captions,
+    rules: Rules,
     files: Files,
     measures: Sequence[Measure] = (),
     *,
@@ -117,7 +116,7 @@ def load(
 
     Args:
         urls: patterns as in `paths.expand`.
-        captions: decides which samples have a caption.
+        rules: decide which samples are usable.
         files: reads the shards.
         measures: what to know of each usable sample.
         workers: shards scanned at a time; 0 decides by their place and size.
@@ -134,7 +133,7 @@ def load(
     if missing:
         more = f" and {len(missing) - 1} more do" if len(missing) > 1 else " does"
         raise DataError(f"shard {printable(missing[0])}{more} not exist; {len(stats)} of {len(shards)} shards do")
-    sidecars = Sidecars(shards, signature(captions, measures), files)
+    sidecars = Sidecars(shards, signature(rules, measures), files)
     entries, todo = {}, []
     for shard in shards:
         stat, entry = stats[shard], sidecars.get(shard)
@@ -149,22 +148,22 @@ def load(
             _log.warning("stale index: %s %s; scanning it again", printable(shard), how)
     _check_amount(todo, urls, at_most)
     try:
-        for entry in (engine or scan_all)(todo, captions, files, measures, workers) if todo else ():
+        for entry in (engine or scan_all)(todo, rules, files, measures, workers) if todo else ():
             entries[entry.path] = entry
             sidecars.put(entry)
     finally:  # what an interrupted scan has found is kept, too
         sidecars.save()
     index = Index(tuple(entries[shard] for shard in shards))
-    _check(index, urls, captions, files)
+    _check(index, urls, rules, files)
     return index
 
 
-def signature(captions: Captions, measures: Sequence[Measure]) -> str:
+def signature(rules: Rules, measures: Sequence[Measure]) -> str:
     """Returns what tells an index from one that was made for other rules."""
-    return " ".join([captions.signature, *(measure.signature for measure in measures)])
+    return " ".join([rules.signature, *(measure.signature for measure in measures)])
 
 
-def scan(stat: Stat, captions: Captions, files: Files, measures: Sequence[Measure] = ()) -> ShardIndex:
+def scan(stat: Stat, rules: Rules, files: Files, measures: Sequence[Measure] = ()) -> ShardIndex:
     """Reads all headers and captions of one shard, and its images where a measure looks at them.
 
     Raises:
@@ -172,11 +171,11 @@ def scan(stat: Stat, captions: Captions, files: Files, measures: Sequence[Measur
     """
     entry = ShardIndex(stat.path, stat.size, stat.version)
     with files.buffered(stat.path, stat.size) as read:
-        examine(entry, read, captions, measures)
+        examine(entry, read, rules, measures)
     return entry
 
 
-def examine(entry: ShardIndex, read: Read, captions: Captions, measures: Sequence[Measure] = ()) -> None:
+def examine(entry: ShardIndex, read: Read, rules: Rules, measures: Sequence[Measure] = ()) -> None:
     """Fills the entry of a shard with what `read` finds in it; raises DataError as `scan`."""
     limit, name = min(entry.bytes // _CELLS, _CELL_BYTES), printable(entry.path)
     ends, counts, numbers, apart = [], [], [], _Apart(entry)
@@ -189,7 +188,7 @@ def examine(entry: ShardIndex, read: Read, captions: Captions, measures: Sequenc
                 start, count = group.start, 0
             end = group.end
             try:
-                numbers.append(_examine(entry, group, read, captions, measures))
+                numbers.append(_examine(entry, group, read, rules, measures))
                 count += 1
             except BadSample as bad:
                 apart.skip(group.key, bad.reason)
@@ -229,32 +228,30 @@ class _Apart:
             entry.skip(key, APART)
 
 
-def _examine(
-    entry: ShardIndex, group: Group, read: Read, captions: Captions, measures: Sequence[Measure]
-) -> tuple[int, ...]:
+def _examine(entry: ShardIndex, group: Group, read: Read, rules: Rules, measures: Sequence[Measure]) -> tuple[int, ...]:
     """Returns the numbers of a usable sample; raises BadSample for any other."""
-    image = image_member(group, captions.images, captions.members.image)
-    record = read_record(group, lambda member: read(member.offset, member.size), captions)
+    members = rules.members(group)
+    record = rules.read_group(group, lambda member: read(member.offset, member.size))
     if not entry.available:
         entry.available = field_names(record.fields)
-    for name in captions.filled(record):
+    for name in rules.filled(record.fields):
         entry.filled[name] = entry.filled.get(name, 0) + 1
-    captions.check(record)
-    wanted = image is not None and any(measure.needs_image for measure in measures)
-    content = read(image.offset, image.size) if wanted else b""
-    return tuple(measure.of(group.key, record, content) for measure in measures)
+    rules.check(record)
+    needed = {name: members[name] for measure in measures if (name := measure.needs) in members}
+    content = {name: read(member.offset, member.size) for name, member in needed.items()}
+    return tuple(measure.of(group.key, record, content.get(measure.needs, b"")) for measure in measures)
 
 
 def scan_all(
-    stats: Sequence[Stat], captions: Captions, files: Files, measures: Sequence[Measure], workers: int = 0
+    stats: Sequence[Stat], rules: Rules, files: Files, measures: Sequence[Measure], workers: int = 0
 ) -> Iterator[ShardIndex]:
     """Yields the entries of shards as they are done; ends at once when it is closed, and at Ctrl-C."""
     remote, own = any(is_remote(stat.path) for stat in stats), copy.copy(files)  # closing those ends the scans
     workers = max(1, min(workers or (_REMOTE_SCANS if remote else cores()), len(stats)))
     if not remote and sum(stat.size for stat in stats) >= _PROCESSES_FROM:
-        entries = in_processes(_scan_alone, stats, workers, captions, measures)
+        entries = in_processes(_scan_alone, stats, workers, rules, measures)
     else:
-        calls = ((stat, captions, own, measures) for stat in stats)
+        calls = ((stat, rules, own, measures) for stat in stats)
         entries = results_of(ThreadPoolExecutor(workers, "data-index"), scan, calls, workers, own.close)
     with own, progress(len(stats), "indexing") as advance, contextlib.closing(entries):
         for entry in entries:
@@ -262,9 +259,9 @@ def scan_all(
             advance(1)
 
 
-def _scan_alone(stat: Stat, captions: Captions, measures: Sequence[Measure]) -> ShardIndex:
+def _scan_alone(stat: Stat, rules: Rules, measures: Sequence[Measure]) -> ShardIndex:
     with Files() as files:
-        return scan(stat, captions, files, measures)
+        return scan(stat, rules, files, measures)
 
 
 def _check_amount(todo: Sequence[Stat], urls: str | Iterable[str], at_most: int) -> None:
@@ -278,12 +275,12 @@ def _check_amount(todo: Sequence[Stat], urls: str | Iterable[str], at_most: int)
         )
 
 
-def _check(index: Index, urls: str | Iterable[str], captions: Captions, files: Files) -> None:
+def _check(index: Index, urls: str | Iterable[str], rules: Rules, files: Files) -> None:
     filled = sum((Counter(shard.filled) for shard in index.shards), Counter())
     available = dict.fromkeys(name for shard in index.shards for name in shard.available)
     where = without_secrets(str(urls))
-    if captions.fields and (index.samples or available):
-        captions.check_fields(filled, available, where)
+    if rules.fields and (index.samples or available):
+        rules.check_fields(filled, available, where)
     for reason, hint in _HINTS.items():
         if index.samples and reason in index.skipped:
             _log.warning("%s: %s samples are left out (%s): %s", where, f"{index.skipped[reason]:,}", reason, hint)
@@ -318,4 +315,4 @@ def _members_of(shard: ShardIndex, files: Files) -> str:
     hint = f". The first sample has the members {names}; others than the usual are named with `image` and `caption`"
     if group and "json" in group.members:
         hint += ", captions of the json's fields with templates such as ((1.0, '{caption}'),)"
-    return hint + ", and of texts alone, set data.modalities=('text',)"
+    return hint + ", and of texts alone, leave images out of data.inputs"

@@ -10,8 +10,8 @@ import numpy as np
 
 from data_pipelines.errors import BadSample
 from data_pipelines.images.decode import Options, small_pixels
-from data_pipelines.text.captions import Captions, Record
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.modalities import Image, Inputs, Text
+from data_pipelines.samples import Record
 
 _STEP = 2.0  # of 255 that count as brighter: in a plain background noise would decide
 _SIDE = 8  # of the grid of a perceptual hash: 64 comparisons, 64 bits
@@ -25,17 +25,17 @@ class Measure(abc.ABC):
 
     Attributes:
         dtype: of the numbers.
-        needs_image: `of` looks at the image.
+        needs: the input whose content `of` looks at; "" where it looks at none.
         signature: tells other rules from this one; numbers of another rule are other numbers.
     """
 
     dtype: ClassVar[Any]
-    needs_image: ClassVar[bool] = False
+    needs: str = ""
     signature: str
 
     @abc.abstractmethod
-    def of(self, key: str, record: Record, image: bytes | memoryview) -> int:
-        """Returns the number of a sample; `image` is its encoded image, b"" where none is needed."""
+    def of(self, key: str, record: Record, content: bytes | memoryview) -> int:
+        """Returns the number of a sample; `content` is that of the input it needs, b"" without one."""
 
 
 class KeyHash(Measure):
@@ -43,7 +43,7 @@ class KeyHash(Measure):
 
     dtype, signature = np.uint64, "key"
 
-    def of(self, key: str, record: Record, image: bytes | memoryview) -> int:
+    def of(self, key: str, record: Record, content: bytes | memoryview) -> int:
         """See `Measure`."""
         return hash_key(key)
 
@@ -53,11 +53,11 @@ class CaptionHash(Measure):
 
     dtype = np.uint64
 
-    def __init__(self, captions: Captions):
-        self._captions = captions
+    def __init__(self, text: Text):
+        self._captions = captions = text.captions
         self.signature = "caption lines" if captions.lines else "caption"
 
-    def of(self, key: str, record: Record, image: bytes | memoryview) -> int:
+    def of(self, key: str, record: Record, content: bytes | memoryview) -> int:
         """See `Measure`."""
         return _hash64("\n".join(self._captions.every(record)).lower().encode())
 
@@ -70,19 +70,21 @@ class ImageHash(Measure):
     the same bytes.
 
     Args:
+        needs: the image input.
         options: how images are decoded, the background of transparent ones among it.
     """
 
-    dtype, needs_image = np.uint64, True
+    dtype = np.uint64
 
-    def __init__(self, options: Options = _ANY):
+    def __init__(self, needs: str, options: Options = _ANY):
+        self.needs = needs
         self._options = Options(options.exif, options.max_pixels, background=options.background)
         changed = [value for value, usual in zip(self._options, _ANY) if value != usual]
         self.signature = json.dumps(["image", 2, *changed])
 
-    def of(self, key: str, record: Record, image: bytes | memoryview) -> int:
+    def of(self, key: str, record: Record, content: bytes | memoryview) -> int:
         """See `Measure`."""
-        return difference_hash(image, self._options)
+        return difference_hash(content, self._options)
 
 
 class TokenCount(Measure):
@@ -90,12 +92,12 @@ class TokenCount(Measure):
 
     dtype = np.uint16
 
-    def __init__(self, captions: Captions, tokenizer: Tokenizer, length: int):
-        self._captions, self._tokenizer, self._length = captions, tokenizer, length
-        digest = hashlib.blake2b(tokenizer.json.encode(), digest_size=8).hexdigest()
-        self.signature = json.dumps(["tokens", digest, length, captions.rendering])
+    def __init__(self, text: Text):
+        self._captions, self._tokenizer, self._length = text.captions, text.vocabulary, text.length
+        digest = hashlib.blake2b(self._tokenizer.json.encode(), digest_size=8).hexdigest()
+        self.signature = json.dumps(["tokens", text.name, digest, text.length, text.captions.rendering])
 
-    def of(self, key: str, record: Record, image: bytes | memoryview) -> int:
+    def of(self, key: str, record: Record, content: bytes | memoryview) -> int:
         """See `Measure`."""
         return int(self._tokenizer.encode(self._captions.longest(record), self._length)[1].sum(axis=1).max())
 
@@ -103,15 +105,22 @@ class TokenCount(Measure):
 LIKENESS = ("key", "caption", "image")
 
 
-def likeness(kind: str, captions: Captions, options: Options) -> Measure:
+def likeness(kind: str, inputs: Inputs) -> Measure | None:
     """Returns the measure of an entry of LIKENESS: samples with the same number are duplicates.
 
     Args:
-        kind: the entry.
-        captions: of the samples.
-        options: how their images are decoded.
+        kind: the entry; `caption` is the first text, `image` the first image.
+        inputs: of the samples.
+
+    Returns:
+        None where samples have no such input.
     """
-    return dict(key=KeyHash, caption=lambda: CaptionHash(captions), image=lambda: ImageHash(options))[kind]()
+    image = next(iter(inputs.of_type(Image.type).values()), None)
+    if kind == "image":
+        return ImageHash(image.name, image.options) if image is not None else None
+    if kind == "caption":
+        return CaptionHash(inputs.caption) if inputs.caption is not None else None
+    return KeyHash()
 
 
 def difference_hash(image: bytes | memoryview, options: Options = _ANY) -> int:

@@ -41,7 +41,7 @@ class Selected(Source):
 
     def __init__(self, source: Source, keep: np.ndarray, *, name: str | None = None, reason: str | None = None):
         self._source, self._keep, self._reason = source, keep, reason
-        self.name, self.spec, self.captions = name or source.name, source.spec, source.captions
+        self.name, self.spec, self.rules = name or source.name, source.spec, source.rules
         self.keyed, self.samples, self.bytes, self.shards = source.keyed, int(keep.sum()), source.bytes, source.shards
         self.lengths = None if source.lengths is None else source.lengths[keep]
         self._left_out = len(keep) - self.samples

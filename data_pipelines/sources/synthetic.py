@@ -9,11 +9,12 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
-from data_pipelines.samples import Sample
+from data_pipelines.modalities import Image as ImageInput
+from data_pipelines.rules import Rules
+from data_pipelines.samples import Record, Sample
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.rows import row_blocks
-from data_pipelines.text.captions import Captions
 
 _SIZES = ((640, 480), (480, 640), (512, 512), (768, 512), (1024, 768), (500, 375), (320, 240))  # width, height
 _DISTINCT = 64  # images; the samples take turns, so that making them does not hide the cost of reading them
@@ -44,15 +45,19 @@ class SyntheticSource(Source):
 
     Spec = SyntheticSpec
 
-    def __init__(self, name: str, spec: SyntheticSpec, captions: Captions, files: Files):
+    def __init__(self, name: str, spec: SyntheticSpec, rules: Rules, files: Files):
         if spec.samples < 1 or not 0 < spec.scale <= 8:
             raise DataError(f"samples is {spec.samples} and scale {spec.scale}; expected from 1, and above 0 to 8")
-        self.name, self.spec, self.captions = name, spec, captions
+        self.name, self.spec, self.rules = name, spec, rules
+        self._images = list(rules.inputs.of_type(ImageInput.type))
         self.samples, self.shards = spec.samples, -(-spec.samples // _SHARD)
         self.bytes = spec.samples * self._size()
         self.skipped = {}
-        captions.check_fields(dict.fromkeys(_fields(0, 0), 1), _fields(0, 0), "synthetic samples")
-        captions.check(captions.from_fields(_fields(spec.seed, 0), _caption(spec.seed, 0)))
+        strange = [modality for modality in rules.inputs.stored.values() if modality.type != ImageInput.type]
+        if any(modality.required for modality in strange):
+            raise DataError(f"synthetic samples have images and captions, and {strange[0].where} is neither")
+        rules.check_fields(dict.fromkeys(_fields(0, 0), 1), _fields(0, 0), "synthetic samples")
+        rules.check(self._record(0))
 
     def blocks(self, target: int) -> Blocks:
         """See `Source`."""
@@ -65,9 +70,9 @@ class SyntheticSource(Source):
         samples = []
         for row in range(int(blocks.start[i]), int(blocks.end[i])):
             number = shard * _SHARD + row
-            record = self.captions.from_fields(_fields(seed, number), _caption(seed, number))
-            image = synthetic_jpeg(seed, number % _DISTINCT, self.spec.scale) if self.captions.images else b""
-            samples.append(Sample(self._shard_name(shard), f"{number:09d}", image, record))
+            make = lambda i, number=number: synthetic_jpeg(seed + i, number % _DISTINCT, self.spec.scale)
+            parts = {name: make(i) for i, name in enumerate(self._images)}
+            samples.append(Sample(self._shard_name(shard), f"{number:09d}", parts, self._record(number)))
         return samples
 
     def shard_names(self) -> list[str]:
@@ -78,13 +83,17 @@ class SyntheticSource(Source):
         """See `Source`."""
         return self.spec.samples, self.spec.seed, self.spec.scale
 
+    def _record(self, number: int) -> Record:
+        text = _caption(self.spec.seed, number)
+        return self.rules.from_fields(_fields(self.spec.seed, number), dict.fromkeys(self.rules.texts, text))
+
     def _shard_name(self, shard: int) -> str:
         """Returns the name of a shard, in a folder that tells these images from others."""
         return f"seed-{self.spec.seed}-scale-{self.spec.scale:g}/synthetic-{shard:06d}"
 
     def _size(self) -> int:
         """Returns the bytes of an image, about, or of a text."""
-        if not self.captions.images:
+        if not self._images:
             return _TEXT
         pixels = sum(width * height for width, height in _SIZES) / len(_SIZES)
         return max(1, int(0.25 * pixels * self.spec.scale**2))

@@ -9,12 +9,12 @@ from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.host import Memory
 from data_pipelines.io.storage import Files, basename, printable
 from data_pipelines.io.tar import Group, Member, Read, TarDamage, groups
-from data_pipelines.samples import Sample, image_member, read_record
+from data_pipelines.rules import Rules
+from data_pipelines.samples import Record, Sample
 from data_pipelines.sources import index
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.measures import Measure
-from data_pipelines.text.captions import Captions, Record
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class TarSpec(SourceSpec):
 
     Attributes:
         urls: patterns of the shards: paths or urls with `{0000..0009}`, `{a,b}`, `*`, one or several.
-        image: extension of the images, all that follows the first dot, such as "image.jpg"; "" takes the first member
-            with one of `samples.IMAGE_EXTENSIONS`.
-        caption: extension of the captions.
+        image: extension of the first input that files hold, all that follows the first dot, such as "image.jpg"; ""
+            takes the first member with one of the extensions of its modality.
+        caption: extension of the first text; "" is txt.
     """
 
     urls: str | tuple = field(default="", metadata=dict(example="shards-{0000..0009}.tar"))
     image: str = ""
-    caption: str = "txt"
+    caption: str = ""
 
 
 class TarSource(Source):
@@ -38,17 +38,17 @@ class TarSource(Source):
 
     Spec, keyed = TarSpec, True
 
-    def __init__(self, name: str, spec: TarSpec, captions: Captions, files: Files, measures: Sequence[Measure] = ()):
-        self.name, self.spec, self.captions, self._files = name, spec, captions, files
-        self._index = index.load(spec.urls, captions, files, measures)
+    def __init__(self, name: str, spec: TarSpec, rules: Rules, files: Files, measures: Sequence[Measure] = ()):
+        self.name, self.spec, self.rules, self._files = name, spec, rules, files
+        self._index = index.load(spec.urls, rules, files, measures)
         self.samples, self.bytes = self._index.samples, self._index.bytes
         self._memory = Memory()
         self.shards, self.skipped = len(self._index.shards), self._index.skipped
 
     @classmethod
-    def open(cls, name: str, spec: TarSpec, captions: Captions, files: Files, measures: Sequence[Measure]) -> Source:
+    def open(cls, name: str, spec: TarSpec, rules: Rules, files: Files, measures: Sequence[Measure]) -> Source:
         """See `Source`."""
-        return cls(name, spec, captions, files, measures)
+        return cls(name, spec, rules, files, measures)
 
     def column(self, measure: Measure) -> np.ndarray:
         """See `Source`."""
@@ -63,7 +63,7 @@ class TarSource(Source):
         shard, start, end = self._index.shards[blocks.shard[i]], int(blocks.start[i]), int(blocks.end[i])
         path = shard.path
         content = self._files.read(path, start, end, shard.version, self._memory)
-        samples = parse_block(path, content, start, self.captions)
+        samples = parse_block(path, content, start, self.rules)
         self._check(blocks, i, len(samples))
         return samples
 
@@ -71,7 +71,7 @@ class TarSource(Source):
         """See `Source`."""
         shard, start, end = self._index.shards[blocks.shard[i]], int(blocks.start[i]), int(blocks.end[i])
         with self._files.buffered(shard.path, shard.bytes) as read:
-            keys = [group.key for group, _, _ in _usable(shard.path, read, start, end, self.captions)]
+            keys = [group.key for group, _, _ in _usable(shard.path, read, start, end, self.rules)]
         self._check(blocks, i, len(keys))
         return [(printable(shard.path), key) for key in keys]
 
@@ -102,30 +102,31 @@ class TarSource(Source):
             )
 
 
-def parse_block(path: str, content: bytes | memoryview, start: int, captions: Captions) -> list[Sample]:
-    """Returns the usable samples of a block that starts at byte `start` of its shard; images are views, not copies."""
+def parse_block(path: str, content: bytes | memoryview, start: int, rules: Rules) -> list[Sample]:
+    """Returns the usable samples of a block that starts at byte `start` of its shard; parts are views, not copies."""
     view = memoryview(content)
     read = lambda offset, size: bytes(view[offset - start : offset - start + size])
     samples = []
-    for group, image, record in _usable(path, read, start, start + len(content), captions):
-        pixels = b"" if image is None else view[image.offset - start : image.offset - start + image.size]
-        samples.append(Sample(printable(path), group.key, pixels, record))
+    cut = lambda member: view[member.offset - start : member.offset - start + member.size]
+    for group, members, record in _usable(path, read, start, start + len(content), rules):
+        parts = {name: cut(member) for name, member in members.items()}
+        samples.append(Sample(printable(path), group.key, parts, record))
     return samples
 
 
 def _usable(
-    path: str, read: Read, start: int, end: int, captions: Captions
-) -> Iterator[tuple[Group, Member | None, Record]]:
-    """Yields the usable samples of the bytes [start, end) of a shard, with their image and their text side."""
+    path: str, read: Read, start: int, end: int, rules: Rules
+) -> Iterator[tuple[Group, dict[str, Member], Record]]:
+    """Yields the usable samples of the bytes [start, end) of a shard, with their members and their record."""
     try:
         for group in groups(read, start, end):
             try:
-                image = image_member(group, captions.images, captions.members.image)
-                record = read_record(group, lambda member: read(member.offset, member.size), captions)
-                captions.check(record)
+                members = rules.members(group)
+                record = rules.read_group(group, lambda member: read(member.offset, member.size))
+                rules.check(record)
             except BadSample:  # counted when the shard was indexed
                 continue
-            yield group, image, record
+            yield group, members, record
     except TarDamage as damage:
         where = printable(path)
         raise DataError(f"stale index: {where} was readable when it was indexed and is not now: {damage}") from None

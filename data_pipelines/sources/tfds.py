@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import BadSample, DataError, Fault, did_you_mean
-from data_pipelines.io.listing import CAPTION_COLUMNS
 from data_pipelines.io.storage import Files
+from data_pipelines.modalities.base import Modality
 from data_pipelines.progress import progress
-from data_pipelines.samples import Sample
+from data_pipelines.rules import Rules
+from data_pipelines.samples import Record, Sample
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.rows import UNUSED, row_blocks
-from data_pipelines.text.captions import Captions, Record
 from data_pipelines.text.fields import field_names
 
 _DATA_DIR = "~/tensorflow_datasets"
@@ -55,8 +55,8 @@ class TfdsSource(Source):
 
     Spec = TfdsSpec
 
-    def __init__(self, name: str, spec: TfdsSpec, captions: Captions, files: Files):
-        self.name, self.spec, self.captions = name, spec, captions
+    def __init__(self, name: str, spec: TfdsSpec, rules: Rules, files: Files):
+        self.name, self.spec, self.rules = name, spec, rules
         self._open()
         rows = sum(count for _, count in self._files)
         self._sizes = np.full(rows, self._mean_size(), np.int32)  # of all examples, UNUSED for those left out
@@ -90,14 +90,15 @@ class TfdsSource(Source):
         rows = rows[self._sizes[rows] != UNUSED].tolist()
         samples = []
         for row, example in zip(rows, self._get(rows)):
-            image, record, fault = example.get(self._image) or b"", Record("", {}), ""
+            parts, record, fault = self._parts(example), Record({}, {}), ""
             try:
                 record = self._record(example)
-                self.captions.check(record)
-                fault = "" if image or not self.captions.images else "empty image"
+                self.rules.check(record)
+                needed = (m for name, m in self.rules.inputs.stored.items() if m.required and name not in parts)
+                fault = next((f"empty {modality.noun}" for modality in needed), "")
             except BadSample as bad:
                 fault = bad.reason
-            samples.append(Sample(path, f"example {row - first}", image, record, fault))
+            samples.append(Sample(path, f"example {row - first}", parts, record, fault))
         return samples
 
     def shard_names(self) -> list[str]:
@@ -121,7 +122,7 @@ class TfdsSource(Source):
         self._info = builder.info
         features = self._info.features.items()
         images = [name for name, feature in features if isinstance(feature, tfds.features.Image)]
-        self._image = self._image_feature(images) if self.captions.images else ""
+        self._features = {name: self._feature(name, images) for name in self.rules.inputs.stored}
         skip = {name: tfds.decode.SkipDecoding() for name in images}  # of texts alone, no one looks at them
         try:
             self._examples = builder.as_data_source(split=self.spec.split, decoders=skip)
@@ -133,32 +134,43 @@ class TfdsSource(Source):
         parts = self._info.splits[self.spec.split].file_instructions
         self._files = [(os.fspath(part.filename), int(part.take)) for part in parts]
 
-    def _image_feature(self, images: Sequence[str]) -> str:
-        wanted = self.spec.image or next(iter(images), "")
+    def _feature(self, name: str, images: Sequence[str]) -> str:
+        """Returns the feature of an input that files hold; here those are images."""
+        modality = self.rules.inputs[name]
+        wanted = modality.member or next(iter(images), "")
         if wanted not in images:
             raise DataError(
-                f"{self.spec.dataset} has no image feature{f' {wanted!r}' * bool(wanted)}"
+                f"{self.spec.dataset} has no {modality.noun} feature{f' {wanted!r}' * bool(wanted)}"
                 f"{did_you_mean(wanted, images)} (features: {', '.join(self._info.features)}; "
                 f"images: {', '.join(images) or 'none'})"
             )
         return wanted
 
+    def _parts(self, example: Mapping[str, Any]) -> dict[str, bytes]:
+        found = {name: example.get(feature) for name, feature in self._features.items()}
+        return {name: content for name, content in found.items() if content}
+
     def _check(self) -> None:
-        """Finds the caption, and looks at the first example whether the fields are there."""
+        """Finds the captions, and looks at the first example whether the fields are there."""
         names = list(self._info.features)
-        self._caption = self.spec.caption or next((name for name in CAPTION_COLUMNS if name in names), "")
-        if (self.spec.caption or self.captions.from_text) and self._caption not in names:
+        self._captions = {name: self._caption(modality, names) for name, modality in self.rules.texts.items()}
+        if len(self._sizes) and self.rules.fields:
+            fields = self._fields(self._get([0])[0])
+            missing = [name for name in self.rules.fields if name not in field_names(fields)]
+            self.rules.check_fields(
+                {name: name not in missing for name in self.rules.fields}, field_names(fields), self.spec.dataset
+            )
+
+    def _caption(self, modality: Modality, names: Sequence[str]) -> str:
+        usual = modality.text_columns()
+        caption = modality.member or next((name for name in usual if name in names), "")
+        if caption not in names and (modality.member or modality.required):
             raise DataError(
-                f"{self.spec.dataset} has no feature {self._caption or ' or '.join(CAPTION_COLUMNS)!r} for captions"
-                f"{did_you_mean(self._caption, names)}; name one with `caption`, or give templates over the fields "
+                f"{self.spec.dataset} has no feature {caption or ' or '.join(usual)!r} for captions"
+                f"{did_you_mean(caption, names)}; name one with `caption`, or give templates over the fields "
                 f"({', '.join(names)})"
             )
-        if len(self._sizes) and self.captions.fields:
-            fields = self._fields(self._get([0])[0])
-            missing = [name for name in self.captions.fields if name not in field_names(fields)]
-            self.captions.check_fields(
-                {name: name not in missing for name in self.captions.fields}, field_names(fields), self.spec.dataset
-            )
+        return caption
 
     def _filter(self) -> None:
         with progress(len(self._sizes), f"filtering {self.name}", "examples") as advance:
@@ -166,7 +178,7 @@ class TfdsSource(Source):
                 rows = range(first, min(first + _AT_ONCE, len(self._sizes)))
                 for row, example in zip(rows, self._get(rows)):
                     try:
-                        self.captions.check(self._record(example))
+                        self.rules.check(self._record(example))
                     except BadSample as bad:
                         self._leave_out(row, bad.reason)
                 advance(len(rows))
@@ -188,18 +200,19 @@ class TfdsSource(Source):
         return {
             name: _plain(value, features[name])
             for name, value in example.items()
-            if name != self._image and not _is_array(features[name])
+            if name not in self._features.values() and not _is_array(features[name])
         }
 
     def _record(self, example: Mapping[str, Any]) -> Record:
         fields = self._fields(example)
-        text = fields.get(self._caption)
-        if self.captions.from_text and not isinstance(text, str | None):
-            raise DataError(
-                f"the feature {self._caption!r} of {self.spec.dataset} is a {type(text).__name__} and not a text; give "
-                f"templates over its parts: {', '.join(field_names(fields))}"
-            )
-        return self.captions.from_fields(fields, text if isinstance(text, str) else None)
+        texts = {name: fields.get(feature) for name, feature in self._captions.items()}
+        for name, text in texts.items():
+            if not isinstance(text, str | None):
+                raise DataError(
+                    f"the feature {self._captions[name]!r} of {self.spec.dataset} is a {type(text).__name__} and not a "
+                    f"text; give templates over its parts: {', '.join(field_names(fields))}"
+                )
+        return self.rules.from_fields(fields, texts)
 
     def _mean_size(self) -> int:
         whole = self._info.splits[self.spec.split.partition("[")[0]] if self._info.splits else None

@@ -1,7 +1,6 @@
 """Evaluation data: every usable sample once, in the order of the data, without chance."""
 
 import hashlib
-import io
 import logging
 import weakref
 from collections import Counter
@@ -11,23 +10,21 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.host import cores
-from data_pipelines.images.arrays import ImageArrays
-from data_pipelines.images.decode import check_image, full_image
 from data_pipelines.io.storage import Files
 from data_pipelines.io.urls import without_secrets
+from data_pipelines.modalities import Inputs, Modality, NoPart, inputs_of
 from data_pipelines.names import shard_labels
-from data_pipelines.samples import Sample, has_images
+from data_pipelines.samples import Sample
 from data_pipelines.sources import Source, index_source, open_source
 from data_pipelines.sources.index import NotIndexed
 from data_pipelines.text.fields import lookup
 
 _BLOCK_BYTES = 256 * 1024  # read at a time: little, as a batch of one process begins and ends anywhere
 _AT_ONCE = 4  # blocks checked for each thread at a time, so that `limit` does not read much more than it needs
-_CHUNK = 16  # images of one unit of work
+_CHUNK = 16  # samples of one unit of work
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +40,13 @@ _OF_STREAMS = ("weight", "groups", "loss_weight", "temperature")  # keys of entr
 
 
 class EvalRecord(NamedTuple):
-    """What is known of a sample beside its image.
+    """What is known of a sample beside what files hold.
 
     Attributes:
         fields: of its json member, or the columns of a list, by the names that they have there.
         key: its name in the tar or list.
         shard: name of the tar or list, with folders where there are several of that name.
-        captions: one a template, or its text; never empty.
+        captions: of the first text: one a template, or its text; empty only where samples need none.
     """
 
     fields: Mapping[str, Any]
@@ -66,25 +63,32 @@ class EvalRecord(NamedTuple):
 class EvalSet:
     """The usable samples of a source, in their order.
 
-    Images that cannot be fetched or decoded are found when the set is opened, so that its length is that of every
-    result made from it. Pixels are read again at each pass; only the records stay in memory.
+    Parts that cannot be fetched or decoded are found when the set is opened, so that its length is that of every
+    result made from it. Files are read again at each pass; only the records stay in memory.
 
     Attributes:
         where: what is read, as it may be shown.
+        inputs: of its samples.
         records: of the samples.
         skipped: reason -> samples left out.
     """
 
     def __init__(
-        self, data: str | Iterable[str] | Mapping[str, Any], config: Any, limit: int = 0, where: str = "evaluation"
+        self,
+        data: str | Iterable[str] | Mapping[str, Any],
+        config: Any,
+        limit: int = 0,
+        where: str = "evaluation",
+        inputs: Inputs | None = None,
     ):
-        """Reads the records and checks the images.
+        """Reads the records and checks what files hold.
 
         Args:
             data: patterns of tar shards, or an entry as in `data.sources`.
             config: the `data` section of a config.
             limit: use the first so many usable samples; 0 uses all.
             where: what the data are called in messages: their path in the config.
+            inputs: of the samples; None takes those of the config.
 
         Raises:
             DataError: data are missing, a configured field does not exist, or no sample can be used.
@@ -94,11 +98,14 @@ class EvalSet:
             raise DataError(
                 f"{where} sets {', '.join(unused)}, which only training uses; a held-out set takes every sample once"
             )
-        images, self._threads = ImageArrays(config.image), config.threads or cores()
-        self._images = images if has_images(config.modalities) else None
-        files, self._options = Files(**config.remote), images.options
-        weakref.finalize(self, files.close)  # pixels are read for as long as someone has the set
-        self._source = _open(entry, config, files, where)
+        self.inputs, self._threads = inputs_of(config) if inputs is None else inputs, config.threads or cores()
+        for modality in self.inputs.values():
+            modality.check()
+        files = Files(**config.remote)
+        weakref.finalize(self, files.close)  # files are read for as long as someone has the set
+        self._source = _open(entry, config, files, where, self.inputs)
+        self.inputs = self._source.rules.inputs
+        self._read_inputs = {name: m for name, m in self.inputs.items() if not m.on_record}
         self._blocks = self._source.blocks(_BLOCK_BYTES)
         self._labels = shard_labels(self._source.shard_names())
         self.where = without_secrets(str(entry.get("urls") or entry.get("dataset") or where))
@@ -139,8 +146,9 @@ class EvalSet:
                 yield equally many batches.
 
         Yields:
-            The arrays of `ImageArrays`, where samples have images; `index` int32 [rows], into `records`; `valid` bool
-            [rows], False for the rows that fill up the last batch, whose image is black and whose index is -1.
+            The arrays of the inputs that are neither captions nor fields, as the evaluation sees them; `index` int32
+            [rows], into `records`; `valid` bool [rows], False for the rows that fill up the last batch, which show
+            nothing and whose index is -1.
         """
         if batch_size < 1 or batch_size % shard[1]:
             raise DataError(f"batch_size={batch_size} is not a multiple of the {shard[1]} processes")
@@ -155,13 +163,11 @@ class EvalSet:
             yield _finish(*ahead)
 
     def thumbnail(self, i: int, size: int) -> bytes:
-        """Returns sample i as a PNG that fits into a square of `size` pixels; small images keep their size."""
+        """Returns sample i as a PNG that fits into a square of `size` pixels; b"" where there is nothing to see."""
         block, number = self._places[i]
-        image = full_image(_image(self._read(block)[number]), self._options)
-        image.thumbnail((size, size), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG", optimize=True)
-        return buffer.getvalue()
+        sample = self._read(block)[number]
+        pictures = (m.thumbnail(m.find(sample).content, size) for m in self._read_inputs.values())
+        return next(filter(None, pictures), b"")
 
     def _read(self, block: int) -> list[Sample]:
         return self._source.read(self._blocks, block)
@@ -188,15 +194,16 @@ class EvalSet:
             try:
                 if sample.fault:
                     raise BadSample(sample.fault)
-                if self._images is not None:
-                    check_image(sample.image, self._options)
+                for name, modality in self._read_inputs.items():
+                    if name in sample.parts or modality.required:
+                        modality.verify(modality.find(sample).content)
                 found.append((self._record(sample), ""))
             except BadSample as bad:
                 found.append((None, bad.reason))
         return found
 
     def _record(self, sample: Sample) -> EvalRecord:
-        captions = self._source.captions.every(sample.record)
+        captions = self._source.rules.captions(sample.record)
         return EvalRecord(sample.record.fields, sample.key, self._labels[sample.shard], captions)
 
     def _start(
@@ -206,10 +213,12 @@ class EvalSet:
         index = np.arange(first, first + rows, dtype=np.int32)
         valid = index < len(self)
         index[~valid] = -1
-        if self._images is None:
+        if not self._read_inputs:
             return dict(valid=valid, index=index), []
-        images = self._images.empty(rows)
-        self._images.blank(images, ~valid)
+        batch = {}
+        for modality in self._read_inputs.values():
+            batch |= modality.empty(rows)
+            modality.blank(batch, ~valid)
         places = self._places[first : first + rows]
         blocks = dict.fromkeys(place.block for place in places)
         for block in [block for block in reads if block not in blocks]:
@@ -221,19 +230,35 @@ class EvalSet:
         work = []
         for i in range(0, len(places), _CHUNK):
             part = [(reads[place.block], place.sample) for place in places[i : i + _CHUNK]]
-            work.append(pool.submit(self._fill, images, i, part))
-        return images | dict(valid=valid, index=index), work
+            work.append(pool.submit(self._fill, batch, i, part))
+        return batch | dict(valid=valid, index=index), work
 
-    def _fill(self, images: dict[str, np.ndarray], first: int, part: list[tuple[Future, int]]) -> None:
+    def _fill(self, batch: dict[str, np.ndarray], first: int, part: list[tuple[Future, int]]) -> None:
         for row, (block, number) in enumerate(part, first):
             sample = block.result()[number]
             try:
-                self._images.evaluate(full_image(_image(sample), self._options), images, row)
+                if sample.fault:
+                    raise BadSample(sample.fault)
+                for modality in self._read_inputs.values():
+                    self._evaluate(modality, sample, batch, row)
             except BadSample as bad:
                 raise DataError(
                     f"{sample.key} of {sample.shard} could be used when the evaluation was set up, and not now: "
                     f"{bad.reason}"
                 ) from None
+
+    @staticmethod
+    def _evaluate(modality: Modality, sample: Sample, batch: dict[str, np.ndarray], row: int) -> None:
+        try:
+            part = modality.find(sample)
+        except NoPart:
+            if modality.required:
+                raise
+            modality.blank(batch, row)
+            return
+        modality.evaluate(part.content, batch, row)
+        if not modality.required:
+            batch[modality.there][row] = True
 
 
 def texts_of(records: Iterable[EvalRecord], field: str) -> list[str]:
@@ -242,19 +267,13 @@ def texts_of(records: Iterable[EvalRecord], field: str) -> list[str]:
     return ["" if value is None else str(value) for value in values]
 
 
-def _open(entry: Mapping[str, Any], config: Any, files: Files, where: str) -> Source:
-    open_it = lambda: open_source(where, entry, config, files, every_field=True, where=where)
+def _open(entry: Mapping[str, Any], config: Any, files: Files, where: str, inputs: Inputs) -> Source:
+    open_it = lambda: open_source(where, entry, config, files, inputs=inputs, every_field=True, where=where)
     try:
         return open_it()
-    except NotIndexed:  # as all images are about to be read, their index is not what takes long
-        index_source(where, entry, config, files, where=where)
+    except NotIndexed:  # as all samples are about to be read, their index is not what takes long
+        index_source(where, entry, config, files, inputs=inputs, where=where)
         return open_it()
-
-
-def _image(sample: Sample) -> bytes | memoryview:
-    if sample.fault:
-        raise BadSample(sample.fault)
-    return sample.image
 
 
 def _finish(batch: dict[str, np.ndarray], work: list[Future]) -> dict[str, np.ndarray]:

@@ -1,9 +1,9 @@
 """A user's own transforms of training samples, named in the config: "my_package.module:function".
 
-    def add_noise(pixels, uniform):   # data.image.transform: after crop and resize, before the batch
+    def add_noise(pixels, uniform):   # of an image input: after crop and resize, before the batch
         ...                           # uint8 [height, width, 3], float64 [16] -> the same; squares but for naflex
 
-    def shorten(caption, uniform):    # data.text.transform: after the choice of a caption, before the tokenizer
+    def shorten(caption, uniform):    # of a text input: after the choice of a caption, before the tokenizer
         ...                           # str, float64 [16] -> str, not empty
 
 `uniform` are 16 numbers in [0, 1) that belong to the row: a transform that takes its chance from nowhere else gives the
@@ -26,47 +26,41 @@ import numpy as np
 from data_pipelines import rng
 from data_pipelines.errors import DataError, did_you_mean
 
-_NUMBERS = 16  # for each of the two transforms of a row
+_NUMBERS = 16  # for each transform of a row
 
 
-class Hooks:
-    """The transforms of a run, imported and tried out.
+def pixel_hook(option: str, name: str, shape: tuple[int, int], use: str) -> Callable[[np.ndarray, int, str], None]:
+    """Returns what transforms pixels, uint8 [height, width, 3], in place: (pixels, 64 random bits, sample) -> None.
 
     Args:
-        image: dotted name of the transform of images; "" has none.
-        text: dotted name of the transform of captions; "" has none.
+        option: its path in the config, for messages.
+        name: dotted name of the function; "" changes nothing.
         shape: height and width of an image to try it with.
+        use: of the random numbers: the name of the input.
 
     Raises:
-        DataError: a name cannot be imported, or the function fails on an example.
+        DataError: the name cannot be imported, or the function fails on an example; the hook raises it where the
+            function raises an exception, or returns something else than such pixels.
     """
+    if not name:
+        return lambda pixels, word, sample: None
+    hook = _Hook(option, name, "(pixels, uniform)", _check_pixels)
+    ramp = np.arange(3 * shape[0] * shape[1], dtype=np.uint32).reshape(*shape, 3)
+    hook.probe(lambda: (ramp % 251).astype(np.uint8))
 
-    def __init__(self, image: str, text: str, shape: tuple[int, int]):
-        self._image = image and _Hook("data.image.transform", image, "(pixels, uniform)", _check_pixels)
-        self._text = text and _Hook("data.text.transform", text, "(caption, uniform)", _check_caption)
-        if self._image:
-            ramp = np.arange(3 * shape[0] * shape[1], dtype=np.uint32).reshape(*shape, 3)
-            self._image.probe(lambda: (ramp % 251).astype(np.uint8))
-        if self._text:
-            self._text.probe(lambda: "a photo of two cats")
+    def transform(pixels: np.ndarray, word: int, sample: str) -> None:
+        pixels[:] = hook(pixels, _numbers(word, use), sample)
 
-    def image(self, pixels: np.ndarray, word: int, sample: str) -> None:
-        """Transforms pixels, uint8 [height, width, 3], in place.
+    return transform
 
-        Args:
-            pixels: one row of a batch.
-            word: 64 random bits of this row, from which the numbers of the transform are drawn.
-            sample: what it is called, for messages.
 
-        Raises:
-            DataError: the transform raised an exception, or returned something else than such pixels.
-        """
-        if self._image:
-            pixels[:] = self._image(pixels, _numbers(word, "image"), sample)
-
-    def text(self, caption: str, word: int, sample: str) -> str:
-        """Returns a transformed caption; arguments and errors as for `image`."""
-        return self._text(caption, _numbers(word, "text"), sample) if self._text else caption
+def text_hook(option: str, name: str, use: str) -> Callable[[str, int, str], str]:
+    """Returns what transforms a text: (text, 64 random bits, sample) -> text; arguments as for `pixel_hook`."""
+    if not name:
+        return lambda text, word, sample: text
+    hook = _Hook(option, name, "(caption, uniform)", _check_caption)
+    hook.probe(lambda: "a photo of two cats")
+    return lambda text, word, sample: hook(text, _numbers(word, use), sample)
 
 
 class _Hook:

@@ -1,26 +1,23 @@
-"""Fills the rows of a batch: decode, crop, choose a caption, tokenise. What the decoding threads run."""
+"""Fills the rows of a batch from samples. What the decoding threads run."""
 
-import functools
-import hashlib
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines import rng
 from data_pipelines.errors import BadSample, DataError, Fault, Replaced
-from data_pipelines.host import aligned_empty
-from data_pipelines.images import augment
-from data_pipelines.images.arrays import ImageArrays
+from data_pipelines.host import Memory, aligned_empty
+from data_pipelines.modalities import Inputs, Random
+from data_pipelines.modalities.base import ArraySpec
+from data_pipelines.modalities.text import hash64
 from data_pipelines.names import sample_name
 from data_pipelines.samples import Sample
-from data_pipelines.stream.hooks import Hooks
 from data_pipelines.stream.windows import Window
-from data_pipelines.text.preparation import Preparation
-from data_pipelines.text.tokenizers import Tokenizer
 
 _SUBSTITUTES = 100  # tried for one row before the window is given up
+_SHARED = "caption"  # the stream of the words that all inputs of a row share
+KEY_ID = "key_id"
 
 
 class Row(NamedTuple):
@@ -28,88 +25,46 @@ class Row(NamedTuple):
 
     window: Window
     place: int
-    crop: np.ndarray  # uniform numbers, float64 [augment.WORDS]
-    word: int  # chooses the caption; what a user's transforms draw derives from it, too
+    random: Random
 
 
-class OtherText(NamedTuple):
-    """The captions once more, as another model reads them.
+def batch_specs(inputs: Inputs, rows: int, draws: Mapping[str, int] | None = None) -> dict[str, ArraySpec]:
+    """Returns what a batch of the stream holds beside what its sources say (`source_columns`): {name: shape and type}.
 
-    Attributes:
-        tokenizer: of that model.
-        length: tokens of a caption.
-        preparation: what that model wants beside what the captions already are; see `Preparation.after`.
+    Args:
+        inputs: of the samples.
+        rows: of the batch.
+        draws: the length of each input, see `Modality.draw`; None takes those outside the training.
+
+    Returns:
+        The arrays of the inputs, and `key_id` uint32 [rows, 2]: equal content of samples gives equal ones.
     """
-
-    tokenizer: Tokenizer
-    length: int
-    preparation: Preparation = Preparation()
+    return inputs.specs(rows, draws) | {KEY_ID: ArraySpec((rows, 2), np.uint32)}
 
 
 def empty_batch(
-    rows: int,
-    length: int,
-    images: dict[str, np.ndarray],
-    labels: int = 0,
-    captions: int = 1,
-    texts: Mapping[str, OtherText] = MappingProxyType({}),
+    inputs: Inputs, rows: int, draws: Mapping[str, int] | None = None, memory: Memory | None = None
 ) -> dict[str, np.ndarray]:
-    """Returns a batch to be filled, whose arrays nothing else uses.
+    """Returns a batch to be filled, whose arrays nothing else uses; `memory` gives the large ones."""
+    keys = batch_specs(inputs, rows, draws)[KEY_ID]
+    return inputs.empty(rows, draws, memory) | {KEY_ID: aligned_empty(keys.shape, keys.dtype)}
 
-    Args:
-        rows: of the batch.
-        length: tokens of a caption.
-        images: from `ImageArrays.empty`; {} where samples have none.
-        labels: classes of a sample, int32 [rows, labels]; 0 for none.
-        captions: of a sample; with more than one, texts are [rows, captions, length].
-        texts: captions for other models, by the name of their ids in the batch.
-    """
-    shape = (rows, captions) if captions > 1 else (rows,)
-    classes = dict(label=aligned_empty((rows, labels), np.int32)) if labels else {}
-    others = {}
-    for name, text in texts.items():
-        others[name] = aligned_empty((*shape, text.length), np.int32)
-        others[f"{name}_valid"] = aligned_empty((*shape, text.length), np.bool_)
-    return classes | dict(
-        **images,
-        **others,
-        text=aligned_empty((*shape, length), np.int32),
-        text_valid=aligned_empty((*shape, length), np.bool_),
-        key_id=aligned_empty((rows, 2), np.uint32),
-        caption_id=aligned_empty((*shape, 2), np.uint32),
-    )
+
+def random_of(inputs: Inputs, first: int, rows: int, seed: int) -> list[Random]:
+    """Returns the random words of consecutive rows of the global stream: pure functions of row and seed."""
+    words = {name: modality.stream(first, rows, seed) for name, modality in inputs.items() if modality.words}
+    shared = rng.row_words(first, rows, 4, seed, _SHARED)[:, 0].tolist()
+    return [Random({name: values[row] for name, values in words.items()}, shared[row]) for row in range(rows)]
 
 
 class RowFiller:
     """Turns samples into the rows of a batch.
 
-    Args:
-        image: `config.data.image`.
-        tokenizer: encodes the captions.
-        transform: `config.data.text.transform`.
-        texts: captions for other models, by the name of their ids in the batch.
-
     Attributes:
-        images: makes the arrays of the images.
-        texts: as given.
         labels: of all shards of the stream, see `names.shard_labels`.
-
-    Raises:
-        DataError: the configuration asks for something that does not exist.
     """
 
-    def __init__(
-        self,
-        image: Any,
-        tokenizer: Tokenizer,
-        transform: str = "",
-        texts: Mapping[str, OtherText] = MappingProxyType({}),
-    ):
-        self.images, self._crop = ImageArrays(image), augment.cropper(image)
-        packing = self.images.naflex
-        example = (image.size,) * 2 if packing is None else packing.pixels(2, 3, packing.length)
-        self._hooks = Hooks(image.transform, transform, example)
-        self._tokenizer, self.texts = tokenizer, texts
+    def __init__(self):
         self.labels: dict[str, str] = {}
 
     def fill(self, batch: dict[str, np.ndarray], first: int, rows: list[Row]) -> list[Replaced]:
@@ -123,43 +78,27 @@ class RowFiller:
         Raises:
             DataError: a window has no readable sample, or a user's transform failed.
         """
-        texts, identities, replaced, shape = [], [], [], batch["text"].shape[1:]
+        identities, replaced = [], []
         for place, row in enumerate(rows, first):
             sample, faults = self._sample(row, batch, place)
             if faults:
                 replaced.append(Replaced(row.window.source.name, faults))
-            captions = row.window.source.captions
-            drawn = captions.several(sample.record, row.word, math.prod(shape[:-1]))
-            name = f"{sample.key} of {sample.shard}"
-            texts += [self._hooks.text(text, row.word ^ i, name) for i, text in enumerate(drawn)]
-            identity = captions.identity(sample.record)
+            identity = row.window.source.rules.identity(sample.record)
             identities.append(sample_name(sample.shard, sample.key, self.labels) if identity is None else identity)
-            if "label" in batch:
-                batch["label"][place] = captions.labels.ids(sample.record.fields)
-        here = slice(first, first + len(rows))
-        batch["key_id"][here] = hash64(identities)
-        batch["caption_id"][here] = hash64(texts).reshape(-1, *shape[:-1], 2)
-        for name, values in zip(("text", "text_valid"), self._tokenizer.encode(texts, shape[-1])):
-            batch[name][here] = values.reshape(-1, *shape)
-        for name, other in self.texts.items():
-            read = [other.preparation(text) for text in texts]
-            for kind, values in zip((name, f"{name}_valid"), other.tokenizer.encode(read, other.length)):
-                batch[kind][here] = values.reshape(-1, *shape[:-1], other.length)
+        batch[KEY_ID][first : first + len(rows)] = hash64(identities)
         return replaced
 
     def _sample(self, row: Row, batch: dict[str, np.ndarray], place: int) -> tuple[Sample, list[Fault]]:
-        """Returns the sample of a row, whose image is written into the batch if that has images."""
-        crop = lambda height, width: self._crop(height, width, row.crop)
+        """Returns the sample of a row, whose inputs are written into the batch."""
         window, faults = row.window, []
+        inputs = window.source.rules.inputs
         for turn in _turns(row.place, len(window)):
             sample = window[turn]
-            name = f"{sample.key} of {sample.shard}"
-            transform = functools.partial(self._hooks.image, word=row.word, sample=name)
             try:
                 if sample.fault:
                     raise BadSample(sample.fault)
-                if "image" in batch:
-                    self.images.train(sample.image, crop, transform, batch, place)
+                for modality in inputs.values():
+                    modality.fill(sample, row.random, batch, place)
                 return sample, faults
             except BadSample as bad:
                 faults.append(Fault(sample.shard, sample.key, bad.reason))
@@ -175,10 +114,3 @@ def _turns(place: int, size: int) -> Iterator[int]:
     # Half a window away: a neighbour is likely to be in the same batch, where it would be a duplicate.
     others = ((place + size // 2 + i) % size for i in range(min(size, _SUBSTITUTES)))
     yield from (other for other in others if other != place)
-
-
-def hash64(texts: Iterable[str]) -> np.ndarray:
-    """Returns stable 64-bit hashes of texts as uint32 [texts, 2]."""
-    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
-    digests = b"".join(hashlib.blake2b(content, digest_size=8).digest() for content in encoded)
-    return np.frombuffer(digests, "<u4").reshape(-1, 2)

@@ -21,23 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import rng
 from data_pipelines.errors import DataError, Replaced, did_you_mean
 from data_pipelines.host import Memory, cores
-from data_pipelines.images import augment
 from data_pipelines.io.storage import Files
+from data_pipelines.modalities import Inputs, OtherText, Reread, Text, inputs_of
 from data_pipelines.names import shard_labels
 from data_pipelines.order import buckets
 from data_pipelines.order.grouped import GroupedOrder, group_size, grouped
 from data_pipelines.order.mixture import MIXTURE_VERSION, curriculum
 from data_pipelines.order.order import Order, epoch_size
-from data_pipelines.samples import has_images
 from data_pipelines.sources import Source, open_source
 from data_pipelines.stream.accounts import Accounts
-from data_pipelines.stream.rows import OtherText, Row, RowFiller, empty_batch
+from data_pipelines.stream.rows import KEY_ID, Row, RowFiller, empty_batch, random_of
 from data_pipelines.stream.source_columns import source_columns, used
 from data_pipelines.stream.windows import Windows
-from data_pipelines.text.tokenizers import Tokenizer
 
 _CHUNK = 16  # rows of one unit of work: enough to make its dispatch cheap
 _BATCHES = ("mixed", "by_source")
@@ -60,6 +57,7 @@ def open_stream(
     workdir: str | os.PathLike | None = None,
     samples: Callable[[Any, int], int] = lambda start, _: int(start),
     texts: Mapping[str, OtherText] = MappingProxyType({}),
+    inputs: Inputs | None = None,
 ) -> "Stream":
     """Opens the training data.
 
@@ -74,18 +72,19 @@ def open_stream(
         samples: turns the starts of curricula into samples of the stream, given the samples of an epoch.
         workdir: where to write `skipped.jsonl` (`skipped-<index>.jsonl` with several processes); None writes nothing.
         texts: captions for other models, by the name that their ids shall have in the batch.
+        inputs: of the samples; None takes those of the config.
 
     Raises:
         DataError: the configuration or the data cannot be used.
     """
-    _check(config, batch_size, position, shard)
-    tokenizer = Tokenizer.load(config.text.tokenizer)
-    filler = RowFiller(config.image, tokenizer, config.text.transform, texts)
+    inputs = inputs_of(config) if inputs is None else inputs
+    _check(config, inputs, batch_size, position, shard)
+    _ = inputs.tokenizers  # read once, for all sources
+    inputs = inputs.with_(*(Reread(name=name, how=how) for name, how in texts.items()))
     files = Files(**config.remote)
     try:
-        counter = tokenizer if config.text.buckets else None
-        entries = _entries(config.sources).items()
-        opened = [open_source(name, entry, config, files, tokenizer=counter) for name, entry in entries]
+        how = dict(inputs=inputs, lengths=True)
+        opened = [open_source(name, entry, config, files, **how) for name, entry in _entries(config.sources).items()]
         sources = [grouped(source, files) for source in opened]
         file = None
         if workdir is not None:
@@ -94,7 +93,7 @@ def open_stream(
         for source in sources:
             if shard[0] == 0:  # the index is the same for all processes
                 accounts.source(source)
-        return Stream(config, sources, filler, accounts, files, samples, batch_size, seed, position, shard)
+        return Stream(config, inputs, sources, accounts, files, samples, batch_size, seed, position, shard)
     except BaseException:
         files.close()
         raise
@@ -106,14 +105,15 @@ class Stream:
     Attributes:
         position: samples of the global stream up to and including the last batch; the only state.
         epoch_size: samples that all sources give in one epoch.
+        inputs: of its samples.
         fingerprint: of everything that decides the order; the same position with another one means other samples.
     """
 
     def __init__(
         self,
         config: Any,
+        inputs: Inputs,
         sources: list[Source],
-        filler: RowFiller,
         accounts: Accounts,
         files: Files,
         samples: Callable[[Any, int], int],
@@ -123,11 +123,12 @@ class Stream:
         shard: tuple[int, int],
     ):
         lanes = config.lanes
-        self._config, self._sources, self._filler, self._accounts = config, sources, filler, accounts
+        self._config, self._sources, self._filler, self._accounts = config, sources, RowFiller(), accounts
+        self.inputs, self._bucketed = inputs, _bucketed(inputs)
         self._files, self._batch_size, self._seed = files, batch_size, seed
-        filler.labels = shard_labels(shard for source in sources for shard in source.shard_names())
-        size = group_size(sources, config, batch_size, position)
-        split = lambda source: buckets.split(source, config.text.buckets, config.text.length, lanes)
+        self._filler.labels = shard_labels(shard for source in sources for shard in source.shard_names())
+        size = group_size(sources, config, self._bucketed, batch_size, position)
+        split = lambda source: buckets.split(source, self._bucketed, lanes)
         parts = [split(source) for source in sources]
         self._parts = [part for own in parts for part in own]
         number = [i for i, own in enumerate(parts) for _ in own]
@@ -175,7 +176,7 @@ class Stream:
         pending = self._pending[0]  # taken off when it is there, so that an interruption loses nothing
         try:
             replaced = [row for chunk in pending.chunks for row in chunk.result()]
-            self._accounts.batch(len(pending.batch["text"]), replaced)
+            self._accounts.batch(len(pending.batch[KEY_ID]), replaced)
         except Exception:
             self.close()
             raise
@@ -249,23 +250,22 @@ class Stream:
     def _schedule(self) -> _Pending:
         """Hands the next batch to the pool."""
         rows, parts, length = self._rows()
-        labels = self._config.label.most if self._config.label.field else 0
-        images, captions = self._image_arrays(len(rows)), self._config.text.captions
-        batch = empty_batch(len(rows), length, images, labels, captions, self._filler.texts)
+        draws = {name: modality.draw(self._scheduled, self._seed) for name, modality in self.inputs.items()}
+        if self._bucketed is not None:
+            draws[self._bucketed.name] = length
+        batch = empty_batch(self.inputs, len(rows), draws, self._recycled)
         batch |= {name: values[parts] for name, values in self._source_columns.items()}
         self._scheduled += self._batch_size
         starts = range(0, len(rows), _CHUNK)
         return _Pending(batch, [self._pool.submit(self._fill, batch, i, rows[i : i + _CHUNK]) for i in starts])
 
     def _rows(self) -> tuple[list[Row], np.ndarray, int]:
-        """Returns the content of the next batch to schedule, the part of each row, and the tokens of its captions.
+        """Returns the content of the next batch to schedule, the part of each row, and the tokens of its bucket.
 
         The content is that of neighbouring lanes, consecutive samples of each.
         """
         first, lanes, per_lane = self._scheduled, self._order.lanes, self._per_lane
-        draw = lambda words, use: rng.row_words(first, self._batch_size, words, self._seed, use)
-        crops = rng.uniform(draw(augment.WORDS, "crop")).reshape(per_lane, lanes, augment.WORDS)
-        words = draw(4, "caption")[:, 0].reshape(per_lane, lanes)
+        random = random_of(self.inputs, first, self._batch_size, self._seed)
         rows: list[Any] = [None] * (len(self._lanes) * per_lane)
         parts, length = np.zeros(len(rows), np.int64), 0
         for i, lane in enumerate(self._lanes):
@@ -274,7 +274,7 @@ class Stream:
                 length = max(length, self._parts[key.source].length)
                 parts[i * per_lane + places] = key.source
                 for place, sample in zip(places.tolist(), samples.tolist()):
-                    rows[i * per_lane + place] = Row(window, sample, crops[place, lane], int(words[place, lane]))
+                    rows[i * per_lane + place] = Row(window, sample, random[place * lanes + lane])
                 self._windows.advance(key, int(samples.max()))
         return rows, parts, length
 
@@ -283,22 +283,10 @@ class Stream:
             raise CancelledError
         return self._filler.fill(batch, first, rows)
 
-    def _image_arrays(self, rows: int) -> dict[str, np.ndarray]:
-        """Returns what the next batch to schedule holds of its images; nothing where samples have none."""
-        if not self._has_images:
-            return {}
-        images = self._filler.images
-        patches = images.naflex.draw(self._scheduled, self._seed) if images.naflex else 0
-        return images.empty(rows, patches, self._recycled)
-
-    @property
-    def _has_images(self) -> bool:
-        return has_images(self._config.modalities)
-
     @property
     def _together(self) -> bool:
         """Whether all samples of a batch come from one part."""
-        return self._config.batches == "by_source" or bool(self._config.text.buckets)
+        return self._config.batches == "by_source" or self._bucketed is not None
 
     @property
     def _names(self) -> list[str]:
@@ -323,15 +311,20 @@ class Stream:
     def _memory(self) -> int:
         """Bytes at most: two windows for each lane and source, the batches ahead and the one in use."""
         rows = len(self._lanes) * self._per_lane
-        text = self._config.text
-        tokens = text.length + sum(other.length for other in self._filler.texts.values())
-        row = 5 * text.captions * tokens + (self._filler.images.nbytes() if self._has_images else 0)
-        batches = (self._config.prefetch + 2) * rows * row
+        batches = (self._config.prefetch + 2) * rows * self.inputs.nbytes()
         windows = 0.0
         for table in self._tables:
             held = min(self._config.window, -(-len(table) // self._order.lanes) + 1)
             windows += 2 * len(self._lanes) * held * float(np.mean(table.bytes))
         return batches + round(windows)
+
+
+def _bucketed(inputs: Inputs) -> Text | None:
+    """Returns the text whose lengths make buckets; None where none does. Raises DataError where several do."""
+    found = [text for text in inputs.texts.values() if text.buckets]
+    if len(found) > 1:
+        raise DataError(f"{found[0].where}.buckets and {found[1].where}.buckets: one text can cut the data by length")
+    return next(iter(found), None)
 
 
 def _block_bytes(source: Source, config: Any) -> int:
@@ -349,25 +342,20 @@ def _entries(sources: Mapping[str, Any]) -> dict[str, Any]:
     return weighed
 
 
-def _check(config: Any, batch_size: int, position: int, shard: tuple[int, int]) -> None:
+def _check(config: Any, inputs: Inputs, batch_size: int, position: int, shard: tuple[int, int]) -> None:
     """Raises DataError for values that no data could satisfy."""
     lanes = config.lanes
     least = dict(lanes=1, readers=1, window=1, block_bytes=1, threads=0, prefetch=0)
     for name, low in least.items():
         if config[name] < low:
             raise DataError(f"data.{name} is {config[name]}; it must be at least {low}")
-    if config.text.captions < 1:
-        raise DataError(f"data.text.captions is {config.text.captions}; a sample has at least 1 in a batch")
+    inputs.check()
     if config.batches not in _BATCHES:
         close = did_you_mean(config.batches, _BATCHES)
         raise DataError(f"data.batches is {config.batches!r}, not one of {', '.join(_BATCHES)}{close}")
-    if config.image.size < 1 or config.text.length < 3:
-        raise DataError(
-            f"data.image.size={config.image.size} and data.text.length={config.text.length} must be at least 1 and 3"
-        )
-    buckets.check_buckets(config.text.buckets, config.text.length)
-    if config.text.buckets and config.batches == "mixed" and len(_entries(config.sources)) > 1:
-        raise DataError("data.text.buckets with several entries of data.sources needs data.batches='by_source'")
+    bucketed = _bucketed(inputs)
+    if bucketed is not None and config.batches == "mixed" and len(_entries(config.sources)) > 1:
+        raise DataError(f"{bucketed.where}.buckets with several entries of data.sources needs data.batches='by_source'")
     if batch_size < lanes or batch_size % lanes:
         raise DataError(f"batch_size={batch_size} is not a multiple of data.lanes={lanes}")
     if position < 0 or position % lanes:

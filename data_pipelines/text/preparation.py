@@ -46,7 +46,7 @@ _CLEANERS: dict[str, Callable[[str], str]] = dict(
     none=_none, basic=_basic, whitespace=_whitespace, lower=_lower, canonicalize=_canonicalize
 )
 CLEANING = tuple(_CLEANERS)
-"""Values of `data.text.clean`; the last three are open_clip's, by its names."""
+"""Values of `clean` of a text input; the last three are open_clip's, by its names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +69,15 @@ class Preparation:
 
     def __post_init__(self):
         if self.clean not in CLEANING:
-            raise DataError(
-                f"data.text.clean is {self.clean!r}, not one of {CLEANING}{did_you_mean(str(self.clean), CLEANING)}"
-            )
+            raise DataError(f"clean is {self.clean!r}, not one of {CLEANING}{did_you_mean(str(self.clean), CLEANING)}")
 
     @classmethod
     def of(cls, text: Any) -> "Preparation":
-        """Reads `clean` and `lower` of a `data.text`."""
-        return cls(text.clean, bool(text.lower))
+        """Reads `clean` and `lower` of a text input. Raises DataError as above, with the path of the option."""
+        try:
+            return cls(text.clean, bool(text.lower))
+        except DataError as error:
+            raise DataError(f"{text.where}.{error}") from None
 
     @property
     def lowers(self) -> bool:

@@ -92,7 +92,7 @@ class Tokenizer:
             DataError: there is no such file, or it is no usable tokenizer.
         """
         if not str(path):
-            raise DataError("data.text.tokenizer is empty; give the path of a Hugging Face tokenizer.json")
+            raise DataError("the tokenizer is not named; give the path of a Hugging Face tokenizer.json")
         file = find_file(path)
         try:
             text = file.read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ class Tokenizer:
         room = length - self.marks
         if room < 1:
             raise DataError(
-                f"a text of {length} tokens has no room beside {self.marks} special tokens: data.text.length"
+                f"a text of {length} tokens has no room beside {self.marks} special tokens; give it more (`length`)"
             )
         ids = np.full((len(texts), length), self.pad_id, np.int32)
         valid = np.zeros((len(texts), length), bool)

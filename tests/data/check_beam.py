@@ -9,6 +9,7 @@ Not part of the suite: Beam's pins of protobuf, pyarrow and Pillow are older tha
 
 from pathlib import Path
 
+from tiny_inputs import data_section, make_rules
 from tiny_shards import sample, write_tar
 
 from data_pipelines.io.storage import Files
@@ -16,17 +17,15 @@ from data_pipelines.prepare.beam import beam_options, index_with_beam, run_beam
 from data_pipelines.prepare.building import Limits, build, plan
 from data_pipelines.prepare.writer import ImageRule
 from data_pipelines.sources import index_source, open_source
-from data_pipelines.text.captions import Captions
-from xmodal.configs.base import get_config
 
 
 def test_beam_gives_the_same_shards(tmp_path):
     options = beam_options(["--runner=DirectRunner"])
     entry = dict(type="synthetic", samples=90, scale=0.1)
     with Files() as files:
-        config = get_config().data
+        config = data_section()
         source = open_source("input", entry, config, files, every_field=True)
-        how = Limits(samples=20), ImageRule(64), Captions(config.text), files
+        how = Limits(samples=20), ImageRule(64), make_rules(), files
         make = lambda out, **engine: build(plan(source, str(out), *how), {}, **engine)
         ours = make(tmp_path / "local")
         theirs = make(tmp_path / "beam", run=lambda job, shards: run_beam(job, shards, options))
@@ -49,7 +48,7 @@ def test_beam_gives_the_same_index(tmp_path):
     entry = lambda name: dict(urls=urls(name), unique="caption")
     engine = lambda stats, captions, files, measures, _: index_with_beam(stats, captions, files, measures, options)
     with Files() as files:
-        config = get_config().data
+        config = data_section()
         ours = index_source("main", entry("here"), config, files)
         theirs = index_source("main", entry("beam"), config, files, engine=engine)
         assert theirs.samples == ours.samples == 26

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tiny_inputs import data_section
 from tiny_shards import FORMATS, sample, write_tar
 
 from data_pipelines.text.tokenizers import train_bpe
-from xmodal.configs.base import get_config
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +30,9 @@ def tokenizer_file(tmp_path_factory) -> Path:
 @pytest.fixture
 def config(shards, tokenizer_file):
     """The `data` section of a config that reads the three shards."""
-    data = get_config().data
+    data = data_section()
     data.sources.main = dict(urls=str(shards / "s-{00..02}.tar"))
-    data.image.size, data.image.scale = 16, (0.5, 1.0)
-    data.text.tokenizer, data.text.length = str(tokenizer_file), 16
+    data.inputs.image.size, data.inputs.image.scale = 16, (0.5, 1.0)
+    data.inputs.text.tokenizer, data.inputs.text.length = str(tokenizer_file), 16
     data.lanes, data.window, data.threads, data.prefetch = 8, 4, 2, 2
     return data

@@ -2,22 +2,21 @@
 
 from typing import Any
 
+from tiny_inputs import make_inputs
+
 from data_pipelines.io.storage import Files
+from data_pipelines.rules import Rules
 from data_pipelines.samples import Sample
-from data_pipelines.sources import SOURCES, Source
-from data_pipelines.sources.base import read_spec
-from data_pipelines.text.captions import Captions
-from xmodal.configs.base import get_config
+from data_pipelines.sources import SOURCES, Source, inputs_here
+from data_pipelines.specs import read_spec
 
 
 def open_it(files: Files, every_field: bool = False, images: bool = True, **entry: Any) -> Source:
     """Returns the source of an entry of `data.sources`."""
     cls = SOURCES[entry.get("type", "tar")]
     spec = read_spec(cls.Spec, entry, "data.sources.main")
-    text = get_config().data.text
-    text.templates = spec.templates or ()
-    captions = Captions(text, spec.group_key or "", keep=spec.filter, always_json=every_field, images=images)
-    return cls("main", spec, captions, files)
+    inputs = inputs_here(make_inputs(images=images), spec, "data.sources.main")
+    return cls("main", spec, Rules(inputs, spec.group_key or "", keep=spec.filter, every_field=every_field), files)
 
 
 def read_whole(source: Source, target: int) -> list[Sample]:

@@ -70,7 +70,7 @@ def test_a_row_for_each_image(folder, files, name, image, fields):
 
 
 def test_a_split_with_all_its_sentences(folder, config):
-    config.text.templates, config.text.max_list = ((1.0, "{sentences}"),), 1
+    config.inputs.text.templates, config.inputs.text.max_list = ((1.0, "{sentences}"),), 1
     entry = dict(type="files", urls=str(folder / "karpathy.json"), filter="split in ('train', 'restval')")
     found = EvalSet(entry, config)
     assert [record.fields["imgid"] for record in found.records] == [0, 1, 3, 4]
@@ -79,7 +79,7 @@ def test_a_split_with_all_its_sentences(folder, config):
 
 
 def test_images_lie_below_root(folder, config):
-    config.text.templates = ((1.0, "{negative_caption}"),)
+    config.inputs.text.templates = ((1.0, "{negative_caption}"),)
     entry = dict(type="files", urls=str(folder / "sugarcrepe.json"))
     with pytest.raises(DataError, match=r"no usable image .*no image: 6.*see `root`"):
         EvalSet(entry, config)
@@ -103,6 +103,6 @@ def test_what_is_something_else_is_named(tmp_path, files, content, message):
 
 def test_a_row_that_is_no_object_is_left_out(folder, config):
     (folder / "aro.json").write_text(json.dumps([ARO[0], "x", ARO[2]]))
-    config.text.templates = ((1.0, "{true_caption}"),)
+    config.inputs.text.templates = ((1.0, "{true_caption}"),)
     found = EvalSet(dict(type="files", urls=str(folder / "aro.json")), config)
     assert [record.key for record in found.records] == ["row 1", "row 3"] and found.skipped == {"bad json": 1}

@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 from servers import FaultyServer, serving
+from tiny_inputs import data_section, make_rules
 from tiny_shards import encode
 
 from data_pipelines.errors import DataError
@@ -19,11 +20,9 @@ from data_pipelines.io.storage import Files, join
 from data_pipelines.prepare.building import Limits, build, build_shard, plan
 from data_pipelines.prepare.writer import ImageRule
 from data_pipelines.sources import open_source
-from data_pipelines.text.captions import Captions
 from data_pipelines.workers import interrupts_to
 from xmodal.__main__ import main
 from xmodal.commands.data_inputs import add_engine_arguments, beam_arguments
-from xmodal.configs.base import get_config
 
 LIMITS = Limits(bytes=40_000, samples=20)
 
@@ -51,10 +50,10 @@ def listed(tmp_path):
 
 
 def job_of(files, listed, out, limits=LIMITS):
-    config = get_config().data
-    config.text.lower = False
+    config = data_section()
+    config.inputs.text.lower = False
     source = open_source("input", dict(type="files", urls=str(listed)), config, files, every_field=True)
-    return plan(source, str(out), limits, ImageRule(), Captions(config.text), files)
+    return plan(source, str(out), limits, ImageRule(), make_rules(text=dict(lower=False)), files)
 
 
 def contents(folder):
@@ -63,8 +62,8 @@ def contents(folder):
 
 def built_source(files, out, every_field=False):
     """Opens built shards as a run does, and looks at none of them: their index must be there."""
-    config, scanned = get_config().data, []
-    config.text.lower = False
+    config, scanned = data_section(), []
+    config.inputs.text.lower = False
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data_pipelines.sources.index.examine", lambda entry, *_: scanned.append(entry.path))
         source = open_source("built", dict(urls=join(str(out), "*.tar")), config, files, every_field=every_field)
@@ -78,7 +77,7 @@ def read_back(files, out):
     blocks = source.blocks(10**6)
     samples = [sample for i in range(len(blocks)) for sample in source.read(blocks, i)]
     assert len({sample.key for sample in samples}) == len(samples)
-    return {sample.record.text: (sample.key, bytes(sample.image), sample.record.fields) for sample in samples}
+    return {sample.record.text: (sample.key, bytes(sample.content), sample.record.fields) for sample in samples}
 
 
 def test_every_row_is_in_a_shard_or_in_the_account(files, listed, tmp_path):
@@ -140,7 +139,7 @@ def test_the_index_is_that_of_a_scan(files, listed, tmp_path):
     written = built_source(files, tmp_path / "out")
     (kept,) = (tmp_path / "out" / ".index").iterdir()
     kept.unlink()
-    config = get_config().data
+    config = data_section()
     scanned = open_source("scanned", dict(urls=str(tmp_path / "out" / "*.tar")), config, files)
     assert kept.exists()
     assert written.blocks(1).digest() == scanned.blocks(1).digest()

@@ -34,8 +34,8 @@ def check_epoch(config, urls, expected, monkeypatch):
     """One epoch of a stream is these (caption, image), each once, and begins without a scan."""
     monkeypatch.delattr("data_pipelines.sources.index.examine")
     config.sources = dict(built=dict(urls=urls))
-    config.image.crop, config.lanes, config.prefetch = "squash", 1, 0
-    tokenizer = Tokenizer.load(config.text.tokenizer)
+    config.inputs.image.crop, config.lanes, config.prefetch = "squash", 1, 0
+    tokenizer = Tokenizer.load(config.inputs.text.tokenizer)
     with open_stream(config, batch_size=len(expected), seed=3) as stream:
         assert stream.epoch_size == len(expected)
         batch = next(stream)

@@ -5,27 +5,34 @@ import time
 from collections import Counter
 
 import pytest
+from tiny_inputs import make_rules
 
 from data_pipelines import rng
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.text.captions import Captions
+from data_pipelines.rules import Rules
 from data_pipelines.text.fields import field_names, lookup
-from xmodal.configs.base import get_config
 
 FIELDS = dict(label="Grinning  Face", tags=["smile", "", "Happy", "joy"], labels=dict(de="Gesicht"), n=3, none=None)
 WORDS = [int(w) for w in rng.row_words(0, 1000, 4, 0, "caption")[:, 0]]
 
 
-def make(*templates, group_key="", **text) -> Captions:
-    config = get_config().data.text
-    config.update(text | dict(templates=templates))
-    return Captions(config, group_key)
+class Made:
+    """Rules over texts alone, and their captions."""
+
+    def __init__(self, rules: Rules):
+        self.rules, captions = rules, rules.inputs.caption.captions
+        self.read, self.identity, self.signature = rules.read, rules.identity, rules.signature
+        self.choose, self.several, self.every = captions.choose, captions.several, captions.every
 
 
-def record(captions: Captions, fields=FIELDS, text=b""):
+def make(*templates, group_key="", **text) -> Made:
+    return Made(make_rules(group_key, images=False, text=text | dict(templates=templates)))
+
+
+def record(captions: Made, fields=FIELDS, text=b""):
     members = dict(json=json.dumps(fields).encode(), txt=text)
     found = captions.read(members.get)
-    captions.check(found)
+    captions.rules.check(found)
     return found
 
 
@@ -44,7 +51,7 @@ def test_basic_cleaning_is_clips():
     with pytest.raises(BadSample, match="empty caption"):  # so that it needs an index of its own
         record(make(clean="basic"), text=b"&nbsp; ")
     assert make(clean="basic").signature != make().signature
-    with pytest.raises(DataError, match=r"data\.text\.clean is 'basics', not one of .*did you mean 'basic'"):
+    with pytest.raises(DataError, match=r"data\.inputs\.text\.clean is 'basics', not one of .*did you mean 'basic'"):
         make(clean="basics")
 
 
@@ -156,5 +163,5 @@ def test_rules_have_their_own_index():
     [("{label}",), ((1.0, "{}"),), ((1.0, "{a!r}"),), ((1.0, "{a:3}"),), ((-1, "{a}"),), ((1, " "),), ((0, "{a}"),)],
 )
 def test_malformed_templates(templates):
-    with pytest.raises(DataError, match=r"data\.text\.templates"):
+    with pytest.raises(DataError, match=r"data\.inputs\.text\.templates"):
         make(*templates)

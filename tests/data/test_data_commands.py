@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from tiny_inputs import data_section, make_rules
 from tiny_shards import encode, sample, write_tar
 
 from data_pipelines.errors import DataError
@@ -26,11 +27,9 @@ from data_pipelines.images.decode import Options, training_image
 from data_pipelines.io.storage import Files
 from data_pipelines.sources import index, index_source, open_source
 from data_pipelines.sources.index import NotIndexed
-from data_pipelines.text.captions import Captions
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
 from xmodal.commands.data_bench import judge
-from xmodal.configs.base import get_config
 
 EVIL = "<script>alert(1)</script>"
 
@@ -79,6 +78,7 @@ def test_recipes_and_plain_names_are_the_same(faulty, tmp_path, capsys):
     recipe = tmp_path / "recipe.py"
     lines = ["from xmodal.configs import base", "def get_config():", "    c = base.get_config()"]
     entry = dict(urls=faulty, templates=((1.0, "{label}"),), filter="group >= 3")
+    lines += ["    c.data.inputs = dict(image=dict(type='image'), text=dict(type='text'))"]
     recipe.write_text("\n".join([*lines, f"    c.data.sources = dict(data={entry})", "    return c"]))
     plain = [faulty, "--caption", "label", "--filter", "group >= 3"]
     for named, out in (plain, "plain"), (["--config", recipe], "recipe"):
@@ -93,7 +93,7 @@ def test_recipes_and_plain_names_are_the_same(faulty, tmp_path, capsys):
 
 def test_options_may_hold_spaces(shards, tmp_path):
     """A condition, a template: argparse takes what starts with -- and holds a space for the name of a file."""
-    options = ["--config.data.text.templates=((1.0, 'a picture of {label}'),)", "--config.seed=3"]
+    options = ["--config.data.inputs.text.templates=((1.0, 'a picture of {label}'),)", "--config.seed=3"]
     assert main(["data", "stats", *options, str(shards / "s-00.tar"), "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "stats.json").read_text())["together"]["characters"]["min"] > len("a picture of ")
 
@@ -112,7 +112,7 @@ def test_index_says_what_there_is_and_scans_only_what_is_new(faulty, tmp_path, c
 
 
 def test_index_has_no_limit_and_keeps_what_an_interruption_left(faulty):
-    config, entry = get_config().data, dict(urls=faulty)
+    config, entry = data_section(), dict(urls=faulty)
 
     def interrupted(stats, *rest):
         yield from list(index.scan_all(stats[:1], *rest))
@@ -126,26 +126,26 @@ def test_index_has_no_limit_and_keeps_what_an_interruption_left(faulty):
 
     with Files() as files:
         with pytest.raises(NotIndexed, match="python -m xmodal data index"):
-            index.load(faulty, Captions(config.text), files, at_most=100)
+            index.load(faulty, make_rules(), files, at_most=100)
         with pytest.raises(KeyboardInterrupt):
             index_source("main", entry, config, files, engine=interrupted)
         found = index_source("main", entry, config, files, engine=noted)
         assert scanned == ["b.tar"]
         assert found.samples == 19
-        assert index.load(faulty, Captions(config.text), files, at_most=0).digest() == found.digest()
+        assert index.load(faulty, make_rules(), files, at_most=0).digest() == found.digest()
         assert index_source("main", dict(type="synthetic", samples=3), config, files) is None
 
 
 def test_an_index_that_cannot_be_kept_is_an_error(faulty, monkeypatch):
     monkeypatch.setattr("data_pipelines.sources.sidecar.Sidecars.save", lambda self: None)
     with Files() as files, pytest.raises(DataError, match="the index that was just made is not there"):
-        index_source("main", dict(urls=faulty), get_config().data, files)
+        index_source("main", dict(urls=faulty), data_section(), files)
 
 
 def test_indexing_in_processes_is_the_same(faulty, monkeypatch):
-    stats, config = None, get_config().data
+    stats = None
     with Files() as files:
-        captions = Captions(config.text)
+        captions = make_rules()
         stats = list(files.stat_many(sorted(map(str, Path(faulty).parent.glob("*.tar")))).values())
         here = sorted(index.scan_all(stats, captions, files, ()), key=lambda entry: entry.path)
         monkeypatch.setattr(index, "_PROCESSES_FROM", 1)
@@ -181,7 +181,7 @@ def test_verify_is_content_with_what_the_index_knows(shards, capsys):
 def test_what_the_index_does_not_describe_is_found(tmp_path):
     path = write_tar(tmp_path / "a.tar", {f"{i}": sample(i) for i in range(30)})
     with Files() as files:
-        source = open_source("main", dict(urls=str(path)), get_config().data, files)
+        source = open_source("main", dict(urls=str(path)), data_section(), files)
         spot_check(source)
         path.write_bytes(path.read_bytes().replace(b"7.txt", b"7.tax"))  # headers whose checksums are wrong
         with pytest.raises(DataError, match="stale index"):
@@ -220,7 +220,13 @@ class Page(HTMLParser):
 
 
 def test_stats_measure_and_plot(faulty, tmp_path, tokenizer_file, capsys):
-    arguments = (faulty, "--tokenizer", tokenizer_file, "--config.data.text.length=6", "--config.data.image.size=22")
+    arguments = (
+        faulty,
+        "--tokenizer",
+        tokenizer_file,
+        "--config.data.inputs.text.length=6",
+        "--config.data.inputs.image.size=22",
+    )
     run("stats", *arguments, "--workers", 2, "--out", tmp_path / "two")
     out = capsys.readouterr().out
     run("stats", *arguments, "--workers", 1, "--out", tmp_path / "one")
@@ -243,7 +249,7 @@ def test_stats_measure_and_plot(faulty, tmp_path, tokenizer_file, capsys):
     assert whole["duplicates"]["key"]["share"] == 0
     assert whole["fields"]["labels.de"]["filled"] == pytest.approx(18 / 19)
     assert whole["fields"]["group"]["types"] == {"int": 18}
-    assert "are longer than data.text.length=6" in out
+    assert "are longer than data.inputs.text.length=6" in out
     page = Page(tmp_path / "one" / "stats.html").check()
     for word in ("Tokens of a caption", "Aspect ratio", "labels.de", EVIL, "no caption"):
         assert word.lower() in page.text.lower()
@@ -257,8 +263,8 @@ def test_stats_look_at_a_share(shards, tmp_path):
 
 def test_preview_shows_what_the_model_sees(faulty, tmp_path, tokenizer_file, capsys):
     out = tmp_path / "page.html"
-    size = ("--config.data.image.size=16", "--config.data.image.crop=squash")
-    tokens = ("--tokenizer", tokenizer_file, "--config.data.text.length=6")
+    size = ("--config.data.inputs.image.size=16", "--config.data.inputs.image.crop=squash")
+    tokens = ("--tokenizer", tokenizer_file, "--config.data.inputs.text.length=6")
     run("preview", faulty, "--samples", 19, "--views", 1, "--out", out, *size, *tokens)
     assert capsys.readouterr().out.strip() == str(out)
     page = Page(out).check()
@@ -273,8 +279,8 @@ def test_preview_shows_what_the_model_sees(faulty, tmp_path, tokenizer_file, cap
 def test_preview_augments_and_mixes(shards, tmp_path):
     looks = {}
     for name, options in dict(
-        plain=(), again=(), mixed=("--config.data.image.mixup=1.0",), other=("--config.seed=1",),
-        changed=("--config.data.image.jitter=0.9", "--config.data.image.policy=trivial"),
+        plain=(), again=(), mixed=("--config.data.inputs.image.mixup=1.0",), other=("--config.seed=1",),
+        changed=("--config.data.inputs.image.jitter=0.9", "--config.data.inputs.image.policy=trivial"),
     ).items():  # fmt: skip
         out = tmp_path / f"{name}.html"
         run(
@@ -286,7 +292,7 @@ def test_preview_augments_and_mixes(shards, tmp_path):
             3,
             "--out",
             out,
-            "--config.data.image.size=16",
+            "--config.data.inputs.image.size=16",
             *options,
         )
         looks[name] = Page(out).check().pictures()
@@ -299,7 +305,7 @@ def test_preview_augments_and_mixes(shards, tmp_path):
 
 def test_bench_measures_and_counts_accelerators(shards, tmp_path, tokenizer_file, capsys):
     arguments = ("--seconds", 0.1, "--json", tmp_path / "speed.json", "--config.batch_size=16")
-    given = ("--accelerator", 1500, "--accelerator", "mine=4000", "--config.data.image.size=16")
+    given = ("--accelerator", 1500, "--accelerator", "mine=4000", "--config.data.inputs.image.size=16")
     run("bench", shards / "*.tar", "--tokenizer", tokenizer_file, *arguments, *given)
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "speed.json").read_text())

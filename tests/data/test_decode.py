@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from tiny_inputs import LooseImage
 from tiny_shards import encode
 
 from data_pipelines import rng
@@ -14,7 +15,6 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images import augment, decode
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options
-from xmodal.configs.base import get_config
 
 whole = lambda height, width: Box(0, 0, height, width)
 
@@ -190,11 +190,11 @@ def test_the_limit_of_pixels_is_an_option():
         for call in (decode.full_image, decode.check_image, lambda d, o: decode.evaluation_image(d, 16, options=o)):
             with pytest.raises(BadSample, match="image too large"):
                 call(data, Options(max_pixels=1999))
-    image = get_config().data.image
+    image = LooseImage()
     assert Options.of(image) == Options() and Options().max_pixels == 2**26
     for limit in (0, 2**40):
         image.max_pixels = limit
-        with pytest.raises(DataError, match=r"data\.image\.max_pixels"):
+        with pytest.raises(DataError, match=r"data\.inputs\.image\.max_pixels"):
             Options.of(image)
 
 
@@ -272,7 +272,7 @@ def test_crops_that_never_fit_take_the_centre():
 
 
 def test_crops_by_name():
-    image = get_config().data.image
+    image = LooseImage()
     u = rng.uniform(rng.row_words(0, 500, augment.WORDS, 1, "crop"))
     image.crop = "inception"  # whatever scale and ratio say
     boxes = np.array([augment.cropper(image)(200, 300, row) for row in u])
@@ -295,12 +295,12 @@ def test_crops_by_name():
 
 
 def test_crop_settings_are_checked():
-    image = get_config().data.image
+    image = LooseImage()
     image.crop = "centre"
     with pytest.raises(DataError, match="did you mean 'center'"):
         augment.cropper(image)
     image.crop, image.scale = "random_resized", (0.9, 1.1)
-    with pytest.raises(DataError, match=r"data\.image\.scale"):
+    with pytest.raises(DataError, match=r"data\.inputs\.image\.scale"):
         augment.cropper(image)
 
 

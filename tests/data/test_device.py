@@ -6,16 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
+from tiny_inputs import LooseImage
 
 from data_pipelines.errors import DataError
 from data_pipelines.images.device import blurred, check_augmentation, preprocess_images
 from data_pipelines.images.policies import make_policy
-from xmodal.configs.base import get_config
 
 
 @pytest.fixture
 def spec():
-    return get_config().data.image
+    return LooseImage()
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8)
@@ -32,7 +32,7 @@ def test_normalised(spec):
 def test_evaluation_and_plain_training_use_no_chance(spec):
     plain = preprocess_images(IMAGES, None, spec)
     np.testing.assert_array_equal(preprocess_images(IMAGES, KEYS, spec), plain)
-    spec.update(ALL)
+    spec.update(**ALL)
     np.testing.assert_array_equal(preprocess_images(IMAGES, None, spec), plain)
 
 
@@ -48,7 +48,7 @@ def test_flip_mirrors_about_half(spec):
 
 
 def test_a_row_depends_on_its_key_alone(spec):
-    spec.update(ALL)
+    spec.update(**ALL)
     call = jax.jit(lambda x, k: preprocess_images(x, k, spec))
     whole = call(IMAGES, KEYS)
     parts = jnp.concatenate([call(IMAGES[:4], KEYS[:4]), call(IMAGES[4:], KEYS[4:])])
@@ -148,7 +148,7 @@ def test_a_policy_acts_on_the_pixels_as_they_come(spec):
 def test_options_are_checked(spec):
     for name, value in (("grey", 1.5), ("blur", -0.1), ("erase", 2.0), ("solarize", float("nan")), ("jitter", -1.0)):
         spec[name] = value
-        with pytest.raises(DataError, match=rf"data\.image\.{name} is"):
+        with pytest.raises(DataError, match=rf"data\.inputs\.image\.{name} is"):
             check_augmentation(spec)
         spec[name] = 0.0
     spec.policy = "randomaugment"

@@ -5,10 +5,10 @@ import random
 
 import numpy as np
 import pytest
+from tiny_inputs import data_section
 from tiny_shards import encode
 
 from data_pipelines.stream.stream import open_stream
-from xmodal.configs.base import get_config
 
 LANES, BATCH, BATCHES = 8, 16, 40
 KINDS = ("mixed", "by_source", "buckets")
@@ -32,7 +32,7 @@ def make(shards, pictures, tokenizer_file):
     """Makes configs of three sources: tars with a filter, a list without duplicates, made-up images; two curricula."""
 
     def build(kind: str = "mixed"):
-        data = get_config().data
+        data = data_section()
         data.sources.tars = dict(
             urls=str(shards / "s-{00..02}.tar"),
             weight=((0, 2.0), (304, 0.7)),
@@ -40,13 +40,13 @@ def make(shards, pictures, tokenizer_file):
         )
         data.sources.pictures = dict(type="files", urls=str(pictures), unique="caption")
         data.sources.made_up = dict(type="synthetic", samples=53, scale=0.05, weight=((0, 0.0), (192, 1.3)))
-        data.image.size, data.image.scale = 12, (0.3, 1.0)
-        data.text.tokenizer, data.text.length = str(tokenizer_file), 16
+        data.inputs.image.size, data.inputs.image.scale = 12, (0.3, 1.0)
+        data.inputs.text.tokenizer, data.inputs.text.length = str(tokenizer_file), 16
         data.lanes, data.window = LANES, 4
         if kind != "mixed":
             data.batches = "by_source"
         if kind == "buckets":
-            data.lanes, data.text.buckets = 4, (12,)
+            data.lanes, data.inputs.text.buckets = 4, (12,)
         return data
 
     return build
@@ -138,7 +138,7 @@ def test_a_run_interrupted_again_and_again_is_the_straight_run(make, straight):
 def test_epochs_are_exact_for_every_type_on_any_hosts(make, source, lanes, hosts):
     config = make()
     config.sources = {source: {**config.sources[source], "weight": 1.0}}
-    config.lanes, config.image.size = lanes, 2
+    config.lanes, config.inputs.image.size = lanes, 2
     with open_stream(config, batch_size=lanes, seed=2) as stream:
         samples, epoch = stream.summary()["samples"], stream.epoch_size
     assert samples - lanes < epoch == samples // lanes * lanes

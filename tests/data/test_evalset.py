@@ -44,13 +44,13 @@ def test_records_in_order_and_bad_samples_left_out(config, urls, caplog):
 def test_fields_that_no_caption_needs_decide_nothing(config, urls):
     record = next(record for record in EvalSet(urls, config).records if record.key == "011")  # its json is damaged
     assert record.captions == ["thing 11"] and "label" not in record.fields
-    config.text.templates = ((1.0, "{label}"),)
+    config.inputs.text.templates = ((1.0, "{label}"),)
     found = EvalSet(urls, config)
     assert found.skipped["bad json"] == 1 and "011" not in [record.key for record in found.records]
 
 
 def test_templates_and_group(config, urls):
-    config.text.templates, config.group_key = ((1.0, "{label}"), (1.0, "{label}, {tags}")), "group"
+    config.inputs.text.templates, config.group_key = ((1.0, "{label}"), (1.0, "{label}, {tags}")), "group"
     record = EvalSet(urls, config).records[0]
     assert record.captions == ["thing 0", "thing 0, tag0, red, round"]
     config.group_key = "grup"
@@ -81,7 +81,7 @@ def test_limit(config, urls):
 
 
 def test_squash_shows_the_whole_image(config, urls):
-    config.image.crop = "squash"
+    config.inputs.image.crop = "squash"
     batch = next(EvalSet(urls, config).batches(4))
     np.testing.assert_array_equal(batch["image"][0], evaluation_image(sample(0, "jpg")["jpg"], 16, squash=True))
 
@@ -125,10 +125,10 @@ def test_tfds_and_synthetic(config, tmp_path):
     expected = [evaluation_image(encode(record.fields["number"]), 16) for record in found.records]
     np.testing.assert_array_equal(pixels(found), expected)
     assert len(found) == 12
-    config.text.templates = ((1.0, "{label}"),)  # a class in place of a caption, which one example does not have
+    config.inputs.text.templates = ((1.0, "{label}"),)  # a class in place of a caption, which one example does not have
     labelled = EvalSet(dict(type="tfds", dataset=tiny_tfds.make(tmp_path), split="train"), config)
     assert sorted(record.fields["label"] for record in labelled.records) == ["cat"] * 20 + ["dog"] * 20
-    config.text.templates = ()
+    config.inputs.text.templates = ()
     assert len(EvalSet(dict(type="synthetic", samples=30, scale=0.1, unique="image"), config)) == 30
 
 
@@ -151,7 +151,7 @@ def test_what_could_not_be_fetched_is_counted_and_never_scored(config, tmp_path)
 
 
 def test_a_held_out_set_is_indexed_whatever_its_size(config, urls, monkeypatch):
-    config.text.templates = ((1.0, "the {label}"),)  # not indexed yet
+    config.inputs.text.templates = ((1.0, "the {label}"),)  # not indexed yet
     monkeypatch.setattr(
         "data_pipelines.sources.index.load.__kwdefaults__", index.load.__kwdefaults__ | dict(at_most=10)
     )
@@ -181,7 +181,7 @@ def test_fields_may_have_any_name(config, tmp_path):
     """The sample's place and its captions are kept apart from its fields."""
     fields = [{name: f"{name} {i}" for name in NAMES} | dict(captions=[f"one {i}", f"two {i}"]) for i in range(4)]
     samples = {f"{i}": {"png": encode(i), "json": json.dumps(own).encode()} for i, own in enumerate(fields)}
-    config.text.templates = ((1.0, "{key}"), (1.0, "{shard} {identity}"))
+    config.inputs.text.templates = ((1.0, "{key}"), (1.0, "{shard} {identity}"))
     found = EvalSet(str(write_tar(tmp_path / "odd.tar", samples)), config)
     for i, record in enumerate(found.records):
         assert record.fields == fields[i] and (record.key, record.shard) == (f"{i}", "odd.tar")

@@ -60,7 +60,7 @@ def _threads() -> list[str]:
 def plain(config, tmp_path, monkeypatch):
     """One lane and no chance in what a sample looks like: a batch as large as an epoch shows each sample once."""
     monkeypatch.setattr(sidecar, "_CACHE", tmp_path / "cache")
-    config.image.crop, config.lanes, config.prefetch, config.max_bad_share = "squash", 1, 0, 1.0
+    config.inputs.image.crop, config.lanes, config.prefetch, config.max_bad_share = "squash", 1, 0, 1.0
     config.remote.update(attempts=2, timeout=PATIENCE, backoff=0.001)
     return config
 
@@ -90,12 +90,12 @@ class Outcome:
         found = [names[key.tobytes()] for key in self.batch["key_id"]]
         assert set(found) == truth.keys()
         assert len(found) - len(truth) == replaced == self.counters["data/replaced"]
-        tokens, valid = Tokenizer.load(config.text.tokenizer).encode(
-            [truth[name][1] for name in found], config.text.length
+        tokens, valid = Tokenizer.load(config.inputs.text.tokenizer).encode(
+            [truth[name][1] for name in found], config.inputs.text.length
         )
         np.testing.assert_array_equal(self.batch["text"], tokens)
         np.testing.assert_array_equal(self.batch["text_valid"], valid)
-        pixels = {name: _shown(image, config.image.size) for name, (image, _) in truth.items()}
+        pixels = {name: _shown(image, config.inputs.image.size) for name, (image, _) in truth.items()}
         for i, name in enumerate(found):
             np.testing.assert_array_equal(self.batch["image"][i], pixels[name], err_msg=name)
             np.testing.assert_array_equal(self.batch["caption_id"][i], hash64([truth[name][1]])[0], err_msg=name)

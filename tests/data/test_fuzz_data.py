@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fuzzing import damaged, damaged_json, survives
+from tiny_inputs import data_section
 from tiny_shards import encode, sample, write_tar
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
 from data_pipelines.sources import open_source
-from xmodal.configs.base import get_config
 
 ROWS = 30
 IMAGES = [encode(i, "jpg") for i in range(3)]
@@ -23,11 +23,11 @@ IMAGES = [encode(i, "jpg") for i in range(3)]
 def read(path: Path, kind: str) -> None:
     """Opens a source of one file and reads all of it."""
     with Files() as files:
-        source = open_source("d", dict(type=kind, urls=str(path)), get_config().data, files)
+        source = open_source("d", dict(type=kind, urls=str(path)), data_section(), files)
         blocks = source.blocks(2**14)
         for i in range(len(blocks)):
             for found in source.read(blocks, i):
-                source.captions.every(found.record)
+                source.rules.captions(found.record)
         list(source.faults())
 
 

@@ -76,7 +76,7 @@ def test_groups_of_several_sources_are_mixed_and_kept_apart(config, shards, tmp_
 
 def test_pictures_go_with_their_captions(made):
     config, _ = made
-    config.image.crop, config.image.size = "squash", 24
+    config.inputs.image.crop, config.inputs.image.size = "squash", 24
     (batch,) = take(config, 1, batch_size=BATCH)
     grouped = dict(zip(numbers(config, [batch]).tolist(), batch["image"]))
     config.sources.main.groups = ""
@@ -100,9 +100,9 @@ def test_what_cannot_be_grouped_is_refused(made, shards, tmp_path):
 
     refused("batch_size=16 is not a multiple of 24: data.lanes=8 take whole groups of 3", batch_size=16)
     refused("position=8 is not a multiple of 24", position=8)
-    config.text.buckets = (6,)
-    refused("data.text.buckets cuts sources")
-    config.text.buckets = ()
+    config.inputs.text.buckets = (6,)
+    refused("data.inputs.text.buckets cuts sources")
+    config.inputs.text.buckets = ()
     config.sources.other = dict(urls=str(shards / "s-00.tar"))
     refused("all must have `groups` of one size, or none; they are {'main': 3, 'other': 1}")
     del config.sources.other

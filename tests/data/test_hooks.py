@@ -1,13 +1,14 @@
 """A user's transforms: called with the row's own numbers, tried out at the start, and named when they fail."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError
-from data_pipelines.stream.hooks import Hooks
-from data_pipelines.stream.rows import RowFiller, empty_batch
+from data_pipelines.modalities import inputs_of
+from data_pipelines.stream.hooks import pixel_hook, text_hook
 from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 
@@ -56,9 +57,12 @@ def module(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def hooks(image: str = "", text: str = "") -> Hooks:
+def hooks(image: str = "", text: str = "") -> SimpleNamespace:
     named = lambda function: function and f"my_hooks.made:{function}"
-    return Hooks(named(image), named(text), (8, 8))
+    return SimpleNamespace(
+        image=pixel_hook("data.inputs.image.transform", named(image), (8, 8), "image"),
+        text=text_hook("data.inputs.text.transform", named(text), "text"),
+    )
 
 
 def test_images_are_transformed_in_place():
@@ -112,23 +116,23 @@ def test_numbers_belong_to_the_row():
 )
 def test_an_unusable_transform_is_refused_at_the_start(name, message):
     with pytest.raises(DataError, match=message) as caught:
-        Hooks(name, "", (8, 8))
-    assert str(caught.value).startswith(f"data.image.transform={name!r}")
+        pixel_hook("data.inputs.image.transform", name, (8, 8), "image")
+    assert str(caught.value).startswith(f"data.inputs.image.transform={name!r}")
 
 
 @pytest.mark.parametrize(("function", "message"), [("empty", "empty caption of 'a photo"), ("number", "returned int")])
 def test_captions_are_checked(function, message):
-    with pytest.raises(DataError, match=rf"data\.text\.transform='my_hooks\.made:{function}' .*{message}"):
+    with pytest.raises(DataError, match=rf"data\.inputs\.text\.transform='my_hooks\.made:{function}' .*{message}"):
         hooks(text=function)
 
 
 def test_in_the_stream(config):
     with open_stream(config, batch_size=16, seed=3) as stream:
         plain = [next(stream)["image"] for _ in range(2)]
-    config.image.transform = "my_hooks.made:invert"
+    config.inputs.image.transform = "my_hooks.made:invert"
     with open_stream(config, batch_size=16, seed=3) as stream:
         np.testing.assert_array_equal([next(stream)["image"] for _ in range(2)], 255 - np.array(plain))
-    config.image.transform = "my_hooks.made:noise"
+    config.inputs.image.transform = "my_hooks.made:noise"
     with open_stream(config, batch_size=16, seed=3) as stream:
         whole = np.concatenate([next(stream)["image"] for _ in range(2)])
     with open_stream(config, batch_size=16, seed=3, position=16) as stream:
@@ -137,13 +141,12 @@ def test_in_the_stream(config):
 
 
 def test_captions_of_rows(config):
-    tokenizer = Tokenizer.load(config.text.tokenizer)
-    filler = RowFiller(config.image, tokenizer, "my_hooks.made:shout")
+    tokenizer = Tokenizer.load(config.inputs.text.tokenizer)
     with open_stream(config, batch_size=16, seed=3) as stream:
         plain = next(stream)
-    batch = empty_batch(16, 16, filler.images.empty(16))
-    with open_stream(config, batch_size=16, seed=3) as stream:
-        assert filler.fill(batch, 0, stream._rows()[0]) == []
+    config.inputs.text.transform = "my_hooks.made:shout"
+    with open_stream(config, batch_size=16, seed=3, inputs=inputs_of(config)) as stream:
+        batch = next(stream)
     for row, text in zip(batch["text"], plain["text"]):
         caption, start = tokenizer.decode(row), tokenizer.decode(text)
         assert caption.startswith(start) and caption.rstrip().endswith("!")
@@ -152,7 +155,7 @@ def test_captions_of_rows(config):
 
 
 def test_a_failing_transform_ends_the_run_and_is_named(config):
-    config.image.transform = "my_hooks.made:late"
+    config.inputs.image.transform = "my_hooks.made:late"
     with (
         pytest.raises(DataError, match=r"'my_hooks\.made:late' raised KeyError: 'spam' \(\d+ of .*tar\)"),
         open_stream(config, batch_size=16, seed=3) as stream,

@@ -6,27 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_inputs import make_rules
 from tiny_shards import sample, write_tar
 
 from data_pipelines.errors import DataError
 from data_pipelines.io import paths
 from data_pipelines.io.storage import Files
+from data_pipelines.rules import Rules
 from data_pipelines.sources import index, sidecar
 from data_pipelines.sources.tars import parse_block
-from data_pipelines.text.captions import Captions
-from xmodal.configs.base import get_config
 
 
-def captions(group_key: str = "", **text) -> Captions:
-    config = get_config().data.text
-    config.update(text)
-    return Captions(config, group_key)
+def captions(group_key: str = "", **text) -> Rules:
+    return make_rules(group_key, text=text)
 
 
 FILES = Files()
 
 
-def load(urls, rule: Captions, **options) -> index.Index:
+def load(urls, rule: Rules, **options) -> index.Index:
     return index.load(urls, rule, FILES, **options)
 
 

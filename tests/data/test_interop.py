@@ -30,7 +30,7 @@ def picture(i: int) -> Image.Image:
 
 def epoch(config) -> dict[str, np.ndarray]:
     """Returns an epoch of the stream, caption -> pixels; every sample must come exactly once."""
-    tokenizer, found = Tokenizer.load(config.text.tokenizer), []
+    tokenizer, found = Tokenizer.load(config.inputs.text.tokenizer), []
     with open_stream(config, batch_size=config.lanes, seed=0) as stream:
         assert stream.epoch_size == stream.summary()["samples"]
         for _ in range(stream.epoch_size // config.lanes):
@@ -44,7 +44,7 @@ def epoch(config) -> dict[str, np.ndarray]:
 @pytest.fixture
 def whole(config):
     """A config whose images are not cropped, and small enough to hold every sample of an epoch."""
-    config.image.crop, config.image.size = "squash", 16
+    config.inputs.image.crop, config.inputs.image.size = "squash", 16
     return config
 
 

@@ -4,17 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from tiny_inputs import make_label
 from tiny_shards import encode, write_tar
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.labels import Labels
 from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 
 
 def labels(**changes):
-    settings = dict(field="kind", classes=("ant", "bee", "cat"), count=0, most=1) | changes
-    return Labels(type("Section", (), settings))
+    return make_label(**dict(field="kind", classes=("ant", "bee", "cat"), count=0, most=1) | changes)
 
 
 def test_names_become_ids():
@@ -50,15 +49,15 @@ def test_ids_out_of_range_are_bad(value):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(classes=()), "needs either data.label.classes"),
-        (dict(count=3), "needs either data.label.classes"),
+        (dict(classes=()), "needs either data.inputs.label.classes"),
+        (dict(count=3), "needs either data.inputs.label.classes"),
         (dict(most=0), "at least 1 class"),
         (dict(classes=("ant", "ant")), "twice"),
     ],
 )
 def test_incomplete_settings(changes, message):
     with pytest.raises(DataError, match=message):
-        labels(**changes)
+        labels(**changes).check()
 
 
 def shard(path, members):
@@ -76,20 +75,20 @@ def test_json_labels_reach_the_batch_beside_their_captions(config, tmp_path):
     kinds = [names[i % 3] if i % 5 else "dog" for i in range(40)]
     shard(tmp_path / "s.tar", [dict(json=json.dumps(dict(kind=kind)).encode()) for kind in kinds])
     config.sources = dict(main=dict(urls=str(tmp_path / "s.tar"), templates=((1.0, "{kind}"),)))
-    config.label.update(field="kind", classes=names)
+    config.inputs.label = dict(type="label", field="kind", classes=names)
     found, summary = batches(config, 4)
     assert summary["skipped"] == {"unknown class": 8}
-    tokenizer = Tokenizer.load(config.text.tokenizer)
+    tokenizer = Tokenizer.load(config.inputs.text.tokenizer)
     for batch in found:
         assert batch["label"].dtype == np.int32 and batch["label"].shape == (16, 1)
-        wanted, _ = tokenizer.encode([names[i] for i in batch["label"][:, 0]], config.text.length)
+        wanted, _ = tokenizer.encode([names[i] for i in batch["label"][:, 0]], config.inputs.text.length)
         np.testing.assert_array_equal(batch["text"], wanted)
 
 
 def test_integer_members_need_no_json(config, tmp_path):
     shard(tmp_path / "s.tar", [dict(cls=f"{i % 4}\n".encode()) for i in range(32)])
     config.sources = dict(main=dict(urls=str(tmp_path / "s.tar"), templates=((1.0, "thing {cls}"),)))
-    config.label.update(field="cls", count=4)
+    config.inputs.label = dict(type="label", field="cls", count=4)
     (batch, *_), summary = batches(config, 2)
     assert summary["samples"] == 32 and set(batch["label"][:, 0]) == {0, 1, 2, 3}
 
@@ -100,6 +99,6 @@ def test_without_a_field_there_are_no_labels(config):
 
 
 def test_a_field_that_no_sample_has(config):
-    config.label.update(field="knd", classes=("ant",))
-    with pytest.raises(DataError, match=r"no usable|data.label.field uses the field 'knd'"):
+    config.inputs.label = dict(type="label", field="knd", classes=("ant",))
+    with pytest.raises(DataError, match=r"no usable|data.inputs.label.field uses the field 'knd'"):
         batches(config, 1)

@@ -15,7 +15,7 @@ ORDER = np.arange(16) ^ 1
 
 def mixed(images=IMAGES, keys=KEYS, **alphas) -> tuple[np.ndarray, np.ndarray]:
     found = jax.jit(lambda images, keys: mix_images(images, keys, **alphas))(images, keys)
-    return np.asarray(found["image"]), np.asarray(found["mix_weight"])
+    return np.asarray(found[0]), np.asarray(found[1])
 
 
 def test_mixup_is_a_weighted_mean_of_neighbours():
@@ -95,5 +95,5 @@ def test_what_cannot_be_mixed():
     with pytest.raises(DataError, match="15 images cannot be mixed"):
         mix_images(IMAGES[:15], KEYS[:15], mixup=0.2)
     for alphas in ({}, dict(mixup=-0.1), dict(mixup=1.0, cutmix=-1.0)):
-        with pytest.raises(DataError, match=r"data\.image\.mixup"):
+        with pytest.raises(DataError, match=r"mixup"):
             mix_images(IMAGES, KEYS, **alphas)

@@ -233,7 +233,7 @@ def test_batches_of_any_size_keep_the_shares(config, shards, hosts):
     """Those of a run, counted after each batch, whatever the hosts; it goes on twice with batches of another size."""
     ends, weights = (90, 150, 211), (5, 3, 2)
     config.sources = {f"s{i}": dict(urls=str(shards / f"s-{i:02d}.tar"), weight=weights[i]) for i in range(3)}
-    config.image.size, tokenizer = 2, Tokenizer.load(config.text.tokenizer)
+    config.inputs.image.size, tokenizer = 2, Tokenizer.load(config.inputs.text.tokenizer)
     position, taken = 0, np.zeros(3)
     for batch_size, batches in ((8, 11), (16, 4), (40, 3)):
         parts = []

@@ -6,15 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_inputs import data_section, make_label
 from tiny_shards import encode
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.storage import Files
-from data_pipelines.labels import Labels
 from data_pipelines.sources import open_source
 from data_pipelines.stream.evalset import EvalSet
 from xmodal.__main__ import main
-from xmodal.configs.base import get_config
 
 
 @pytest.fixture
@@ -27,14 +26,14 @@ def folder(tmp_path):
 
 def captions(path, **entry):
     """Returns the captions of a list and what was left out of it."""
-    config = get_config().data
-    config.text.lower = False
+    config = data_section()
+    config.inputs.text.lower = False
     with Files() as files:
         source = open_source("d", dict(type="files", urls=str(path)) | entry, config, files, every_field=True)
         blocks = source.blocks(2**20)
         samples = [sample for i in range(len(blocks)) for sample in source.read(blocks, i)]
-    assert all(len(sample.image) > 100 and not sample.fault for sample in samples)
-    return [source.captions.every(sample.record)[0] for sample in samples], source.skipped
+    assert all(sample.bytes > 100 and not sample.fault for sample in samples)
+    return [source.rules.captions(sample.record)[0] for sample in samples], source.skipped
 
 
 READ = {
@@ -142,9 +141,7 @@ def test_folders_whose_names_hold_braces_and_brackets(tmp_path):
 
 
 def test_classes_may_be_whole_floats():
-    config = get_config().data.label
-    config.update(field="y", count=10)
-    labels = Labels(config)
+    labels = make_label(field="y", count=10)
     for value in (1.0, "1.0", 1, "1"):
         np.testing.assert_array_equal(labels.ids(dict(y=value)), [1])
     for value in (1.5, "1.5", float("nan"), "1.", "-1.0"):
@@ -170,4 +167,4 @@ def test_evaluation_sets_refuse_what_only_training_uses(folder):
     (folder / "a.jsonl").write_text('{"image": "a.jpg", "caption": "cat"}\n')
     entry = dict(type="files", urls=str(folder / "a.jsonl"), weight=2.0, temperature=2.0)
     with pytest.raises(DataError, match=r"evals\.x sets weight, temperature, which only training uses"):
-        EvalSet(entry, get_config().data, where="evals.x")
+        EvalSet(entry, data_section(), where="evals.x")

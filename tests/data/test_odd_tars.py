@@ -10,13 +10,13 @@ import tarfile
 
 import pytest
 import zstandard
+from tiny_inputs import data_section
 from tiny_shards import encode, write_tar
 
 from data_pipelines.errors import DataError
 from data_pipelines.io import packed
 from data_pipelines.io.storage import Files
 from data_pipelines.sources import open_source
-from xmodal.configs.base import get_config
 
 IMAGE = encode(1, "jpg")
 
@@ -25,7 +25,7 @@ IMAGE = encode(1, "jpg")
 def opened():
     """Opens a source of one tar; its files are open as long as the test."""
     with Files() as files:
-        yield lambda path: open_source("d", dict(urls=str(path)), get_config().data, files)
+        yield lambda path: open_source("d", dict(urls=str(path)), data_section(), files)
 
 
 def keys(source) -> list[str]:

@@ -54,5 +54,5 @@ def test_the_preview_shows_them(config, tmp_path, kind):
         built(tmp_path, config, data)
         data = tmp_path / "out" / "000000.tar"
     page = tmp_path / "page.html"
-    assert main(["data", "preview", str(data), "--out", str(page), "--config.data.image.size=8"]) == 0
+    assert main(["data", "preview", str(data), "--out", str(page), "--config.data.inputs.image.size=8"]) == 0
     assert "an odd name.png" in page.read_text().split("<main>")[1]

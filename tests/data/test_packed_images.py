@@ -7,20 +7,20 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_inputs import LooseImage, make_image
 from tiny_shards import FORMATS, encode, write_tar
 
 from data_pipelines.errors import DataError
 from data_pipelines.images import naflex
-from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.augment import Box
-from data_pipelines.images.decode import Options, full_image, training_image
+from data_pipelines.images.decode import Options, training_image
 from data_pipelines.images.device import preprocess_images, preprocess_patches
-from data_pipelines.images.naflex import Naflex, grid_for, pack, unpack
+from data_pipelines.images.naflex import grid_for, pack, unpack
 from data_pipelines.io.paths import REPOSITORY
+from data_pipelines.modalities import inputs_of
 from data_pipelines.stream.evalset import EvalSet
 from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
-from xmodal.configs.base import get_config
 
 GOLDEN = REPOSITORY / "tests" / "golden"
 SIZES = ((24, 20), (60, 15), (9, 40), (32, 32), (7, 5))  # width, height
@@ -52,8 +52,8 @@ def image(i: int, extension: str) -> bytes:
 def packed(config, odd_shards):
     """The `data` section for packed patches."""
     config.sources.main.urls = str(odd_shards / "o-{0..2}.tar")
-    config.image.crop = "whole"
-    config.image.naflex.update(lengths=LENGTHS, patch_size=PATCH, length=12)
+    config.inputs.image.crop = "whole"
+    config.inputs.image.naflex = dict(lengths=LENGTHS, patch_size=PATCH, length=12)
     return config
 
 
@@ -81,13 +81,12 @@ def test_grids_are_those_of_the_reference(golden):
 def test_pixels_are_those_of_the_reference(golden):
     with np.load(GOLDEN / "preprocessing.npz") as file:
         data, ends = file["files"].tobytes(), file["ends"]
-    config, count = get_config().data.image, len(golden["grids"])
+    count = len(golden["grids"])
     room = golden["patches"].shape[1]
-    config.update(crop="whole", filter="bilinear", naflex=dict(lengths=(room,), patch_size=PATCH))
-    arrays = ImageArrays(config)
-    batch = arrays.empty(count)
+    image = make_image(crop="whole", filter="bilinear", naflex=dict(lengths=(room,), patch_size=PATCH))
+    batch = image.empty(count)
     for place, (start, end) in enumerate(list(zip([0, *ends], ends))[:count]):
-        arrays.evaluate(full_image(data[start:end], arrays.options), batch, place)
+        image.evaluate(data[start:end], batch, place)
     np.testing.assert_array_equal(batch["image_grid"], golden["grids"])
     assert len(np.unique(golden["grids"], axis=0)) >= 15
     error = np.abs(batch["image"].astype(float) - golden["patches"])
@@ -122,7 +121,7 @@ def test_turned_photographs_are_fitted_upright(orientation):
 
 
 def test_batches_hold_whole_images_at_their_own_shape(packed):
-    tokenizer = Tokenizer.load(packed.text.tokenizer)
+    tokenizer = Tokenizer.load(packed.inputs.text.tokenizer)
     extensions, grids = tuple(FORMATS), set()
     for batch in take(packed, 6):
         rows, room, width = batch["image"].shape
@@ -140,20 +139,20 @@ def test_batches_hold_whole_images_at_their_own_shape(packed):
 
 
 def test_the_room_of_a_batch_comes_from_seed_and_position_alone(packed):
-    packing = Naflex.of(packed.image)
+    packing = inputs_of(packed)["image"].packing
     rooms = [batch["image"].shape[1] for batch in take(packed, 12)]
-    assert rooms == [packing.draw(8 * step, 3) for step in range(12)] and len(set(rooms)) == 3
-    assert rooms != [packing.draw(8 * step, 4) for step in range(12)]
-    packed.image.naflex.weights = (1.0, 2.0, 5.0)
-    packing = Naflex.of(packed.image)
-    drawn = np.array([packing.draw(first, 0) for first in range(4000)])
+    assert rooms == [packing.draw(8 * step, 3, "naflex") for step in range(12)] and len(set(rooms)) == 3
+    assert rooms != [packing.draw(8 * step, 4, "naflex") for step in range(12)]
+    packed.inputs.image.naflex.weights = (1.0, 2.0, 5.0)
+    packing = inputs_of(packed)["image"].packing
+    drawn = np.array([packing.draw(first, 0, "naflex") for first in range(4000)])
     shares = [(drawn == length).mean() for length in LENGTHS]
     np.testing.assert_allclose(shares, (0.125, 0.25, 0.625), atol=0.03)
 
 
 def test_the_order_does_not_depend_on_it(packed):
     with_patches = take(packed, 4)
-    packed.image.update(crop="squash", naflex=dict(lengths=()))
+    packed.inputs.image.update(crop="squash", naflex=dict(lengths=()))
     for a, b in zip(with_patches, take(packed, 4)):
         for name in ("text", "key_id", "caption_id"):
             np.testing.assert_array_equal(a[name], b[name])
@@ -173,11 +172,11 @@ def test_any_number_of_hosts_gives_the_same_global_batches(packed, hosts):
 
 
 def test_random_crops_keep_their_own_shape(packed):
-    packed.image.update(crop="random_resized", scale=(0.3, 1.0), ratio=(0.25, 4.0))
+    packed.inputs.image.update(crop="random_resized", scale=(0.3, 1.0), ratio=(0.25, 4.0))
     grids = np.concatenate([batch["image_grid"] for batch in take(packed, 4)])
     assert len(np.unique(grids, axis=0)) > 8
-    packed.text.buckets = (4,)  # together with batches of one length of text
-    assert {batch["text"].shape[1] for batch in take(packed, 2)} <= {4, packed.text.length}
+    packed.inputs.text.buckets = (4,)  # together with batches of one length of text
+    assert {batch["text"].shape[1] for batch in take(packed, 2)} <= {4, packed.inputs.text.length}
 
 
 def test_transforms_see_the_image_before_it_is_cut(packed, tmp_path, monkeypatch):
@@ -185,7 +184,7 @@ def test_transforms_see_the_image_before_it_is_cut(packed, tmp_path, monkeypatch
         "def mark(pixels, uniform):\n    assert pixels.ndim == 3\n    pixels[0] = 255\n    return pixels\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    packed.image.transform = "my_shapes:mark"
+    packed.inputs.image.transform = "my_shapes:mark"
     (batch,) = take(packed, 1)
     for patches, grid in zip(batch["image"], batch["image_grid"]):
         pixels = unpack(patches, grid, PATCH)
@@ -206,11 +205,11 @@ def test_transforms_see_the_image_before_it_is_cut(packed, tmp_path, monkeypatch
         (dict(naflex=dict(lengths=(0, 6))), "expected rising numbers of patches from 1"),
         (dict(naflex=dict(weights=(1.0,))), r"weights is \(1.0,\); expected a number above 0 for each of the 3"),
         (dict(naflex=dict(patch_size=0)), "patch_size=0"),
-        (dict(naflex=dict(lengths=())), "crop='whole' keeps the shape of images, which needs data.image.naflex"),
+        (dict(naflex=dict(lengths=())), "crop='whole' keeps the shape of images, which needs data.inputs.image.naflex"),
     ],
 )
 def test_what_needs_squares_or_cannot_be_drawn_is_refused(packed, changes, message):
-    packed.image.update(changes)
+    packed.inputs.image.update(changes)
     with pytest.raises(DataError, match=message):
         take(packed, 1)
 
@@ -235,8 +234,8 @@ def test_held_out_images_have_one_room(packed):
 
 @pytest.mark.parametrize("changes", [{}, dict(flip=True), dict(jitter=0.5, grey=0.5, solarize=0.5)])
 def test_patches_are_changed_as_squares_are(changes):
-    spec = get_config().data.image
-    spec.update(changes)
+    spec = LooseImage()
+    spec.update(**changes)
     pixels = np.random.default_rng(2).integers(0, 256, (6, 8, 12, 3), dtype=np.uint8)
     keys = jax.random.split(jax.random.key(5), 6)
     expected = np.asarray(preprocess_images(pixels, keys, spec))
@@ -255,7 +254,7 @@ def test_patches_are_changed_as_squares_are(changes):
 
 
 def test_every_shape_is_mirrored_within_its_own_grid():
-    spec = get_config().data.image
+    spec = LooseImage()
     spec.update(crop="whole", flip=True, mean=(0.0,) * 3, std=(1.0,) * 3, naflex=dict(lengths=(12,), patch_size=2))
     rng = np.random.default_rng(3)
     shapes = [(down, across) for down in range(1, 5) for across in range(1, 12 // down + 1)]
@@ -274,6 +273,6 @@ def test_every_shape_is_mirrored_within_its_own_grid():
 
 def test_the_options_are_complete_in_the_base():
     """Every option that only squares can have is named there by its neutral value."""
-    image = get_config().data.image
+    image = make_image().entry()
     assert {name: image[name] for name in naflex._SQUARE} == naflex._SQUARE
-    assert json.loads(json.dumps(image.naflex.to_dict()))["lengths"] == []
+    assert json.loads(json.dumps(image["naflex"]))["lengths"] == []

@@ -221,7 +221,7 @@ def test_operations_are_drawn_evenly():
     ],
 )
 def test_unknown_policies(name):
-    with pytest.raises(DataError, match=r"data\.image\.policy"):
+    with pytest.raises(DataError, match=r"data\.inputs\.image\.policy"):
         make_policy(name)
 
 

@@ -9,6 +9,7 @@ from tiny_shards import encode, sample, write_tar
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
 from data_pipelines.names import sample_name, shard_labels
+from data_pipelines.modalities import inputs_of
 from data_pipelines.sources import open_source
 from data_pipelines.sources.sample_lists import located, name_hashes, write_names
 from data_pipelines.stream.stream import open_stream
@@ -118,11 +119,11 @@ def test_samples_without_captions_are_usable_where_they_may_be(config, tmp_path)
     (tmp_path / "photos").mkdir()
     for i in range(3):
         (tmp_path / "photos" / f"{i}.png").write_bytes(encode(i))
-    templates = ((1.0, "{label}"),)
+    templates, inputs = ((1.0, "{label}"),), inputs_of(config).changed("text", required=False)
     with Files() as files:
         texts = lambda **entry: [
-            source.captions.every(s.record)
-            for source in [open_source("main", entry, config, files, uncaptioned=True)]
+            source.rules.captions(s.record)
+            for source in [open_source("main", entry, config, files, inputs=inputs)]
             for s in read(source)
         ]
         assert texts(urls=str(tmp_path / "u.tar")) == [[""], ["a text"]]

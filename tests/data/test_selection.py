@@ -15,6 +15,7 @@ from tiny_shards import encode, sample, write_tar
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
+from data_pipelines.modalities import inputs_of
 from data_pipelines.order import buckets
 from data_pipelines.sources import index, open_source
 from data_pipelines.sources.measures import difference_hash
@@ -24,7 +25,7 @@ from xmodal.__main__ import main
 
 
 def captions_of(config, batches) -> list[str]:
-    tokenizer = Tokenizer.load(config.text.tokenizer)
+    tokenizer = Tokenizer.load(config.inputs.text.tokenizer)
     return [tokenizer.decode(row) for batch in batches for row in batch["text"]]
 
 
@@ -132,7 +133,7 @@ def transparent(i: int, colour: int = 0) -> bytes:
 
 def left_of(config, tmp_path, images: list[bytes], background: str = "white") -> list[str]:
     """The keys of the images that `unique` keeps."""
-    config.image.background = background
+    config.inputs.image.background = background
     write_tar(tmp_path / "u.tar", {f"{i}": dict(png=data, txt=b"text") for i, data in enumerate(images)})
     with Files() as files:
         source = open_source("main", dict(urls=str(tmp_path / "u.tar"), unique="image"), config, files)
@@ -182,7 +183,7 @@ def mixed_lengths(config, tmp_path):
         made[f"{i:05d}"] = dict(png=encode(i), txt=f"{WORDS[i % 4]} {i}".encode())
     write_tar(tmp_path / "l.tar", made)
     config.sources.main = dict(urls=str(tmp_path / "l.tar"))
-    config.text.length, config.lanes = 32, 4
+    config.inputs.text.length, config.lanes = 32, 4
     return config
 
 
@@ -190,7 +191,7 @@ def test_batches_of_one_length_cut_nothing(mixed_lengths):
     config = mixed_lengths
     with open_stream(config, batch_size=8, seed=0) as stream:
         plain = Counter(captions_of(config, [next(stream) for _ in range(30)]))
-    config.text.buckets = (6, 16)
+    config.inputs.text.buckets = (6, 16)
     with open_stream(config, batch_size=8, seed=0) as stream:
         summary, epoch = stream.summary(), stream.epoch_size // 8
         batches = [next(stream) for _ in range(epoch)]
@@ -215,7 +216,7 @@ def test_batches_of_one_length_cut_nothing(mixed_lengths):
 
 def test_every_process_sees_the_same_lengths(mixed_lengths):
     config = mixed_lengths
-    config.text.buckets = (6, 16)
+    config.inputs.text.buckets = (6, 16)
     parts = []
     for process in range(2):
         with open_stream(config, batch_size=8, seed=0, shard=(process, 2)) as stream:
@@ -231,27 +232,26 @@ def test_small_buckets_join_their_neighbours(config, tmp_path):
     made["020"] = dict(png=encode(20), txt=WORDS[3].encode())
     write_tar(tmp_path / "s.tar", made)
     config.sources.main = dict(urls=str(tmp_path / "s.tar"))
-    config.text.length, config.text.buckets = 40, (6, 16)
+    config.inputs.text.length, config.inputs.text.buckets = 40, (6, 16)
+    text = inputs_of(config)["text"]
     with Files() as files:
-        source = open_source(
-            "main", config.sources.main, config, files, tokenizer=Tokenizer.load(config.text.tokenizer)
-        )
-        split = buckets.split(source, (6, 16), 40, 4)
+        source = open_source("main", config.sources.main, config, files, lengths=True)
+        split = buckets.split(source, text, 4)
         assert [(part.length, part.source.samples) for part in split] == [(40, 21)]
-        whole = buckets.split(source, (6, 16), 40, 1)
+        whole = buckets.split(source, text, 1)
         assert [(part.length, part.source.samples) for part in whole] == [(6, 2), (16, 18), (40, 1)]
 
 
 @pytest.mark.parametrize("wrong", [(16, 6), (2, 8), (8, 16), (6.0, 8), (6, 6)])
 def test_wrong_buckets(config, wrong):
-    config.text.buckets = wrong
-    with pytest.raises(DataError, match=r"data\.text.buckets is .* rising lengths"):
+    config.inputs.text.buckets = wrong
+    with pytest.raises(DataError, match=r"data\.inputs\.text\.buckets is .* rising lengths"):
         open_stream(config, batch_size=16, seed=0)
 
 
 def test_buckets_and_several_sources(config, shards):
     config.sources.other = dict(urls=str(shards / "s-00.tar"))
-    config.text.buckets = (5,)
+    config.inputs.text.buckets = (5,)
     with pytest.raises(DataError, match=r"data\.batches='by_source'"):
         open_stream(config, batch_size=16, seed=0)
     config.batches = "by_source"
@@ -263,7 +263,7 @@ def test_statistics_count_transparent_images(tmp_path, capsys):
     images = [transparent(0), encode(1), encode(2, "jpg"), transparent(3)]
     write_tar(tmp_path / "t.tar", {f"{i}": dict(image=data, txt=b"text") for i, data in enumerate(images)})
     command = ["data", "stats", str(tmp_path / "t.tar"), "--image", "image", "--workers", "1"]
-    assert main([*command, "--out", str(tmp_path / "out"), "--config.data.image.background=drop"]) == 0
+    assert main([*command, "--out", str(tmp_path / "out"), "--config.data.inputs.image.background=drop"]) == 0
     assert "2 images (50.00%) are transparent and lose their alpha channel" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "stats.json").read_text())["together"]["images_transparent"] == 2
     assert "transparent" in (tmp_path / "out" / "stats.html").read_text()

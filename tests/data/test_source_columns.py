@@ -82,7 +82,7 @@ def test_a_run_learns_a_temperature_for_each_source(tmp_path, monkeypatch):
     assert model.zero_shot(picture, ["thing 1", "thing 2"]).sum() == pytest.approx(1)  # by the mean temperature
 
     config = load_config(flags[1], flags[2:])
-    mesh, tokenizer = make_mesh(config.mesh, jax.devices()[:1]), Tokenizer.load(config.data.text.tokenizer)
+    mesh, tokenizer = make_mesh(config.mesh, jax.devices()[:1]), Tokenizer.load(config.data.inputs.text.tokenizer)
     with jax.set_mesh(mesh):
         task = build_task(config, mesh, tokenizer, tiny_runs.SAMPLES)
     decayed = {row.example for row in task.plan.rows if row.weight_decay and row.part == "objectives"}

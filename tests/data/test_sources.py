@@ -59,7 +59,7 @@ def test_a_list_gives_every_usable_row_once(files, listed, target):
     samples = read_whole(source, target)
     kept = [i for i in range(60) if i not in (5, 6, 9)]
     assert [sample.key for sample in samples] == [f"row {i + 1}" for i in kept]
-    assert [sample.image for sample in samples] == [encode(i) for i in kept]
+    assert [sample.content for sample in samples] == [encode(i) for i in kept]
     assert [sample.record.text for sample in samples] == [f"thing {i}" for i in kept]
 
 
@@ -69,8 +69,8 @@ def test_templates_filters_and_group_keys_use_the_columns(files, listed):
     assert source.samples == 10
     assert source.skipped == {"filtered": 49, "empty caption": 1}
     sample = read_whole(source, 10_000)[0]
-    assert source.captions.every(sample.record) == ["thing 50 of 50"]
-    assert source.captions.identity(sample.record) == "50"
+    assert source.rules.captions(sample.record) == ["thing 50 of 50"]
+    assert source.rules.identity(sample.record) == "50"
 
 
 def test_a_source_goes_to_another_process(files, listed):
@@ -100,7 +100,7 @@ def test_class_folders_need_a_template(files, tmp_path):
         open_it(files, type="files", urls=str(tmp_path))
     source = open_it(files, type="files", urls=str(tmp_path), templates=((1, "a photo of {label}"),))
     (sample,) = read_whole(source, 100)
-    assert source.captions.every(sample.record) == ["a photo of cats"]
+    assert source.rules.captions(sample.record) == ["a photo of cats"]
     with pytest.raises(DataError, match=r"field 'lable'.*did you mean 'label'\?"):
         open_it(files, type="files", urls=str(tmp_path), templates=((1, "a photo of {lable}"),))
 
@@ -116,7 +116,7 @@ def test_parquet_as_hugging_face_writes_it(files, tmp_path, target):
     blocks = source.blocks(target)
     assert all(start // 7 == (end - 1) // 7 for start, end in zip(blocks.start, blocks.end))
     samples = read_whole(source, target)
-    assert [sample.image for sample in samples] == [encode(i) for i in range(30) if i not in (3, 4, 8)]
+    assert [sample.content for sample in samples] == [encode(i) for i in range(30) if i not in (3, 4, 8)]
 
 
 def test_what_cannot_be_fetched_is_a_fault_of_its_sample(files, tmp_path):
@@ -180,15 +180,15 @@ def test_tfds_gives_every_example_once(files, prepared, target):
     assert [sample.fault for sample in samples if sample.fault] == ["empty caption"]
     for sample in samples:
         if not sample.fault:
-            assert sample.image == encode(int(sample.record.text.removeprefix("thing ")))
-    assert len({bytes(sample.image) for sample in samples}) == 40
+            assert sample.content == encode(int(sample.record.text.removeprefix("thing ")))
+    assert len({bytes(sample.content) for sample in samples}) == 40
     assert [samples == read_whole(pickle.loads(pickle.dumps(source)), target)] == [True]
 
 
 def test_tfds_gives_texts_alone(files, prepared):
     samples = read_whole(open_it(files, images=False, type="tfds", dataset=prepared), 1_000)
     assert sorted(s.record.text for s in samples if not s.fault) == sorted(f"thing {i}" for i in range(40) if i != 7)
-    assert [s.fault for s in samples if s.fault] == ["empty caption"] and not any(s.image for s in samples)
+    assert [s.fault for s in samples if s.fault] == ["empty caption"] and not any(s.parts for s in samples)
 
 
 def test_tfds_fields_splits_and_filters(files, prepared):
@@ -198,7 +198,7 @@ def test_tfds_fields_splits_and_filters(files, prepared):
     record = read_whole(source, 1_000)[0].record
     number = record.fields["number"]
     assert record.fields["label"] == ("cat", "dog")[number % 2]
-    assert source.captions.every(record) == [f"a {record.fields['label']}: one {number}, two"]
+    assert source.rules.captions(record) == [f"a {record.fields['label']}: one {number}, two"]
     assert record.fields["box"] == [0.0, 0.0, 0.5, 1.0]
     odd = open_it(files, type="tfds", dataset=prepared, filter='label == "dog" and number > 20')
     assert {sample.record.fields["number"] for sample in read_whole(odd, 1_000)} == set(range(21, 40, 2))
@@ -260,14 +260,14 @@ def test_synthetic_samples_follow_from_the_seed(files, target):
     samples = read_whole(source, target)
     assert samples == read_whole(open_it(files, type="synthetic", samples=90, seed=3, scale=0.1), 777)
     assert len({sample.record.text for sample in samples}) == 90
-    assert len({sample.image for sample in samples}) == 64
+    assert len({sample.content for sample in samples}) == 64
     for sample in samples[:10]:
-        check_image(sample.image)
+        check_image(sample.content)
     other = read_whole(open_it(files, type="synthetic", samples=5, seed=4, scale=0.1), target)
-    assert all(a.image != b.image for a, b in zip(samples, other))
+    assert all(a.content != b.content for a, b in zip(samples, other))
 
 
 def test_synthetic_images_are_about_as_large_as_stated(files):
     source = open_it(files, type="synthetic", samples=64)
-    total = sum(len(sample.image) for sample in read_whole(source, 10**9))
+    total = sum(len(sample.content) for sample in read_whole(source, 10**9))
     assert 0.7 < total / source.bytes < 1.4

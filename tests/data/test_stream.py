@@ -32,7 +32,7 @@ def assert_equal(a: list[dict], b: list[dict]) -> None:
 
 
 def texts(config, batches) -> list[str]:
-    tokenizer = Tokenizer.load(config.text.tokenizer)
+    tokenizer = Tokenizer.load(config.inputs.text.tokenizer)
     return [tokenizer.decode(row) for batch in batches for row in batch["text"]]
 
 
@@ -62,7 +62,7 @@ def test_shapes_and_alignment(config):
 
 
 def test_image_and_caption_belong_together(config):
-    config.image.crop, config.image.size = "squash", 24
+    config.inputs.image.crop, config.inputs.image.size = "squash", 24
     batches = take(config, 3)
     images = np.concatenate([batch["image"] for batch in batches])
     for caption, image in zip(texts(config, batches), images):
@@ -93,8 +93,8 @@ def test_seeds_differ(config, straight):
 
 
 def test_templates_and_identities(config):
-    config.text.templates, config.group_key = ((1.0, "{label}"), (1.0, "{label} {tags}")), "group"
-    config.text.length = 32
+    config.inputs.text.templates, config.group_key = ((1.0, "{label}"), (1.0, "{label} {tags}")), "group"
+    config.inputs.text.length = 32
     batches = take(config, 26)
     captions = texts(config, batches)
     assert all(text.startswith("thing ") for text in captions)
@@ -108,9 +108,9 @@ def test_templates_and_identities(config):
 
 
 def test_several_captions_of_a_sample(config):
-    config.text.templates, config.text.max_list = ((1.0, "{label}"), (1.0, "{label} {tags}")), 1
+    config.inputs.text.templates, config.inputs.text.max_list = ((1.0, "{label}"), (1.0, "{label} {tags}")), 1
     (plain,) = take(config, 1)
-    config.text.captions = 2
+    config.inputs.text.num_items = 2
     (whole,) = take(config, 1)
     shapes = {name: whole[name].shape for name in ("text", "text_valid", "caption_id", "key_id")}
     assert shapes == dict(text=(16, 2, 16), text_valid=(16, 2, 16), caption_id=(16, 2, 2), key_id=(16, 2))
@@ -122,8 +122,8 @@ def test_several_captions_of_a_sample(config):
     assert sum(a != b for a, b in zip(first, second)) > 12
     (half,) = take(config, 1, shard=(1, 2))
     np.testing.assert_array_equal(half["text"], whole["text"][8:])
-    config.text.captions = 0
-    with pytest.raises(DataError, match=r"data\.text\.captions is 0; a sample has at least 1"):
+    config.inputs.text.num_items = 0
+    with pytest.raises(DataError, match=r"data\.inputs\.text\.num_items is 0; a sample has at least 1"):
         take(config, 1)
 
 
@@ -318,8 +318,8 @@ from xmodal.configs.base import get_config
 from data_pipelines.io.paths import REPOSITORY
 from data_pipelines.stream.stream import open_stream
 data = get_config().data
+data.inputs = {config.inputs.to_dict()!r}
 data.sources.main = dict(urls={config.sources.main.urls!r})
-data.image.size, data.text.tokenizer, data.text.length = 16, {config.text.tokenizer!r}, 16
 stream = open_stream(data, batch_size=16, seed=0)
 next(stream)
 print(len(next(stream)["text"]))

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_inputs import data_section
 from tiny_shards import encode, sample, write_tar
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
-from data_pipelines.samples import has_images
 from data_pipelines.sources import open_source
 from data_pipelines.stream.evalset import EvalSet
 from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.__main__ import main
-from xmodal.configs.base import get_config
 
 TEXTS = [f"thing {i}" for i in range(48)]
 
@@ -34,7 +33,7 @@ def texts(config, tmp_path):
         members = {f"{i:03d}": text(i, "broken" if i % 8 == 0 else "txt") for i in range(24 * shard, 24 * (shard + 1))}
         write_tar(tmp_path / f"t-{shard}.tar", members)
     config.sources = dict(main=dict(urls=str(tmp_path / "t-{0,1}.tar")))
-    config.modalities = ("text",)
+    del config.inputs.image
     return config
 
 
@@ -56,29 +55,25 @@ def test_an_epoch_holds_every_text_once_and_no_images(texts, tokenizer_file):
 
 
 def test_what_is_usable_depends_on_what_samples_must_have(tmp_path):
-    config = get_config().data
+    config = data_section()
     members = {"a": sample(0), "b": text(1), "c": dict(png=encode(3)), "d": text(2, "broken"), "e": dict(txt=b" ")}
     entry = dict(urls=str(write_tar(tmp_path / "a.tar", members)))
     with Files() as files:
         both = open_source("main", entry, config, files)
         assert both.skipped == {"no image": 2, "no caption": 1}  # what is in the image shows when it is read
-        config.modalities = ("text",)
+        del config.inputs.image
         alone = open_source("main", entry, config, files)
         assert alone.skipped == {"no caption": 1, "empty caption": 1} and alone.samples == 3
-        assert [(s.key, s.image) for s in alone.read(alone.blocks(2**20), 0)] == [("a", b""), ("b", b""), ("d", b"")]
-        with pytest.raises(DataError, match=r"data\.sources\.main: unique is 'image', and by data\.modalities"):
+        assert [(s.key, s.parts) for s in alone.read(alone.blocks(2**20), 0)] == [("a", {}), ("b", {}), ("d", {})]
+        with pytest.raises(DataError, match=r"data\.sources\.main: unique is 'image', and by data\.inputs"):
             open_source("main", entry | dict(unique="image"), config, files)
-        config.modalities = ("image",)
-        with pytest.raises(DataError, match=r"data\.modalities is \('image',\); expected \('image', 'text'\) or"):
-            open_source("main", entry, config, files)
-    assert has_images(("image", "text")) and not has_images(("text",))
 
 
 def test_without_images_the_message_says_what_to_set(texts):
-    texts.modalities = ("image", "text")
+    texts.inputs.image = dict(type="image")
     texts.sources.main.urls = texts.sources.main.urls.replace("{0,1}", "1")
     write_tar(Path(texts.sources.main.urls), {f"{i:03d}": text(i) for i in range(4)})
-    with pytest.raises(DataError, match=r"no usable sample .*no image: 4\)\. .*of texts alone, set data\.modalities="):
+    with pytest.raises(DataError, match=r"no usable sample .*no image: 4\)\. .*leave images out of data\.inputs"):
         read(texts)
 
 
@@ -95,7 +90,8 @@ def test_lists_need_no_column_of_images(kind, config, tmp_path):
 
         pyarrow.parquet.write_table(arrow.Table.from_pylist(rows), path)
     entry = dict(type="synthetic", samples=48) if kind == "synthetic" else dict(type="files", urls=str(path))
-    config.sources, config.modalities = dict(main=entry), ("text",)
+    config.sources = dict(main=entry)
+    del config.inputs.image
     (batch,), summary = read(config)
     assert "image" not in batch and summary["samples"] == 48 and summary["bytes"] < 48 * 100
     assert len(np.unique(batch["caption_id"], axis=0)) == 48

@@ -254,8 +254,8 @@ TOGETHER = """
 
     with Runtime.start() as runtime:
         import jax, jax.numpy as jnp, numpy as np
-        from xmodal.training.checkpoints.writing import Checkpoints
-        from xmodal.training.checkpoints.reading import CheckpointError
+        from xmodal.checkpoints.writing import Checkpoints
+        from xmodal.checkpoints.reading import CheckpointError
         me = runtime.process_index
         assert (jax.process_count(), jax.device_count()) == (2, 4)
 

@@ -1,11 +1,10 @@
 """A held-out set and a tiny model, on all devices and on one; and a model with the towers of every evaluator."""
 
-import dataclasses
 import json
 
 import helpers
 import pytest
-from tiny_world import KINDS, SAMPLES, World, held_out
+from tiny_world import KINDS, SAMPLES, World, changed, held_out
 
 from data_pipelines.text.tokenizers import train_wordpiece
 from tests.data.tiny_shards import write_tar
@@ -50,6 +49,6 @@ def contexts(world, alone, every_model):
         data = own.context.data.copy_and_resolve_references()
         classes = (*KINDS, *(f"none {i}" for i in range(helpers.WIDTH - len(KINDS))))
         data.label.update(field="kind", classes=classes)
-        return dataclasses.replace(own.context, model=every_model[0], tokenizer=every_model[2], data=data)
+        return changed(own.context, model=every_model[0], tokenizer=every_model[2], data=data)
 
     return [(own, context(own)) for own in (alone, world)]

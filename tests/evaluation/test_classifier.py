@@ -1,12 +1,11 @@
 """Accuracy of a classifier on held-out samples, against NumPy; and its recipe runs."""
 
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
-from tiny_world import KINDS, SAMPLES
+from tiny_world import KINDS, SAMPLES, changed
 
 from data_pipelines.errors import DataError
 from tests import tiny_runs
@@ -17,7 +16,7 @@ def with_classes(world):
     """The world with classes: its 32 outputs are more than the kinds there are."""
     data = world.context.data.copy_and_resolve_references()
     data.label.update(field="kind", classes=(*KINDS, *(f"none {i}" for i in range(29))))
-    return dataclasses.replace(world.context, data=data)
+    return changed(world.context, data=data)
 
 
 @pytest.fixture

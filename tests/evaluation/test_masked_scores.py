@@ -1,11 +1,10 @@
 """Masked accuracy and pseudo-perplexity of held-out texts, against NumPy."""
 
-import dataclasses
-
 import helpers
 import jax
 import numpy as np
 import pytest
+from tiny_world import changed
 
 from data_pipelines.text.tokenizers import train_wordpiece
 from xmodal.evaluation.masked_text import MaskedText
@@ -24,7 +23,7 @@ def bert(world):
     data = world.context.data.copy_and_resolve_references()
     data.text.length = LENGTH
     model = helpers.build(dict(text=tower))
-    context = dataclasses.replace(world.context, model=model, tokenizer=words, data=data)
+    context = changed(world.context, model=model, tokenizer=words, data=data)
     return context, helpers.random_params(model)
 
 

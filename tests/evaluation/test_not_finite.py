@@ -7,19 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny_world import options_of
+from tiny_world import changed, options_of
 
 from xmodal.config import make_spec
 from xmodal.evaluation import EVALUATORS, ranking
 from xmodal.evaluation.classification import average_precision, several
+from xmodal.evaluation.opening import open_evaluators
 from xmodal.evaluation.pairs import winoground
 from xmodal.evaluation.pointing import _hit
 from xmodal.evaluation.retrieval import ranks
 from xmodal.evaluation.zero_shot import accuracy, confusion
 from xmodal.finite import NotFinite, check_metrics, check_params, check_rows, not_finite
+from xmodal.live import Live
 from xmodal.paths import map_paths
 from xmodal.reporting.bootstrap import intervals
-from xmodal.training.task import open_evaluators
 
 
 class Poisoned:
@@ -63,7 +64,7 @@ def test_weights_are_refused_with_the_parameter(kind, value, contexts, every_mod
     config = ConfigDict(dict(evals=dict(x=dict(type=kind, urls=own.urls, batch_size=16, **options_of(kind, train)))))
     config.data = context.data
     with jax.set_mesh(own.mesh):
-        _, run = open_evaluators(config, model, own.mesh, context.preprocess, tokenizer)["x"]
+        _, run = open_evaluators(config, Live(model, config, own.mesh, tokenizer))["x"]
         with pytest.raises(NotFinite, match=rf"evals\.x: the model holds weights that are NaN or infinite: {path}"):
             run(bad)
 
@@ -71,7 +72,7 @@ def test_weights_are_refused_with_the_parameter(kind, value, contexts, every_mod
 @pytest.mark.parametrize("kind", EVALUATORS)
 def test_an_output_that_is_no_number_is_refused_with_the_sample(kind, contexts, every_model, train):
     own, context = contexts[0]
-    context = dataclasses.replace(context, model=Poisoned(every_model[0]))
+    context = changed(context, model=Poisoned(every_model[0]))
     evaluator = make_spec(EVALUATORS[kind], dict(urls=own.urls, batch_size=16) | options_of(kind, train), "evals.x")
     with jax.set_mesh(own.mesh), pytest.raises(NotFinite, match=r"of (sample \d\d\d of \w+\.tar|the text '.+') is NaN"):
         evaluator.prepare("x", context)(every_model[1])
@@ -86,7 +87,7 @@ def test_a_metric_that_is_no_number_is_no_result(contexts, every_model, monkeypa
     config = ConfigDict(dict(evals=dict(x=dict(type="embeddings", urls=own.urls))))
     config.data = context.data
     with jax.set_mesh(own.mesh):
-        _, run = open_evaluators(config, every_model[0], own.mesh, context.preprocess, every_model[2])["x"]
+        _, run = open_evaluators(config, Live(every_model[0], config, own.mesh, every_model[2]))["x"]
         with pytest.raises(NotFinite, match=r"evals\.x: embeddings/x/image/uniformity is nan, which is no result"):
             run(every_model[1])
 

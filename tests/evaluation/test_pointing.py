@@ -14,16 +14,17 @@ from data_pipelines.errors import DataError
 from data_pipelines.text.tokenizers import train_bpe
 from tests.data.tiny_shards import write_tar
 from xmodal.commands import word_map as command
-from xmodal.config import make_spec, validate
+from xmodal.config import validate
 from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh
 from xmodal.evaluation import EvalContext
 from xmodal.evaluation.pointing import Pointing, _hit
 from xmodal.evaluation.word_maps import score_words, token_places, word_tokens
-from xmodal.interop.folder import Stored, open_stored, write_stored
+from xmodal.live import Live
 from xmodal.models import presets
-from xmodal.models.model import Functional, ModelSpec
-from xmodal.training.task import preprocessor
+from xmodal.stored.base import Stored
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 COLOURS = dict(red=(255, 0, 0), green=(0, 255, 0), blue=(0, 0, 255))
 SIZE, PATCH = 16, 4
@@ -83,9 +84,7 @@ def stored(swap=False) -> Stored:
 
 def evaluate(evaluator, model, devices=8):
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices])
-    built = Functional.build(make_spec(ModelSpec, model.config.model, where="model"))
-    data = model.config.data
-    context = EvalContext(built, mesh, preprocessor(data.image), model.tokenizer, data)
+    context = EvalContext(Live.of(model, mesh))
     with jax.set_mesh(mesh):
         result = evaluator.prepare("x", context)(model.params)
     return {name.removeprefix("pointing/x/"): value for name, value in result.metrics.items()}, result.gallery

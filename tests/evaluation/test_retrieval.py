@@ -1,7 +1,6 @@
 """Retrieval agrees with a reference in NumPy, on any number of devices and for any batch size."""
 
 import base64
-import dataclasses
 import io
 import json
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_world import SAMPLES, held_out
+from tiny_world import SAMPLES, changed, held_out
 
 from data_pipelines.errors import DataError
 from tests.data.tiny_shards import write_tar
@@ -193,7 +192,7 @@ def test_the_scores_are_those_behind_the_figures(world):
     data.text.lower = False
     other = Retrieval(world.urls, caption_list="lines", batch_size=16, examples=0)
     with jax.set_mesh(world.mesh):
-        cased = other.prepare("x", dataclasses.replace(world.context, data=data))(world.params)
+        cased = other.prepare("x", changed(world.context, data=data))(world.params)
     for way in ("image_to_text", "text_to_image"):
         assert cased.scores[f"retrieval/x/{way}"].digest == found.scores[f"retrieval/x/{way}"].digest
     units = found.scores["retrieval/x/text_to_image"].unit

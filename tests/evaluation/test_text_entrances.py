@@ -24,11 +24,12 @@ from xmodal.evaluation.pairs import Pairs
 from xmodal.evaluation.pointing import Pointing
 from xmodal.evaluation.retrieval import Retrieval
 from xmodal.evaluation.zero_shot import ZeroShot
-from xmodal.interop.folder import Stored, write_stored
+from xmodal.live import Live
 from xmodal.models import presets
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.search.query import Query, Searcher
-from xmodal.training.task import preprocessor
+from xmodal.stored.base import Stored
+from xmodal.stored.project import write_stored
 
 # Tabs, line ends, spaces that do not break, entities of entities, decomposed letters, capitals, quotes, full width.
 ODD = [
@@ -94,8 +95,7 @@ def rows(monkeypatch):
 def context_of(stored) -> EvalContext:
     """Evaluations whose towers give anything: what is looked at is what goes in."""
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1])
-    model, data = Functional.build(stored.spec), stored.config.data
-    context = EvalContext(model, mesh, preprocessor(data.image), stored.tokenizer, data)
+    context = EvalContext(Live.of(stored, mesh))
     ones = lambda params, batch: np.ones((8, 4), np.float32)
     words = lambda params, batch: dict(x=np.ones((8, LENGTH, 4), np.float32))
     patches = lambda params, batch: dict(x=np.ones((8, 4, 4), np.float32))

@@ -1,5 +1,6 @@
 """A held-out set with everything that evaluators read, and a tiny model with random weights."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.data.tiny_shards import sample, write_tar
 from xmodal.config import load_config
 from xmodal.distributed.mesh import make_mesh
 from xmodal.evaluation import EvalContext
+from xmodal.live import Live
 from xmodal.training.settle import resolve
 from xmodal.training.task import build_losses
 
@@ -43,6 +45,13 @@ def held_out(i: int) -> dict[str, bytes]:
     return sample(i) | dict(json=json.dumps(fields).encode())
 
 
+def changed(context: EvalContext, data=None, **changes) -> EvalContext:
+    """The context of another model, tokenizer or section `data`."""
+    config = context.live.config.copy_and_resolve_references()
+    config.data = config.data if data is None else data
+    return EvalContext(dataclasses.replace(context.live, config=config, **changes))
+
+
 class World:
     """The set and the model on some of the devices."""
 
@@ -53,7 +62,7 @@ class World:
         self.mesh = make_mesh(config.mesh, jax.devices()[:devices])
         tokenizer = Tokenizer.load(config.data.text.tokenizer)
         losses = build_losses(resolve(config, tokenizer), self.mesh)
-        self.context = EvalContext(losses.model, self.mesh, losses.preprocess, tokenizer, config.data)
+        self.context = EvalContext(Live(losses.model, config, self.mesh, tokenizer))
         self.params = jax.jit(losses.model.init)(jax.random.key(1))
 
     def evaluate(self, evaluator, params=None):

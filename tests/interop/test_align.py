@@ -10,7 +10,8 @@ import xmodal
 from data_pipelines.text.tokenizers import wordpiece
 from tests.interop import folders
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 PIXELS = 33
 TEXTS = ["w20 w30", "w8", "w50 w51 w52 w53"]

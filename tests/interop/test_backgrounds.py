@@ -16,8 +16,9 @@ from xmodal.configs import base
 from xmodal.inference import Model
 from xmodal.interop import preprocessing
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.recipe import continue_from
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 SIZE = 24
 CLIP = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, size=SIZE, do_center_crop=True, crop_size=SIZE)

@@ -12,8 +12,9 @@ from tests import tiny_runs
 from tests.interop import folders
 from xmodal.config import load_config
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.models import presets
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 PIXELS = 40
 

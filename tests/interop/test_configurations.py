@@ -8,9 +8,9 @@ import xmodal
 from tests.interop import folders
 from xmodal.config import ConfigError, make_spec
 from xmodal.interop import FAMILIES
-from xmodal.interop.folder import open_stored
 from xmodal.interop.huggingface import model_config
 from xmodal.models.model import ModelSpec
+from xmodal.stored.opening import open_stored
 
 FILE = json.loads((folders.GOLDEN / "configurations.json").read_text())
 DEFAULTS = {document["model_type"]: document for document in FILE["defaults"].values()}

@@ -14,12 +14,13 @@ from tests import fuzzing
 from tests.interop import folders
 from xmodal.config import ConfigError, make_spec
 from xmodal.interop import FAMILIES, OPEN_CLIP, open_clip
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.huggingface import family_of, model_config
 from xmodal.interop.preprocessing import from_open_clip, from_processor, read_processor
 from xmodal.interop.tables import InteropError
 from xmodal.interop.weights import open_weights
 from xmodal.models.model import ModelSpec
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 USER_ERRORS = (ConfigError, DataError)
 GOLDEN = {  # by model_type: the golden file with a config.json of it

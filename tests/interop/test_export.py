@@ -14,10 +14,11 @@ from tests.interop import folders
 from xmodal.__main__ import main
 from xmodal.interop import export as export_lib
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.tables import InteropError
 from xmodal.interop.weights import Weights
 from xmodal.paths import flatten_paths
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 
 @pytest.fixture(scope="module", params=["clip_vit", "siglip"])

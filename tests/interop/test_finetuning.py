@@ -14,12 +14,12 @@ from xmodal.__main__ import main
 from xmodal.config import ConfigError, load_config, make_spec
 from xmodal.configs import base, finetune
 from xmodal.interop.averaging import interpolate
-from xmodal.interop.folder import open_stored
 from xmodal.interop.lora import merge_lora
 from xmodal.interop.tables import InteropError
 from xmodal.models import presets
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.paths import flatten_paths, map_paths
+from xmodal.stored.opening import open_stored
 
 TARGETS = ("query", "key", "value", "out", "fc1", "gate", "fc2")
 

@@ -13,12 +13,13 @@ from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import train_bpe
 from tests.interop import folders
 from xmodal.__main__ import main
+from xmodal.building import preprocessor
 from xmodal.config import ConfigError
 from xmodal.configs.base import get_config
-from xmodal.interop.folder import open_stored, parse, write_stored
 from xmodal.interop.tables import InteropError
 from xmodal.interop.tokenizer_files import read_tokenizer, same_tokens, swap_ids, write_tokenizer
-from xmodal.training.task import preprocessor
+from xmodal.stored.opening import open_stored, parse
+from xmodal.stored.project import write_stored
 
 
 @pytest.fixture
@@ -256,6 +257,6 @@ def test_pixels_are_normalised_by_what_they_can_be(folder, tmp_path, key, value,
     if numbers:
         edit(folder / "preprocessor_config.json", **{f"image_{key}": value})
         finite = all(map(math.isfinite, value))
-        theirs = f"hf:{folder}: {message}" if finite else rf"image_{key} is \[.*\], needs three numbers"
+        theirs = f"{folder}: {message}" if finite else rf"image_{key} is \[.*\], needs three numbers"
         with pytest.raises(InteropError, match=theirs):
             open_stored(f"hf:{folder}")

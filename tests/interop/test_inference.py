@@ -11,7 +11,8 @@ from data_pipelines.errors import DataError
 from tests import helpers
 from tests.interop import folders
 from xmodal.config import ConfigError
-from xmodal.interop.folder import open_stored, write_stored
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 
 @pytest.fixture(scope="module", params=["clip_vit", "siglip"])
@@ -69,7 +70,7 @@ def test_compiles_are_bounded(folder):
     model = xmodal.load(folder, batch_size=24, mesh=helpers.mesh())
     for count in (1, 2, 5, 8, 9, 20, 24, 25, 50):
         model.embed_text(["w10"] * count)
-    assert model._towers["text"]._cache_size() == 3  # 1, 8, 24
+    assert model.live.embed["text"]._cache_size() == 3  # 1, 8, 24
 
 
 def test_bfloat16_is_close(model, folder):

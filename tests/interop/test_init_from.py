@@ -14,10 +14,11 @@ from xmodal.config import ConfigError
 from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh
 from xmodal.interop import recipe
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.positions import resize_grid
 from xmodal.objectives.contrastive import normalize
 from xmodal.paths import flatten_paths
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 from xmodal.training.init_from import start_from
 from xmodal.training.task import build_task
 
@@ -44,7 +45,7 @@ def started(task):
     """A state of ones (quicker than random numbers, and no weights) with the weights put into it."""
     ones = lambda s: jax.device_put(np.ones(s.shape, s.dtype), s.sharding)
     with jax.set_mesh(task.mesh):
-        return start_from(task, jax.tree.map(ones, task.abstract_state()))
+        return start_from(task, jax.tree.map(ones, task.abstract_state()))[0]
 
 
 def refused(where, change):

@@ -7,11 +7,11 @@ from tests.interop import folders
 from xmodal.config import load_config
 from xmodal.configs import base
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored
 from xmodal.interop.leaving import leaves_as
 from xmodal.interop.tables import InteropError
 from xmodal.models import presets
 from xmodal.paths import flatten_paths
+from xmodal.stored.opening import open_stored
 
 SCALE = ("objectives/contrastive/logit_scale",)
 

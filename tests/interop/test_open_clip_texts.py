@@ -11,8 +11,8 @@ from data_pipelines.text.preparation import Preparation
 from tests.interop import folders
 from xmodal.interop import open_clip, open_clip_text
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored
 from xmodal.interop.tables import InteropError
+from xmodal.stored.opening import open_stored
 
 GOLDEN = folders.load("open_clip_texts")
 STATED = json.loads(str(GOLDEN["stated"]))

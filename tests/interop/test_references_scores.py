@@ -10,7 +10,8 @@ from PIL import Image
 from tests import tiny_runs
 from tests.interop import folders
 from xmodal.distributed.mesh import make_mesh
-from xmodal.interop.folder import open_stored, write_stored
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 from xmodal.training import loop
 
 RECALLS = {f"{way}/R@{k}": f"{side}_retrieval_recall@{k}"  # CLIP_benchmark names what is searched

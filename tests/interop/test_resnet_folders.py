@@ -13,11 +13,12 @@ from xmodal.commands.evaluate import evaluate
 from xmodal.config import make_spec
 from xmodal.evaluation.health import uniformity
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.tables import InteropError
 from xmodal.models.model import ModelSpec
 from xmodal.paths import flatten_paths
-from xmodal.training.init_from import _resized
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
+from xmodal.stored.starting import resized
 
 PIXELS = {"resnet": 32, "resnet_classifier": 32, "clip_resnet": 64}
 
@@ -123,11 +124,11 @@ def test_positions_of_the_pool_are_resized(tmp_path):
     config.model.towers.image.embed.image_size = 128
     theirs, ours = stored.spec, make_spec(ModelSpec, config.model, where="model")
     table = stored.params["image"]["pool"]["position"]
-    resized = _resized("image/pool/position", table, (17, table.shape[1]), theirs, ours)
-    assert resized.shape == (17, table.shape[1])
-    np.testing.assert_array_equal(resized[0], table[0])
+    found = resized("image/pool/position", table, (17, table.shape[1]), theirs, ours)
+    assert found.shape == (17, table.shape[1])
+    np.testing.assert_array_equal(found[0], table[0])
     # The corners of a grid that is twice as large lie nearest to those of the smaller one.
-    np.testing.assert_allclose(resized[1:].reshape(4, 4, -1).mean((0, 1)), table[1:].mean(0), rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(found[1:].reshape(4, 4, -1).mean((0, 1)), table[1:].mean(0), rtol=0.05, atol=0.05)
 
 
 def test_running_statistics_are_evaluated_with_the_weights(tmp_path):

@@ -12,11 +12,12 @@ from tests.interop import folders
 from xmodal.configs import base
 from xmodal.interop import preprocessing
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.recipe import continue_from
 from xmodal.interop.siglip import SIGLIP, SIGLIP2
 from xmodal.interop.tables import InteropError
 from xmodal.interop.tokenizer_files import is_gemma, read_tokenizer, write_tokenizer
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 PROCESSOR = dict(
     image_processor_type="Siglip2ImageProcessor", do_resize=True, do_rescale=True, do_normalize=True, resample=2,

@@ -10,8 +10,8 @@ import xmodal
 from tests.interop import folders
 from xmodal.__main__ import main
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored
 from xmodal.interop.tables import InteropError
+from xmodal.stored.opening import open_stored
 
 NAMES = ("bert", "bert_masked")
 

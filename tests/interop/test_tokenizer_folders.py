@@ -10,9 +10,9 @@ from data_pipelines.text.preparation import CLEANING, Preparation
 from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests import fuzzing
 from tests.interop import folders
-from xmodal.interop.folder import open_stored
 from xmodal.interop.tables import InteropError
 from xmodal.interop.tokenizer_files import read_tokenizer, same_tokens, swap_ids, unsaid, write_tokenizer
+from xmodal.stored.opening import open_stored
 
 CASING = json.loads((folders.GOLDEN / "bert_casing.json").read_text(encoding="utf-8"))
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "red", "heart", "a", "en_XX", "de_DE"]

@@ -10,8 +10,9 @@ import xmodal
 from tests.interop import folders
 from xmodal.__main__ import main
 from xmodal.interop.export import export
-from xmodal.interop.folder import open_stored, write_stored
 from xmodal.interop.preprocessing import shown_size
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 
 NAMES = ("dinov2", "dinov2_with_registers", "vit", "vit_classifier")
 PIXELS = 32  # DINOv2 makes pictures of any size

@@ -11,9 +11,8 @@ import pytest
 
 from tests.objectives.test_contrastive import ROWS, embeddings, identities, same
 from tests.objectives.test_distillation import compiled, lessons
-from xmodal.inference import CONTRASTIVE
 from xmodal.objectives import OBJECTIVES, pairs
-from xmodal.objectives.base import weighed
+from xmodal.objectives.base import Temperature, weighed
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.classification import Classification
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive, of_all
@@ -175,6 +174,14 @@ def test_sources_are_those_of_the_data():
     assert SigmoidContrastive.settle(dict(by_source=True), None, SOURCES) == dict(sources=SOURCES)
     with pytest.raises(ValueError, match="leave them out"):
         SigmoidContrastive.settle(dict(by_source=True, sources=("web",)), None, SOURCES)
-    assert set(CONTRASTIVE) <= set(OBJECTIVES) and all(
-        "by_source" in {f.name for f in dataclasses.fields(OBJECTIVES[kind])} for kind in CONTRASTIVE
-    )
+
+
+def test_a_temperature_is_that_of_pooled_embeddings_and_the_mean_of_the_sources():
+    each = {source: {"logit_scale": scale, "logit_bias": -1.0} for source, scale in zip(SOURCES, (1.0, 3.0))}
+    several = SigmoidContrastive(between=("a", "b"), by_source=True, sources=SOURCES[:2])
+    assert several.temperature({"sources": each}) == Temperature(2.0, -1.0)
+    one = {"logit_scale": np.float32(2.5)}
+    for kind in ("softmax", "distillation"):
+        assert OBJECTIVES[kind]().temperature(one) == Temperature(2.5)
+    for kind in ("filip", "sparc", "flair", "captioning", "masked_text"):
+        assert OBJECTIVES[kind]().temperature(one) is None

@@ -27,8 +27,7 @@ def get_config(variant: str = "clip"):
     c.model = presets.dual_tower(image=image, text=text)
     c.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
     c.data.sources = dict(main=dict(urls=""))
-    c.data.image.update(size=16, crop="squash")
-    c.data.text.update(tokenizer="", length=8)
+    c.data.inputs = dict(image=dict(type="image", size=16, crop="squash"), text=dict(type="text", length=8))
     c.data.update(lanes=8, window=4, threads=2, prefetch=2)
     c.optimizer.update(lr=3e-3, weight_decay=0.01)
     c.schedule.update(total="8steps", warmup="2steps", decay="cosine")
@@ -43,8 +42,8 @@ def naflex(c):
     text = presets.text_tower(WIDTH, 1, HEADS, style="siglip", embed_dim=WIDTH, scan=False)
     c.model = presets.dual_tower(image=presets.naflex(image, positions=4), text=text)
     c.objectives = dict(contrastive=dict(type="sigmoid", between=("image", "text"), weight=1.0))
-    c.data.image.update(crop="random_resized", scale=(0.3, 1.0), ratio=(0.3, 3.0), flip=True)
-    c.data.image.naflex.update(lengths=(4, 9), length=6, patch_size=8)
+    c.data.inputs.image.update(crop="random_resized", scale=(0.3, 1.0), ratio=(0.3, 3.0), flip=True)
+    c.data.inputs.image.naflex = dict(lengths=(4, 9), length=6, patch_size=8)
     c.evals.named = dict(type="zero_shot", urls="", captions=("{label}",), every="100%", batch_size=24)
     return c
 
@@ -52,13 +51,13 @@ def naflex(c):
 def captions(c):
     losses = dict(sigmoid={}, flair=dict(heads=2))
     c.objectives = {name: dict(type=name, weight=0.5, **options) for name, options in losses.items()}
-    c.data.text.update(templates=((1.0, "{label}"), (1.0, "{tags}")), captions=2)
+    c.data.inputs.text.update(templates=((1.0, "{label}"), (1.0, "{tags}")), num_items=2)
     return c
 
 
 def noisy(c):
     c.model.towers.image.embed.patch_dropout = 0.5
-    c.data.image.update(size=32, crop="random_resized", scale=(0.5, 1.0), flip=True, jitter=0.3)
+    c.data.inputs.image.update(size=32, crop="random_resized", scale=(0.5, 1.0), flip=True, jitter=0.3)
     c.accumulation = 2
     c.optimizer.ema = 0.9
     return c

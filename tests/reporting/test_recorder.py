@@ -7,13 +7,13 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from xmodal.checkpoints.reading import list_steps
+from xmodal.checkpoints.writing import Checkpoints
 from xmodal.reporting.during import Evaluations
 from xmodal.reporting.files import write_text
 from xmodal.reporting.metrics import read_metrics
 from xmodal.reporting.recorder import Recorder
 from xmodal.reporting.report import build_report
-from xmodal.training.checkpoints.reading import list_steps
-from xmodal.training.checkpoints.writing import Checkpoints
 
 
 def recorder_of(workdir, every: int = 1, **changes) -> Recorder:

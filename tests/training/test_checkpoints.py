@@ -10,10 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal.config import ConfigError
-from xmodal.distributed.mesh import make_mesh
-from xmodal.distributed.sharding import shardings
-from xmodal.training.checkpoints.reading import (
+from xmodal.checkpoints.reading import (
     CheckpointError,
     DamagedError,
     list_steps,
@@ -21,7 +18,10 @@ from xmodal.training.checkpoints.reading import (
     read_meta,
     restore_params,
 )
-from xmodal.training.checkpoints.writing import Checkpoints
+from xmodal.checkpoints.writing import Checkpoints
+from xmodal.config import ConfigError
+from xmodal.distributed.mesh import make_mesh
+from xmodal.distributed.sharding import shardings
 
 SHAPES = {"image": {"fc1": {"kernel": (2, 32, 64), "bias": (2, 64)}}, "objectives": {"logit_scale": ()}}
 
@@ -230,7 +230,7 @@ def test_only_an_empty_folder_begins_anew(tmp_path):
 
 def test_other_shapes_types_and_names_are_refused(tmp_path, monkeypatch):
     save_steps(tmp_path, 1)
-    monkeypatch.setattr("xmodal.training.checkpoints.reading.ocp.load_checkpointables", None)  # not reached
+    monkeypatch.setattr("xmodal.checkpoints.reading.ocp.load_checkpointables", None)  # not reached
     state = abstract(make_state(1))
     fc1 = state["params"]["image"].pop("fc1")
     state["params"]["image"]["fc2"] = fc1
@@ -282,7 +282,7 @@ def run(script, *args):
 FULL_DISK = """
     import resource, sys
     import jax.numpy as jnp, numpy as np
-    from xmodal.training.checkpoints.writing import Checkpoints
+    from xmodal.checkpoints.writing import Checkpoints
     checkpoints = Checkpoints(sys.argv[1], every=1)
     checkpoints.save(1, {"x": jnp.ones(10)}, position=0, wait=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk: writing beyond it fails
@@ -312,7 +312,7 @@ def test_full_disk_at_the_start_of_a_save(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", "x")
 
     checkpoints = Checkpoints(tmp_path)
-    monkeypatch.setattr("xmodal.training.checkpoints.writing.ocp.save_checkpointables_async", full)
+    monkeypatch.setattr("xmodal.checkpoints.writing.ocp.save_checkpointables_async", full)
     with pytest.raises(CheckpointError, match=r"step 4 .* No space left .* begins anew"):
         checkpoints.save(4, {"x": jnp.ones(3)}, position=0)
     checkpoints.close()
@@ -333,7 +333,7 @@ KILLED = """
     import os, sys
     import jax.numpy as jnp
     from orbax.checkpoint.experimental.v1._src.handlers import json_handler
-    from xmodal.training.checkpoints.writing import Checkpoints
+    from xmodal.checkpoints.writing import Checkpoints
     checkpoints = Checkpoints(sys.argv[1])
     checkpoints.save(1, {"x": jnp.ones(10)}, position=8, wait=True)
     async def kill(*_):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.fuzzing import damaged, damaged_json, survives
+from xmodal.checkpoints.reading import CheckpointError, DamagedError, open_newest, read_meta
+from xmodal.checkpoints.writing import Checkpoints
 from xmodal.config import ConfigError, load_saved
 from xmodal.reporting.files import write_json
 from xmodal.reporting.report import build_report
-from xmodal.training.checkpoints.reading import CheckpointError, DamagedError, open_newest, read_meta
-from xmodal.training.checkpoints.writing import Checkpoints
 
 PLACED = jax.ShapeDtypeStruct((300,), jnp.float32)
 

@@ -16,9 +16,11 @@ from tests import tiny_runs
 from xmodal.config import load_config
 from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh, to_global
-from xmodal.interop.folder import Stored, open_stored, write_stored
 from xmodal.interop.recipe import continue_from
 from xmodal.paths import flatten_paths
+from xmodal.stored.base import Stored
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import write_stored
 from xmodal.training import loop
 from xmodal.training.init_from import start_from
 from xmodal.training.task import build_task
@@ -92,7 +94,7 @@ def test_the_teacher_sees_pictures_and_captions_as_it_was_trained_with_them(data
     np.testing.assert_allclose(said["teacher.text"], model.embed_text(captions), atol=1e-5)
     np.testing.assert_allclose(said["teacher.image"], model.embed_image(list(rows["image"])), atol=1e-5)
     assert task.config.objectives.features.widths == (32, 32)
-    own = flatten_paths(jax.tree.map(np.asarray, model._params))
+    own = flatten_paths(jax.tree.map(np.asarray, model.live.params))
     assert all(np.array_equal(own[path], array) for path, array in flatten_paths(task.teacher.params).items())
 
 
@@ -151,7 +153,7 @@ def test_interrupted_and_continued_is_the_same_and_needs_the_same_teacher(data, 
     again = build_task(continued, helpers.mesh(), Tokenizer.load(continued.data.text.tokenizer), tiny_runs.SAMPLES)
     with jax.set_mesh(again.mesh):
         placed = jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype), a.sharding), again.abstract_state())
-        params = flatten_paths(start_from(again, placed)["params"])
+        params = flatten_paths(start_from(again, placed)[0]["params"])
     student = flatten_paths(open_stored(tmp_path / "broken").params)
     assert student.keys() - params.keys() == {
         f"objectives/features/{tower}/projection/kernel" for tower in ("image", "text")

@@ -17,8 +17,8 @@ import train as train_script
 from tests import tiny_runs
 from xmodal.__main__ import main as xmodal_main
 from xmodal.config import ConfigError
-from xmodal.interop.folder import open_stored
 from xmodal.reporting.files import advice_for, clear_disk_errors
+from xmodal.stored.opening import open_stored
 from xmodal.training.folder import make_folder
 
 ADVICE = {
@@ -34,7 +34,7 @@ SAVING = """
     import errno, os, sys, time
     import jax.numpy as jnp
     from xmodal.errors import end_process, user_errors
-    from xmodal.training.checkpoints.writing import Checkpoints
+    from xmodal.checkpoints.writing import Checkpoints
 
     def main(argv):
         real, state = os.mkdir, {"x": jnp.ones(10)}

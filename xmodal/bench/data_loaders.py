@@ -77,8 +77,9 @@ def our_stream(job: Job) -> Iterator[None]:
 
     config = get_config().data
     config.sources.bench = dict(urls=job.shards)
-    config.image.update(size=_SIZE, crop="random_resized", scale=_SCALE, ratio=_RATIO)
-    config.text.tokenizer, config.threads = job.tokenizer, job.workers
+    image = dict(type="image", size=_SIZE, crop="random_resized", scale=_SCALE, ratio=_RATIO)
+    config.inputs = dict(image=image, text=dict(type="text", tokenizer=job.tokenizer))
+    config.threads = job.workers
     with open_stream(config, batch_size=job.batch, seed=0) as stream:
         for _ in stream:
             yield

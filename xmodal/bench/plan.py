@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.io.storage import Files, basename
+from data_pipelines.modalities import inputs_of
 from data_pipelines.order.order import Order, WindowKey
+from data_pipelines.rules import Rules
 from data_pipelines.samples import Sample
 from data_pipelines.sources import Source
 from data_pipelines.sources.blocks import Blocks
 from data_pipelines.sources.index import Index, ShardIndex
 from data_pipelines.sources.sidecar import Sidecars
 from data_pipelines.stream.accounts import Accounts
-from data_pipelines.stream.rows import RowFiller
 from data_pipelines.stream.stream import Stream
-from data_pipelines.text.captions import Captions
-from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.bench.data_sets import SETS, caption, jpeg, write_tokenizer
 from xmodal.configs.base import get_config
 from xmodal.errors import TrainingError
@@ -91,12 +90,13 @@ def start(folder: str, tokenizer: str, args: argparse.Namespace, began: float) -
     steps = _Steps(began)
     steps.done("process started, modules imported")
     config = get_config().data
-    captions, filler = Captions(config.text), RowFiller(config.image, Tokenizer.load(tokenizer))
+    config.inputs = dict(image=dict(type="image"), text=dict(type="text", tokenizer=tokenizer))
+    inputs = inputs_of(config)
     files, paths = Files(), _paths(folder, args)
     index = Index(tuple(map(Sidecars(paths, _SIGNATURE, files).get, paths)))
     steps.done("index read")
-    source, accounts = _Planned(index, captions), Accounts(config.max_bad_share, None)
-    with Stream(config, [source], filler, accounts, files, lambda first, _: first, args.batch, 0, 0, (0, 1)) as stream:
+    source, accounts = _Planned(index, Rules(inputs)), Accounts(config.max_bad_share, None)
+    with Stream(config, inputs, [source], accounts, files, lambda first, _: first, args.batch, 0, 0, (0, 1)) as stream:
         steps.done("stream opened: table of blocks, fingerprint")
         next(stream)
         steps.done("first batch: order of the epoch, first windows")
@@ -116,12 +116,13 @@ def start(folder: str, tokenizer: str, args: argparse.Namespace, began: float) -
 class _Planned(Source):
     """Shards of which there is only an index: all samples look alike."""
 
-    def __init__(self, index: Index, captions: Captions):
-        self.name, self.captions, self._index = "bench", captions, index
+    def __init__(self, index: Index, rules: Rules):
+        self.name, self.rules, self._index = "bench", rules, index
         self.spec = self.Spec()
         self.samples, self.bytes, self.shards = index.samples, index.bytes, len(index.shards)
         self.skipped = index.skipped
-        self._sample = Sample("", "", jpeg(SETS[1], 0), captions.from_fields({}, caption(0)))
+        record = rules.from_fields({}, dict.fromkeys(rules.texts, caption(0)))
+        self._sample = Sample("", "", dict.fromkeys(rules.inputs.stored, jpeg(SETS[1], 0)), record)
 
     def blocks(self, target: int) -> Blocks:
         return self._index.blocks(target)

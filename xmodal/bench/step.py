@@ -2,7 +2,7 @@
 
 python -m xmodal bench step --config configs/demo.py
 python -m xmodal bench step --config configs/clip.py:B16 --synthetic --largest --beside open_clip \
-    --config.data.text.tokenizer=data_pipelines/emoji/tokenizer.json \
+    --config.data.inputs.text.tokenizer=data_pipelines/emoji/tokenizer.json \
     --config.model.towers.text.embed.vocab_size=49408
 
 Batches are made, moved and trained on as in a run: while one step computes, the next batch is prepared.
@@ -33,8 +33,11 @@ def measure(args: argparse.Namespace) -> tuple[str, list[str], list[list]]:
     from xmodal.distributed.runtime import Runtime
 
     config = load_config(args.config, args.overrides)
-    config.data.text.buckets = ()  # one program is measured: that of the longest batches
-    config.data.image.naflex.update(lengths=config.data.image.naflex.lengths[-1:], weights=(), length=0)
+    for entry in config.data.inputs.values():  # one program is measured: that of the longest batches
+        if "buckets" in entry:
+            entry.buckets = ()
+        if "naflex" in entry:
+            entry.naflex.update(lengths=entry.naflex.lengths[-1:], weights=(), length=0)
     if args.synthetic:
         config.data.sources = dict(made_up=dict(type="synthetic", samples=1_000_000, scale=0.5))
     # The other goes first: once JAX has started, it holds the memory.
@@ -50,8 +53,8 @@ def measure(args: argparse.Namespace) -> tuple[str, list[str], list[list]]:
 def _measure(config, steps: int, largest: bool) -> dict[str, object]:
     import jax
 
+    from data_pipelines.modalities import inputs_of
     from data_pipelines.stream.stream import open_stream
-    from data_pipelines.text.tokenizers import Tokenizer
     from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
     from xmodal.training.durations import samples_of
     from xmodal.training.startup import model_facts
@@ -59,19 +62,25 @@ def _measure(config, steps: int, largest: bool) -> dict[str, object]:
     from xmodal.training.teacher import open_teacher
 
     mesh = make_mesh(config.mesh)
-    tokenizer = Tokenizer.load(config.data.text.tokenizer)
+    inputs = inputs_of(config.data)
     with jax.set_mesh(mesh):
-        teacher = open_teacher(config, mesh, tokenizer)
+        teacher = open_teacher(config, mesh, inputs)
         if largest:
-            config.batch_size = _largest_batch(config, mesh, tokenizer, teacher)
+            config.batch_size = _largest_batch(config, mesh, inputs, teacher)
         check_batch(config.batch_size, config.accumulation, mesh)
         shard = process_shard(mesh, config.batch_size)
         samples = lambda start, epoch_size: samples_of(start, config, epoch_size)
         texts = teacher.texts if teacher else {}
         with open_stream(
-            config.data, batch_size=config.batch_size, seed=config.seed, shard=shard, samples=samples, texts=texts
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shard=shard,
+            samples=samples,
+            texts=texts,
+            inputs=inputs,
         ) as stream:
-            task = build_task(config, mesh, tokenizer, stream.epoch_size, teacher)
+            task = build_task(config, mesh, inputs, stream.epoch_size, teacher)
             abstract = task.abstract_state()
             facts = model_facts(task, abstract)
             began = time.perf_counter()
@@ -126,7 +135,7 @@ def _peak(compiled) -> int:
     return memory.temp_size_in_bytes + kept
 
 
-def _largest_batch(config, mesh, tokenizer, teacher) -> int:
+def _largest_batch(config, mesh, inputs, teacher) -> int:
     """The largest batch whose step fits, from the memory of two smaller ones: it grows linearly."""
     from xmodal.config import ConfigError
     from xmodal.training.task import build_task
@@ -137,7 +146,7 @@ def _largest_batch(config, mesh, tokenizer, teacher) -> int:
     unit, tried = ROUND * mesh.devices.size, {}
     for batch in (4 * unit, 8 * unit):
         config.batch_size = batch
-        task = build_task(config, mesh, tokenizer, 10**6, teacher)
+        task = build_task(config, mesh, inputs, 10**6, teacher)
         tried[batch] = _peak(_compiled(task, task.abstract_state()))
     return fitting(tried, int(SHARE * limit), unit)
 
@@ -155,16 +164,16 @@ def _open_clip(config, args: argparse.Namespace) -> dict[str, object]:
     import subprocess
     import sys
 
-    from data_pipelines.text.tokenizers import Tokenizer
+    from data_pipelines.modalities import inputs_of
     from xmodal.config import ConfigError, make_spec
     from xmodal.interop import open_clip
     from xmodal.models.model import ModelSpec
     from xmodal.training.settle import resolve
 
-    settled = resolve(config, Tokenizer.load(config.data.text.tokenizer))
+    settled = resolve(config, inputs_of(config.data))
     settings = dict(
         model=open_clip.to_config(make_spec(ModelSpec, settled.model, where="model")), steps=args.steps,
-        batch=0 if args.largest else config.batch_size, image_size=config.data.image.size,
+        batch=0 if args.largest else config.batch_size, image_size=config.data.inputs.image.size,
         optimizer=dict(lr=config.optimizer.lr, betas=(config.optimizer.b1, config.optimizer.b2),
                        eps=config.optimizer.eps, weight_decay=config.optimizer.weight_decay),
     )  # fmt: skip

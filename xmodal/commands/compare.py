@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     from xmodal.config import ConfigError
+    from xmodal.folders import not_local
     from xmodal.messages import UsageError
     from xmodal.reporting import comparison
     from xmodal.reporting.comparison_page import render
     from xmodal.reporting.files import write_json, write_text
     from xmodal.reporting.summary import print_comparison
-    from xmodal.training.folder import not_local
 
     if problem := next(filter(None, map(not_local, args.runs)), ""):
         raise ConfigError(f"compare: {problem}")

@@ -2,7 +2,7 @@
 
 python -m xmodal data build photos.csv --out shards --caption title
 python -m xmodal data stats 'shards/*.tar'
-python -m xmodal data preview --config configs/demo.py --config.data.image.jitter=0.4
+python -m xmodal data preview --config configs/demo.py --config.data.inputs.image.jitter=0.4
 """
 
 import argparse
@@ -14,6 +14,7 @@ ACTIONS = {
     "index": "scan the headers of shards, so that runs start at once",
     "verify": "read every sample, decode every image, and name every fault",
     "stats": "lengths, sizes, shapes, duplicates and fields, with plots",
+    "inspect": "what a batch holds: names, shapes, types, who makes them, and an example",
     "preview": "a page of samples as the model sees them",
     "tokenizer": "train a tokenizer on the captions, in any script",
     "filter": "keep the pairs whose picture and caption fit together, by an index of embeddings",

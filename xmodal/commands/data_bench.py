@@ -11,7 +11,14 @@ import argparse
 import pathlib
 from typing import Any
 
-from xmodal.commands.data_inputs import DEMO_TOKENIZER, add_data_arguments, load_data, sources_of, title_of
+from xmodal.commands.data_inputs import (
+    DEMO_TOKENIZER,
+    add_data_arguments,
+    load_data,
+    name_tokenizers,
+    sources_of,
+    title_of,
+)
 
 _BUSY = 0.7  # share of the processors below which something else must have used them
 _READING = 3.0  # seconds of reading without decoding
@@ -43,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--seconds is {args.seconds:g}; expected a number above 0")
     accelerators, config = _accelerators(args.accelerator), load_data(args)
     data = config.data
-    data.text.tokenizer = data.text.tokenizer or DEMO_TOKENIZER
+    name_tokenizers(config, DEMO_TOKENIZER)
     opened = lambda: open_stream(
         data, batch_size=config.batch_size, seed=config.seed,
         samples=lambda start, epoch_size: samples_of(start, config, epoch_size),

@@ -23,7 +23,7 @@ from xmodal.commands.data_inputs import (
     add_source_arguments,
     beam_options_of,
     check_engine,
-    modalities_of,
+    inputs_of,
     source_entry,
 )
 from xmodal.messages import UsageError
@@ -52,11 +52,12 @@ def run(args: argparse.Namespace) -> None:
     """Builds the shards and says what was left out."""
     from data_pipelines.host import cores
     from data_pipelines.io.storage import Files
+    from data_pipelines.modalities import MODALITIES
+    from data_pipelines.modalities.inputs import open_inputs
     from data_pipelines.prepare.building import Limits, build, plan
     from data_pipelines.prepare.writer import ImageRule
-    from data_pipelines.samples import has_images
+    from data_pipelines.rules import Rules
     from data_pipelines.sources import open_source
-    from data_pipelines.text.captions import Captions
     from xmodal.configs.base import get_config
 
     workers = cores() if args.workers is None else args.workers
@@ -64,16 +65,16 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--workers, --attempts and --timeout must be above 0")
     check_engine(args)
     config = get_config().data
-    config.modalities = modalities_of(args)
-    config.text.lower = False  # shards keep the captions as they are; a recipe may lower them
+    inputs = open_inputs(inputs_of(args), MODALITIES)
+    kept = inputs.changed(inputs.caption.name, lower=False)  # shards keep captions as they are; a recipe may lower them
     limits, images = Limits(args.shard_bytes, args.shard_samples), ImageRule(args.max_side, args.quality)
     entry = source_entry(args, "files")
-    options = dict(entry=entry, limits=vars(limits), images=vars(images) if has_images(config.modalities) else None)
+    options = dict(entry=entry, limits=vars(limits), images=vars(images) if inputs.stored else None)
     engine = _beam(args) if args.engine == "beam" else None
     with Files(attempts=args.attempts, timeout=args.timeout) as files:
-        source = open_source("input", entry, config, files, every_field=True)
+        source = open_source("input", entry, config, files, inputs=kept, every_field=True)
         print(f"{source.samples:,} usable samples in {', '.join(args.inputs)}", flush=True)
-        job = plan(source, args.out, limits, images, Captions(config.text, images=has_images(config.modalities)), files)
+        job = plan(source, args.out, limits, images, Rules(inputs), files)
         try:
             manifest = build(job, options, workers, engine)
         except KeyboardInterrupt:

@@ -52,27 +52,25 @@ class _Scan:
         self._options = beam_options_of(args) if args.engine == "beam" else None
         self.shards = 0
 
-    def __call__(self, stats: Sequence, captions: Any, files: Any, measures: Sequence, workers: int) -> Iterator:
+    def __call__(self, stats: Sequence, rules: Any, files: Any, measures: Sequence, workers: int) -> Iterator:
         from data_pipelines.sources.index import scan_all
 
         self.shards += len(stats)
         if self._options is None:
-            yield from scan_all(stats, captions, files, measures, workers)
+            yield from scan_all(stats, rules, files, measures, workers)
         else:
             from data_pipelines.prepare.beam import index_with_beam
 
-            yield from index_with_beam(stats, captions, files, measures, self._options)
+            yield from index_with_beam(stats, rules, files, measures, self._options)
 
 
 def _index(name: str, entry: Any, config: Any, files: Any, args: argparse.Namespace, scan: _Scan) -> Any:
     """Indexes a source, and opens it as a run would: what was written must be what is read."""
     from data_pipelines.examine.verify import spot_check
     from data_pipelines.sources import index_source, open_source
-    from data_pipelines.text.tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.load(config.data.text.tokenizer) if config.data.text.buckets else None
-    found = index_source(name, entry, config.data, files, tokenizer=tokenizer, workers=args.workers, engine=scan)
-    source = open_source(name, entry, config.data, files, tokenizer=tokenizer)
+    found = index_source(name, entry, config.data, files, lengths=True, workers=args.workers, engine=scan)
+    source = open_source(name, entry, config.data, files, lengths=True)
     if found is None:
         kind = entry.get("type", "tar")
         print(f"{name}: data of the type {kind!r} need no index; they are looked through when they are opened")

@@ -53,9 +53,10 @@ def add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     source.add_argument("--scale", type=float, metavar="X", help="of synthetic images")
 
 
-def modalities_of(args: argparse.Namespace) -> tuple[str, ...]:
-    """Returns what the arguments say samples have, as `data.modalities`."""
-    return ("text",) if getattr(args, "texts", False) else ("image", "text")
+def inputs_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Returns what the arguments say samples have, as `data.inputs`: an image and its caption, or a text alone."""
+    image = {} if getattr(args, "texts", False) else dict(image=dict(type="image"))
+    return image | dict(text=dict(type="text"))
 
 
 def source_entry(args: argparse.Namespace, kind: str) -> dict[str, Any]:
@@ -145,15 +146,20 @@ def load_data(args: argparse.Namespace) -> ConfigDict:
         _refuse_source_arguments(args)
         config = load_config(args.config, args.overrides)
     else:
-        config = load_config(base.__file__, args.overrides)
+        config = load_config(base.__file__, args.overrides, inputs_of(args))
         config.data.sources = {NAME: source_entry(args, _guess(args.inputs))}
-        if getattr(args, "texts", False):
-            config.data.modalities = modalities_of(args)
     if getattr(args, "tokenizer", None):
-        config.data.text.tokenizer = args.tokenizer
+        name_tokenizers(config, args.tokenizer, again=True)
     if not entries(config):
         raise ConfigError(f"data.sources of {args.config} names no data with a weight above 0")
     return config
+
+
+def name_tokenizers(config: ConfigDict, file: str, again: bool = False) -> None:
+    """Gives the texts of a config a tokenizer: those without one, or with `again` all."""
+    for entry in config.data.inputs.values():
+        if "tokenizer" in entry and (again or not entry["tokenizer"]):
+            entry["tokenizer"] = file
 
 
 def entries(config: ConfigDict) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def weights(config: ConfigDict, epoch_size: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def open_sources(config: ConfigDict, **how: bool) -> Iterator[list]:
+def open_sources(config: ConfigDict, **how: Any) -> Iterator[list]:
     """Opens all sources of a config, as `open_source` is told to, and closes their files."""
     from data_pipelines.io.storage import Files
 
@@ -186,7 +192,7 @@ def open_sources(config: ConfigDict, **how: bool) -> Iterator[list]:
         yield sources_of(config, files, **how)
 
 
-def sources_of(config: ConfigDict, files: Any, **how: bool) -> list:
+def sources_of(config: ConfigDict, files: Any, **how: Any) -> list:
     """Opens all sources of a config with files that the caller closes."""
     from data_pipelines.sources import open_source
 
@@ -215,7 +221,7 @@ def _guess(inputs: list[str]) -> str:
 
 def _refuse_source_arguments(args: argparse.Namespace) -> None:
     if args.texts:
-        raise UsageError("--texts describes data that have no recipe; with one, use --config.data.modalities=...")
+        raise UsageError("--texts describes data that have no recipe; with one, leave others out of data.inputs")
     given = [name for name in ("type", "template", *_OF_SOURCE) if getattr(args, name) is not None]
     if given:
         flag = given[0].replace("_", "-")

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
     """Measures the data, prints the tables and writes the page."""
     from data_pipelines.examine.survey import Rules, survey, together
     from data_pipelines.images.decode import Options
-    from data_pipelines.text.tokenizers import Tokenizer
+    from data_pipelines.modalities import Image, inputs_of
     from xmodal.messages import UsageError
     from xmodal.reporting import data_stats
     from xmodal.reporting.files import write_json, write_text
@@ -33,9 +33,11 @@ def run(args: argparse.Namespace) -> None:
     if args.sample < 0:
         raise UsageError(f"--sample is {args.sample}; expected a number of samples, or 0 for all")
     config = load_data(args)
-    data = config.data
-    tokenizer = Tokenizer.load(data.text.tokenizer) if data.text.tokenizer else None
-    rules = Rules(Options.of(data.image), tokenizer, data.text.length, data.image.size)
+    inputs = inputs_of(config.data)
+    text, image = inputs.caption, next(iter(inputs.of_type(Image.type).values()), None)
+    tokenizer = text.vocabulary if text is not None and text.tokenizer else None
+    length, pixels = text.length if text is not None else 0, image.size if image is not None else 0
+    rules = Rules(image.options if image is not None else Options(), tokenizer, length, pixels)
     with open_sources(config, every_field=True) as sources:
         surveys = survey(sources, rules, wanted=args.sample, seed=config.seed, workers=processes(args))
         shares = weights(config, sum(source.samples for source in sources))
@@ -45,18 +47,18 @@ def run(args: argparse.Namespace) -> None:
             )
             for source in sources
         }
-    stats = data_stats.Stats(title_of(args), facts, surveys, together(surveys), data.text.length, data.image.size)
+    stats = data_stats.Stats(title_of(args), facts, surveys, together(surveys), length, pixels)
     for table in data_stats.tables(stats):
         print_table(*table)
     if tokenizer:
         cut = stats.whole.cut / max(1, stats.whole.tokens.count)
-        print(f"{cut:.2%} of the captions are longer than data.text.length={data.text.length} tokens and are cut")
+        print(f"{cut:.2%} of the captions are longer than {text.where}.length={length} tokens and are cut")
     else:
         print("tokens were not counted: name a tokenizer with --tokenizer FILE")
     if transparent := stats.whole.transparent:
-        shown = dict(drop="lose their alpha channel").get(data.image.background, f"are put on {data.image.background}")
+        shown = dict(drop="lose their alpha channel").get(image.background, f"are put on {image.background}")
         share = transparent / max(1, stats.whole.shorter.count)
-        print(f"{transparent:,} images ({share:.2%}) are transparent and {shown}: see data.image.background")
+        print(f"{transparent:,} images ({share:.2%}) are transparent and {shown}: see {image.where}.background")
     if nulls := stats.whole.nulls:
         print(f"{nulls:,} captions are words for no value, such as 'nan' or 'None'; of lists `nulls` leaves them out")
     if args.out:

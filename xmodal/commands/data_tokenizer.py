@@ -6,9 +6,9 @@ python -m xmodal data tokenizer corpus.txt --kind wordpiece --no-lower --out tok
 python -m xmodal data tokenizer --config configs/my_recipe.py --size 8000 --out tokenizer.json
 
 Captions are chosen as in a run, and no image is looked at; of a list field every entry counts. The file goes into
-`data.text.tokenizer`. Kinds: `bpe` (bytes: any text can be written and read back), `unigram` (pieces, and bytes for
-what they lack), `wordpiece` (BERT's; what it lacks is [UNK]). Chinese, Japanese and Thai need no spaces between words.
-The same captions give the same file.
+`tokenizer` of a text input. Kinds: `bpe` (bytes: any text can be written and read back), `unigram` (pieces, and bytes
+for what they lack), `wordpiece` (BERT's; what it lacks is [UNK]). Chinese, Japanese and Thai need no spaces between
+words. The same captions give the same file.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--kind", default="bpe", metavar="KIND", help="bpe (default), wordpiece or unigram")
     out.add_argument("--size", type=int, default=8000, metavar="N", help="tokens at most; 8000 by default")
     out.add_argument(
-        "--lower", action=argparse.BooleanOptionalAction, help="it lower-cases texts; data.text.lower by default"
+        "--lower", action=argparse.BooleanOptionalAction, help="it lower-cases texts; as the input by default"
     )
     out.add_argument("--no-begin", action="store_true", help="no begin token, only an end token (as SigLIP)")
     out.add_argument("--mask", action="store_true", help="a mask token, for masked modelling (wordpiece has one)")
@@ -42,26 +42,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains the tokenizer, writes it and prints how it writes the captions."""
     from data_pipelines.examine.coverage import Coverage
+    from data_pipelines.modalities import inputs_of
     from data_pipelines.text.vocabularies import Rules, train
     from xmodal.reporting.files import write_text
 
     if args.sample < 0:
         raise UsageError(f"--sample is {args.sample}; expected a number of samples, or 0 for all")
     config = load_data(args)
-    if args.lower is not None:
-        config.data.text.lower = args.lower
+    inputs = inputs_of(config.data)
+    if inputs.caption is None:
+        raise ConfigError("data.inputs has no text to train a tokenizer on")
+    name = inputs.caption.name
+    inputs = inputs.changed(name, lower=inputs.caption.lower if args.lower is None else args.lower, buckets=())
+    if not args.config:
+        inputs = inputs.changed(name, max_list=1)  # every entry of a list is a caption
     if not any(entry.get("unique", "") == "image" for entry in config.data.sources.values()):
-        config.data.modalities = ("text",)
+        inputs = inputs.only(inputs.texts)
+    lower = inputs.caption.lower
     special = tuple(name for name in args.special.split(",") if name)
-    rules = Rules(args.kind, args.size, config.data.text.lower, not args.no_begin, args.mask, special)
-    texts = list(_lines(args, config) if _plain(args) else _captions(args, config))
+    rules = Rules(args.kind, args.size, lower, not args.no_begin, args.mask, special)
+    texts = list(_lines(args, config, inputs) if _plain(args) else _captions(args, config, inputs))
     tokenizer = train(texts, rules)
     if args.out.exists() and args.out.read_text(encoding="utf-8", errors="replace") != tokenizer.json:
         raise ConfigError(f"{args.out} exists and holds another tokenizer, which runs may use; name another file")
     coverage = Coverage(tokenizer)
     coverage.add(texts)
     print(write_text(args.out, tokenizer.json))
-    _report(tokenizer, coverage, config, len(texts), args.out)
+    _report(tokenizer, coverage, inputs.caption, len(texts), args.out)
 
 
 def _plain(args: argparse.Namespace) -> bool:
@@ -70,7 +77,7 @@ def _plain(args: argparse.Namespace) -> bool:
     return not described and all(name.lower().endswith(".txt") for name in args.inputs)
 
 
-def _captions(args: argparse.Namespace, config: Any) -> Iterator[str]:
+def _captions(args: argparse.Namespace, config: Any, inputs: Any) -> Iterator[str]:
     """Yields the captions of samples all over the data."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -80,17 +87,15 @@ def _captions(args: argparse.Namespace, config: Any) -> Iterator[str]:
     from data_pipelines.progress import progress
     from data_pipelines.workers import results_of
 
-    if not args.config:
-        config.data.text.max_list = 1  # every entry of a list is a caption
     with Files(**config.data.remote) as files:
-        sources = sources_of(config, files)
+        sources = sources_of(config, files, inputs=inputs)
         tables = [source.blocks(_BLOCK_BYTES) for source in sources]
         choice = choose(tables, args.sample, config.seed)
 
         def read(part: Any) -> list[str]:
-            captions = sources[part.source].captions
+            rules = sources[part.source].rules
             records = [sample.record for sample in read_part(part, sources, tables) if not sample.fault]
-            return [text for record in records for text in captions.every(record)]
+            return [text for record in records for text in rules.captions(record)]
 
         pool, calls = ThreadPoolExecutor(cores(), "read-captions"), ((part,) for part in choice)
         with progress(len(choice), "reading captions") as advance:
@@ -99,13 +104,12 @@ def _captions(args: argparse.Namespace, config: Any) -> Iterator[str]:
                 advance(1)
 
 
-def _lines(args: argparse.Namespace, config: Any) -> Iterator[str]:
+def _lines(args: argparse.Namespace, config: Any, inputs: Any) -> Iterator[str]:
     """Yields the captions of text files, one a line; of more than `--sample` lines so many, spread evenly."""
     from data_pipelines.io import paths
     from data_pipelines.io.storage import Files
-    from data_pipelines.text.captions import Captions
 
-    captions = Captions(config.data.text, images=False)
+    text = inputs.caption
     with Files(**config.data.remote) as files:
         names = paths.expand(args.inputs, files)
         count = 0
@@ -118,10 +122,10 @@ def _lines(args: argparse.Namespace, config: Any) -> Iterator[str]:
                 for line in filter(bytes.strip, file):
                     number += 1
                     if number * wanted // count > (number - 1) * wanted // count:
-                        yield captions.from_fields({}, line.decode("utf-8-sig", "replace")).text
+                        yield text.text(line.decode("utf-8-sig", "replace"))
 
 
-def _report(tokenizer: Any, coverage: Any, config: Any, count: int, out: pathlib.Path) -> None:
+def _report(tokenizer: Any, coverage: Any, text: Any, count: int, out: pathlib.Path) -> None:
     from xmodal.reporting.summary import print_table
 
     columns = ["script", "captions", "tokens", "median", "95 %", "99 %", "most", "characters/token", "unknown", "bytes"]
@@ -136,5 +140,6 @@ def _report(tokenizer: Any, coverage: Any, config: Any, count: int, out: pathlib
     named = ", ".join(f"{name} {number}" for name, number in special.items() if number is not None)
     print(f"{tokenizer.vocab_size:,} tokens learnt from {count:,} captions; ids: {named}")
     length, cut = coverage.suggested()
-    print(f"in the recipe: c.data.text.update(tokenizer={str(out)!r}, length={length}, lower={config.data.text.lower})")
+    entry = f"c.data.inputs.{text.name}.update(tokenizer={str(out)!r}, length={length}, lower={text.lower})"
+    print(f"in the recipe: {entry}")
     print(f"that length cuts {cut:.2%} of the captions; a model made for another vocabulary cannot go on with this one")

@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Checks the data; ends with status 1 if they hold faults that the index did not know."""
     from data_pipelines.examine.verify import verify
-    from data_pipelines.images.decode import Options
     from xmodal.messages import UsageError
 
     if args.sample < 0:
@@ -40,10 +39,7 @@ def run(args: argparse.Namespace) -> None:
             listed.append(dict(source=source, **fault._asdict()))
 
     with open_sources(config) as sources:
-        findings = verify(
-            sources, Options.of(config.data.image), found,
-            wanted=args.sample, seed=config.seed, workers=processes(args),
-        )  # fmt: skip
+        findings = verify(sources, found, wanted=args.sample, seed=config.seed, workers=processes(args))
         _report(sources, findings, args, listed)
     if findings.faults:
         sys.exit(1)
@@ -67,7 +63,7 @@ def _report(sources: list, findings: Any, args: argparse.Namespace, listed: list
     share = f" of {total:,}" if findings.samples < total else ""
     faults = sum(findings.faults.values())
     verdict = f"{faults:,} cannot be used" if faults else "all can be used"
-    what = f"read and decoded ({size(findings.bytes)} of images)" if findings.bytes else "read"
+    what = f"read and decoded ({size(findings.bytes)} of files)" if findings.bytes else "read"
     print(f"{findings.samples:,}{share} samples {what}: {verdict}")
     if args.json:
         known = {source.name: source.skipped for source in sources}

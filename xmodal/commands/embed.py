@@ -19,8 +19,9 @@ from typing import Any
 
 from xmodal.commands.data_inputs import add_data_arguments, load_data, open_sources, title_of
 from xmodal.messages import UsageError
+from xmodal.search.parts import IMAGE, KINDS, TEXT
 
-_WHAT = dict(both=("image", "text"), images=("image",), captions=("text",))
+_WHAT = dict(both=KINDS, images=(IMAGE,), captions=(TEXT,))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,17 +61,26 @@ def _embed(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: an index lies on a disk, local or common; copy it to a bucket afterwards")
     set_compile_cache("~/.cache/xmodal/jax")
     config = load_data(args)
-    config.data.text.lower, config.data.text.clean = False, "none"  # the model prepares; people read them as they are
     known = open_model(args.model, step=args.step, compute=args.compute, batch_size=args.batch_size)
-    kinds = ("image", "text")
-    what = _WHAT[args.what] if args.what else tuple(kind for kind in kinds if kind in known.model.inputs)
+    what = _WHAT[args.what] if args.what else tuple(kind for kind in KINDS if kind in known.model.inputs)
     options = Options(what, args.dtype, args.thumbnails, args.part_samples)
-    with open_sources(config, every_field=True, uncaptioned="text" not in what) as sources:
+    with open_sources(config, every_field=True, inputs=_inputs(config, what)) as sources:
         job = plan(pathlib.Path(args.out), sources, options, title_of(args))
         began = time.perf_counter()
         print(f"{sum(source.samples for source in sources):,} samples in {len(job.spans):,} parts", flush=True)
         done = make(job, known, share, threads=config.data.threads, readers=config.data.readers)
     _report(pathlib.Path(args.out), done, time.perf_counter() - began)
+
+
+def _inputs(config: Any, what: tuple[str, ...]) -> Any:
+    """Returns the inputs of samples: captions as people read them, since the model prepares them; needed or not."""
+    from data_pipelines.modalities import inputs_of
+
+    inputs = inputs_of(config.data)
+    for name, text in inputs.texts.items():
+        changes = dict(lower=False, clean="none", buckets=(), required=text.required and TEXT in what)
+        inputs = inputs.changed(name, **changes)
+    return inputs
 
 
 def _share(text: str) -> tuple[int, int]:

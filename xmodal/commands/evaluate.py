@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from xmodal.commands.weights import add_weight_arguments, are_mixed, chosen
 
 if TYPE_CHECKING:
-    from xmodal.interop.folder import Stored
+    from xmodal.stored.base import Stored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,26 +100,27 @@ def evaluate(
     """
     import jax
 
-    from xmodal.commands.subject import open_subject, read_suite, subject_of
+    from xmodal.commands.subject import Subject, open_subject, read_suite
     from xmodal.distributed.mesh import make_mesh
-    from xmodal.interop.folder import Stored
+    from xmodal.evaluation.opening import open_evaluators
+    from xmodal.live import Live
     from xmodal.reporting.results import results_of
-    from xmodal.training.task import open_evaluators
+    from xmodal.stored.base import Stored
 
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1))
     with jax.set_mesh(mesh):
         if isinstance(model, Stored):
-            subject = subject_of(model, mesh, {"model": model.origin, "weights": weights})
+            subject = Subject(Live.place(model, mesh), {"model": model.origin, "weights": weights})
         else:
             subject = open_subject(model, mesh, step=step)
-        config, head = subject.config, dict(subject.head)
+        config, head = subject.live.config, dict(subject.head)
         if suite:
             config, head = read_suite(suite, config), head | {"suite": str(suite)}
         _choose(config, only, suite or (model.origin if isinstance(model, Stored) else model))
-        evaluators = open_evaluators(config, subject.model, mesh, subject.preprocess, subject.tokenizer)
+        evaluators = open_evaluators(config, subject.live)
         metrics, scores, details = {}, {}, {}
         for _, evaluator in evaluators.values():
-            found = evaluator(subject.params)
+            found = evaluator(subject.live.params)
             metrics, scores, details = metrics | found.metrics, scores | found.scores, details | found.details
     return Evaluation(results_of(head, metrics, scores, details, intervals), scores)
 

@@ -20,9 +20,10 @@ def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     import jax
 
-    from xmodal.interop.folder import open_stored, write_stored
     from xmodal.reporting.formatting import compact
     from xmodal.reporting.summary import print_summary
+    from xmodal.stored.opening import open_stored
+    from xmodal.stored.project import write_stored
 
     stored = open_stored(args.source)
     write_stored(stored, args.out)
@@ -31,16 +32,11 @@ def run(args: argparse.Namespace) -> None:
         f"{tower.trunk.depth} layers, pool {tower.pool}"
         for name, tower in stored.spec.towers.items()
     }
-    image, text = stored.config.data.image, stored.config.data.text
-    shown = f"{image.size} pixels, crop {image.crop} of {image.resize or image.size} pixels"
-    if image.naflex.lengths:
-        shown = f"at most {image.naflex.lengths[-1]} patches of {image.naflex.patch_size} pixels"
     print_summary(
         f"xmodal import · {args.out}",
         {
             **towers,
-            "pictures": f"{shown}, {image.filter}, mean {image.mean}, std {image.std}",
-            "texts": f"{text.length} tokens, vocabulary {stored.tokenizer.vocab_size:,}" if stored.tokenizer else "",
+            **{name: modality.summary() for name, modality in stored.inputs.items()},
             "next": ("python -m xmodal export --workdir DIR --to ...", "xmodal.load(DIR)", "init_from in a recipe"),
         },
     )

@@ -2,7 +2,7 @@
 
 python -m xmodal params --config configs/demo.py
 python -m xmodal params --config configs/clip.py:B16 --match 'image/trunk/.*/bias' \
-    --config.data.text.tokenizer=data_pipelines/emoji/tokenizer.json
+    --config.data.inputs.text.tokenizer=data_pipelines/emoji/tokenizer.json
 
 A pattern matches whole paths, as in `optimizer.rules`, `mesh.rules` and `init_from_except`. Nothing is allocated.
 """
@@ -46,7 +46,7 @@ def _settings(config) -> tuple[dict, dict]:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # shapes need no accelerator, which another run may be using
-    from data_pipelines.text.tokenizers import Tokenizer
+    from data_pipelines.modalities import inputs_of
     from xmodal.distributed.mesh import make_mesh
     from xmodal.paths import flatten_paths
     from xmodal.training.optimizer import settings_of
@@ -54,9 +54,9 @@ def _settings(config) -> tuple[dict, dict]:
     from xmodal.training.teacher import open_teacher
 
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1])
-    tokenizer = Tokenizer.load(config.data.text.tokenizer)
+    inputs = inputs_of(config.data)
     with jax.set_mesh(mesh):
-        config, _, params = abstract_params(config, mesh, tokenizer, open_teacher(config, mesh, tokenizer))
+        config, _, params = abstract_params(config, mesh, inputs, open_teacher(config, mesh, inputs))
     return flatten_paths(params), flatten_paths(settings_of(config.optimizer, params))
 
 

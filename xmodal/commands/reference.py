@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the page."""
+    from xmodal.commands.reference_page import reference
     from xmodal.reporting.files import write_text
-    from xmodal.reporting.reference import reference
 
     if args.out is None:
         print(reference(), end="")

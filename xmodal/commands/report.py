@@ -5,7 +5,7 @@ python -m xmodal report --workdir runs/demo
 
 import argparse
 
-from xmodal.training.folder import run_folder
+from xmodal.folders import run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,44 +2,33 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.errors import DataError
+from data_pipelines.modalities import inputs_of
 from xmodal import recipes
-from xmodal.config import ConfigError, did_you_mean, from_json, validate
-from xmodal.distributed.sharding import shardings
-from xmodal.interop.folder import Stored, open_stored, parse
-from xmodal.models.model import Functional
-from xmodal.training.task import preprocessor
-from xmodal.training.trained import load_run
+from xmodal.config import ConfigError, did_you_mean, from_json
+from xmodal.live import Live
+from xmodal.stored import run
+from xmodal.stored.opening import open_stored, parse
 
 _KEYS = ("about", "label", "evals")
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model on a mesh with everything that evaluators need of it.
+    """A model to evaluate.
 
     Attributes:
-      config: complete; `data.image` and `data.text` prepare pictures and texts as the model wants it.
-      model: its towers as pure functions.
-      params: their parameters, on the mesh.
-      preprocess: (batch, None) -> batch with float images, on the device.
-      tokenizer: of its texts; None for a model of pictures alone.
+      live: the model on a mesh.
       head: what results say they are of.
     """
 
-    config: ConfigDict
-    model: Functional
-    params: dict
-    preprocess: Callable
-    tokenizer: Tokenizer | None
+    live: Live
     head: dict[str, Any]
 
 
@@ -55,26 +44,10 @@ def open_subject(where: str | Path, mesh: jax.sharding.Mesh, *, step: int | None
       ConfigError: there is no model that can be read; the message says what is wrong with it.
     """
     kind, path = parse(where)
-    if kind == "run":
-        run = load_run(path, mesh, step=step)
-        head = {"step": run.step, "samples": run.samples}
-        return Subject(run.config, run.losses.model, run.params, run.losses.preprocess, run.tokenizer, head)
-    return subject_of(open_stored(where, step=step), mesh, {"model": str(where)})
-
-
-def subject_of(stored: Stored, mesh: jax.sharding.Mesh, head: dict[str, Any]) -> Subject:
-    """Puts a model on a mesh; `head` is what results say they are of."""
-    model = Functional.build(stored.spec)
-    params = model.own(stored.params)
-    placed = shardings(jax.eval_shape(lambda p: p, params), mesh, stored.config.mesh.rules)
-    params = jax.tree.map(_place, params, placed)
-    config = stored.config.copy_and_resolve_references()
-    return Subject(config, model, params, preprocessor(config.data.image), stored.tokenizer, head)
-
-
-def _place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    if kind == run.KIND.name:  # straight onto the mesh, and as it was trained
+        found = run.load_run(path, mesh, open_stored, step=step)
+        return Subject(Live.place(found.stored, mesh), {"step": found.stored.step, "samples": found.samples})
+    return Subject(Live.place(open_stored(where, step=step), mesh), {"model": str(where)})
 
 
 def read_suite(path: str | Path, config: ConfigDict) -> ConfigDict:
@@ -82,7 +55,7 @@ def read_suite(path: str | Path, config: ConfigDict) -> ConfigDict:
 
     Args:
       path: of a JSON object with `evals`, entries as in a recipe, and where they are needed `label`, the keys of
-        `data.label`, and `about`, a text for people. Relative paths start as in a recipe.
+        a label input, and `about`, a text for people. Relative paths start as in a recipe.
       config: of the model; what is not in the suite stays.
 
     Raises:
@@ -101,5 +74,10 @@ def read_suite(path: str | Path, config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.evals = suite.evals
     if "label" in suite:
-        config.data.label = validate(suite.label, config.data.label, source=f"{path}: label")
+        name = next((name for name, entry in config.data.inputs.items() if entry.type == "label"), "label")
+        config.data.inputs[name] = dict(type="label") | suite.label.to_dict()
+        try:
+            config.data.inputs = inputs_of(config.data).entries()
+        except DataError as error:
+            raise ConfigError(f"{path}: label: {error}") from None
     return config

@@ -8,7 +8,7 @@ The same command continues a run that was interrupted. `--config FILE.py:VARIANT
 
 import argparse
 
-from xmodal.training.folder import run_folder
+from xmodal.folders import run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

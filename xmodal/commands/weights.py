@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xmodal.interop.folder import Stored
+    from xmodal.stored.base import Stored
 
 
 def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def chosen(where: str, args: argparse.Namespace) -> "tuple[Stored, str]":
       ConfigError: there is no such model or checkpoint, or the models do not have the same weights.
     """
     from xmodal.interop.averaging import average
-    from xmodal.interop.folder import open_stored
+    from xmodal.stored.opening import open_stored
 
     are_mixed(args)
     kind = {True: ", averaged weights", False: ", trained weights", None: ""}[args.ema]
@@ -60,20 +60,24 @@ def chosen(where: str, args: argparse.Namespace) -> "tuple[Stored, str]":
 def _interpolated(where: str, args: argparse.Namespace, stored: Any, weights: str) -> "tuple[Stored, str]":
     from xmodal.config import ConfigError
     from xmodal.interop.averaging import interpolate
-    from xmodal.interop.folder import open_stored
+    from xmodal.stored.opening import open_stored
+    from xmodal.stored.starting import Starting
 
-    start = args.start or stored.config.get("init_from", "")
+    start = args.start or stored.config.init_from
     if not start:
         raise ConfigError(f"--interpolate: {where} started from random weights; name others with --start DIR")
+    if not isinstance(start, str):
+        places = Starting.of(stored.config)
+        raise ConfigError(f"--interpolate: {where} started from {places}; name one folder of such a model with --start")
     return interpolate(open_stored(start), stored, args.interpolate), (
         f"{args.interpolate:g} of the way from {start} to {weights or 'the weights as they were'}"
     )
 
 
 def _steps(where: str, args: argparse.Namespace) -> list[int]:
+    from xmodal.checkpoints.reading import checkpoint_folder, list_steps
     from xmodal.config import ConfigError
     from xmodal.messages import UsageError
-    from xmodal.training.checkpoints.reading import checkpoint_folder, list_steps
 
     if args.step is not None:
         raise UsageError("--step and --average exclude each other")

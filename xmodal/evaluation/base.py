@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 
+from data_pipelines.errors import DataError
+from data_pipelines.modalities import Inputs, Label, Text
 from data_pipelines.stream.evalset import EvalSet
 from data_pipelines.text.preparation import Preparation
-from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.distributed.mesh import assert_same_data
+from xmodal.live import Live
 from xmodal.models.model import Functional
-from xmodal.objectives.contrastive import normalize
 from xmodal.reporting.scores import Scores
 
 
@@ -22,18 +23,35 @@ class EvalContext:
     """The parts of a run that evaluators share; the same in training and offline.
 
     Attributes:
-      model: the towers as pure functions.
-      mesh: batches are split over all its devices.
-      preprocess: (batch, None) -> batch with float images, on the device.
-      tokenizer: that the run trains with; None for a model of images alone.
-      data: `config.data`.
+      live: the model. Evaluators get the parameters with each evaluation, as training changes them.
     """
 
-    model: Functional
-    mesh: jax.sharding.Mesh
-    preprocess: Callable
-    tokenizer: Tokenizer | None
-    data: Any
+    live: Live
+
+    @property
+    def model(self) -> Functional:
+        """The towers as pure functions."""
+        return self.live.model
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """Batches are split over all its devices."""
+        return self.live.mesh
+
+    @property
+    def preprocess(self) -> Callable:
+        """(batch, None) -> batch with float images, on the device."""
+        return self.live.preprocess
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model reads, each text with the tokenizer that it was trained with."""
+        return self.live.modalities
+
+    @property
+    def data(self) -> Any:
+        """The section `data` of the config."""
+        return self.live.data
 
     def open(
         self,
@@ -41,31 +59,46 @@ class EvalContext:
         templates: tuple[str, ...] = (),
         limit: int = 0,
         where: str = "evaluation",
-        label: Mapping[str, Any] | None = None,
-        images: bool = True,
+        label: Label | None = None,
+        files: bool = True,
         lines: bool | None = None,
     ) -> EvalSet:
         """Opens held-out samples whose captions come from `templates` (() is their text); see `EvalSet`.
 
         With `lines` each line of a text is a caption, without they are one; None takes what the run trains with. With a
-        `label`, as `data.label`, only those that have a class of it are used; without `images` none are read, and a
-        sample needs none.
+        `label` only those that have a class of it are used; without `files` what files hold (images, sounds) is not
+        read, and a sample needs none.
         """
+        inputs = self.inputs.only(name for name, modality in self.inputs.items() if files and not modality.on_record)
+        text = self.inputs.caption
+        if text is not None:
+            given = tuple((1.0, template) for template in templates)
+            kept = (text.lines and not templates) if lines is None else lines
+            inputs = inputs.with_(text.changed(templates=given, lines=kept, buckets=(), after="", before=None))
+        if label is not None:
+            inputs = inputs.with_(label)
         config = self.data.copy_and_resolve_references()
         with config.unlocked():
-            config.text.templates = tuple((1.0, template) for template in templates)
-            config.text.lines = (config.text.lines and not templates) if lines is None else lines
-            config.label.update(dict(field="") if label is None else label)
-            config.modalities = config.modalities if images else ("text",)
             config.group_key = ""  # says what the training data call equal; other data need not have the field
-        opened = EvalSet(data, config, limit, where)
+        opened = EvalSet(data, config, limit, where, inputs)
         assert_same_data(where, opened.fingerprint)
         return opened
 
     @functools.cached_property
+    def text(self) -> Text:
+        """The text whose captions are evaluated: the first. Raises DataError where the model reads none."""
+        if self.inputs.caption is None:
+            raise DataError("this evaluation needs texts, and data.inputs has none")
+        return self.inputs.caption
+
+    @property
     def prepare(self) -> Preparation:
         """Prepares a text as captions are in training: for texts that do not come as captions of a set."""
-        return Preparation.of(self.data.text)
+        return self.text.prepare
+
+    def input_of(self, tower: str) -> str:
+        """Returns the input that a tower embeds."""
+        return self.model.spec.towers[tower].embed.input
 
     def once(self, what: Any, make: Callable[[], Callable]) -> Callable:
         """Returns what `make` made for the first evaluator that asked for `what`: so it is compiled once for all."""
@@ -79,20 +112,13 @@ class EvalContext:
 
     @functools.cached_property
     def embed(self) -> dict[str, Callable]:
-        """Jitted (params, batch) -> unit embeddings [batch, dim] by tower; compiled once for all evaluators."""
-        return {tower: jax.jit(functools.partial(self._embed, f"{tower}.pooled")) for tower in ("image", "text")}
+        """Jitted (params, batch) -> unit embeddings, by tower; compiled once for all evaluators. See `Live.embed`."""
+        return self.live.embed
 
     @functools.cached_property
     def embed_local(self) -> dict[str, Callable]:
-        """Jitted (params, batch) -> {"x": unit patches or words [batch, seq, dim], "valid": [batch, seq]}, by tower."""
-        return {tower: jax.jit(functools.partial(self._embed_local, f"{tower}.local")) for tower in ("image", "text")}
-
-    def _embed_local(self, output: str, params: Mapping, batch: Mapping) -> dict[str, jax.Array]:
-        found = self.model(params, self.preprocess(batch, None), frozenset({output}))[output]
-        return {"x": normalize(found["x"]), "valid": found["valid"]}
-
-    def _embed(self, output: str, params: Mapping, batch: Mapping) -> jax.Array:
-        return normalize(self.model(params, self.preprocess(batch, None), frozenset({output}))[output])
+        """Jitted (params, batch) -> unit patches or words, by tower. See `Live.embed_local`."""
+        return self.live.embed_local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +146,7 @@ class Evaluator(abc.ABC):
       urls: held-out tar shards; or else:
       source: held-out data of any kind, as an entry of `data.sources`.
       captions: templates over the json fields or columns; () is the .txt member or the caption column.
-      lines: each line of that text is a caption; None takes `data.text.lines` of the run.
+      lines: each line of that text is a caption; None takes what the run trains with.
       every: how often during training; the end of the run always evaluates.
       batch_size: samples embedded at once, over all devices.
       limit: samples to use; 0 uses all.
@@ -144,8 +170,8 @@ class Evaluator(abc.ABC):
         context: EvalContext,
         *,
         instead: str = "",
-        label: Mapping[str, Any] | None = None,
-        images: bool = True,
+        label: Label | None = None,
+        files: bool = True,
         data: str | tuple[str, ...] | Mapping[str, Any] = (),
         where: str = "",
     ) -> EvalSet:
@@ -156,7 +182,7 @@ class Evaluator(abc.ABC):
           context: what the run provides.
           instead: a field that samples need in place of a caption, where the entry does not say what captions are.
           label: as for `EvalContext.open`.
-          images: as for `EvalContext.open`.
+          files: as for `EvalContext.open`.
           data: other samples than those of the entry: tar shards, or an entry as in `data.sources`.
           where: key of `data` in the entry.
 
@@ -165,12 +191,12 @@ class Evaluator(abc.ABC):
         """
         where = f"evals.{name}.{where or 'source'}" if data or self.source else f"evals.{name}"
         captions = self.captions or ((f"{{{instead}}}",) if instead else ())
-        return context.open(data or self.source or self.urls, captions, self.limit, where, label, images, self.lines)
+        return context.open(data or self.source or self.urls, captions, self.limit, where, label, files, self.lines)
 
     @property
+    @abc.abstractmethod
     def needs(self) -> frozenset[str]:
         """Model outputs it uses, such as "image.pooled"."""
-        return frozenset({"image.pooled", "text.pooled"})
 
     @abc.abstractmethod
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
@@ -183,3 +209,19 @@ class Evaluator(abc.ABC):
         Raises:
           DataError: the data cannot be used, or do not have what the entry names.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class BetweenTowers(Evaluator):
+    """An evaluation of two towers that embed into one space.
+
+    Attributes:
+      between: the tower of what files hold, such as images, and that of the captions.
+    """
+
+    between: tuple[str, str] = ("image", "text")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The embeddings of both."""
+        return frozenset(f"{tower}.pooled" for tower in self.between)

@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from data_pipelines.errors import DataError
-from xmodal.distributed.mesh import num_batch_shards
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
-from xmodal.evaluation.embedding import gather, image_batches, scatter
+from xmodal.evaluation.embedding import gather, sample_batches, scatter
 from xmodal.evaluation.gallery import choose, thumbnail
 from xmodal.finite import check_rows
 from xmodal.generation.autoregressive import generate
@@ -39,17 +38,16 @@ class Captioning(Evaluator):
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        dataset, tokenizer = self.open(name, context), context.tokenizer
-        length, prefix = context.data.text.length, f"captioning/{name}"
+        dataset, text = self.open(name, context), context.text
+        tokenizer, length, prefix = text.vocabulary, text.length, f"captioning/{name}"
         if len(tokenizer.prefix) != 1:
             raise DataError(
-                "captioning writes on from one begin token, and the tokenizer (data.text.tokenizer) puts "
+                f"captioning writes on from one begin token, and the tokenizer ({text.where}.tokenizer) puts "
                 f"{len(tokenizer.prefix)} before a text: leave this evaluation out, or take another tokenizer"
             )
         truth = [record.captions[0] for record in dataset.records]
         ids, valid = tokenizer.encode(truth, length)
-        shards = num_batch_shards(context.mesh)
-        batch_size = -(-self.batch_size // shards) * shards
+        batch_size = context.live.rows(self.batch_size)
 
         @jax.jit
         def write(params, batch):
@@ -60,7 +58,7 @@ class Captioning(Evaluator):
 
         def run(params: Mapping) -> EvalResult:
             parts: list = [None] * len(dataset)
-            for batch, index in image_batches(dataset, context, batch_size):
+            for batch, index in sample_batches(dataset, context, batch_size):
                 scatter(parts, index, gather(write(params, batch)))
             written = np.stack(parts)
             check_rows(np.where(written < 0, np.nan, 0.0), "a token's score in the caption", dataset.title)

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError, did_you_mean
 from data_pipelines.io.paths import find_file
-from data_pipelines.labels import MEMBER
+from data_pipelines.modalities.label import MEMBER, Label
 from data_pipelines.stream.evalset import EvalSet, texts_of
 from xmodal.evaluation.base import EvalContext, Evaluator
 
@@ -83,7 +83,7 @@ def open_labelled(
 
     Samples need no caption; those of tars may have their class as the `cls` member. For `data` see `Evaluator.open`.
     """
-    label = dict(field=MEMBER, classes=(), count=_ANY, most=1) if field == MEMBER else None
+    label = Label(name="label", field=MEMBER, count=_ANY) if field == MEMBER else None
     dataset = evaluator.open(name, context, instead=field, label=label, **data)
     return dataset, [value.strip() for value in texts_of(dataset.records, field)]
 

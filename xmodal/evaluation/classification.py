@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.labels import Labels
+from data_pipelines.modalities import Label
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
-from xmodal.evaluation.embedding import batch_size_for, gather, image_batches, scatter
+from xmodal.evaluation.embedding import gather, sample_batches, scatter
 from xmodal.evaluation.ranking import ranks
 from xmodal.evaluation.zero_shot import accuracy, confusion
 from xmodal.finite import check_rows
@@ -19,7 +19,7 @@ from xmodal.reporting.scores import Scores, digest_of
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Evaluator):
-    """Accuracy on held-out samples that have a class of `data.label`; others are left out and counted.
+    """Accuracy on held-out samples that have a class of the label of `data.inputs`; others are left out and counted.
 
     Attributes:
       tower: whose pooled output is the logits.
@@ -34,22 +34,23 @@ class Classification(Evaluator):
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        if not context.data.label.field:
-            raise DataError("a classification needs data.label.field, which says what class a sample has")
-        labels = Labels(context.data.label)
-        dataset = self.open(name, context, label=context.data.label)
-        ids = np.stack([labels.ids(record.fields) for record in dataset.records])
+        label = next(iter(context.inputs.of_type(Label.type).values()), None)
+        if label is None:
+            raise DataError("a classification needs a label among data.inputs, which says what class a sample has")
+        label.check()
+        dataset = self.open(name, context, label=label)
+        ids = np.stack([label.ids(record.fields) for record in dataset.records])
         forward = jax.jit(functools.partial(_logits, context, f"{self.tower}.pooled"))
-        classes = list(context.data.label.classes) or [str(i) for i in range(labels.count)]
-        size, prefix = batch_size_for(context, self.batch_size), f"classification/{name}"
+        classes = list(label.classes) or [str(i) for i in range(label.number)]
+        size, prefix = context.live.rows(self.batch_size), f"classification/{name}"
 
         def run(params: Mapping) -> EvalResult:
             parts = [None] * len(dataset)
-            for batch, index in image_batches(dataset, context, size):
+            for batch, index in sample_batches(dataset, context, size):
                 scatter(parts, index, gather(forward(params, batch)))
             logits, names = check_rows(np.stack(parts), "the logits", dataset.title), dataset.names
-            found, scores = accuracy(logits, ids[:, 0], names) if labels.most == 1 else several(logits, ids, names)
-            details = confusion(logits, ids[:, 0], classes) if labels.most == 1 else {}
+            found, scores = accuracy(logits, ids[:, 0], names) if label.most == 1 else several(logits, ids, names)
+            details = confusion(logits, ids[:, 0], classes) if label.most == 1 else {}
             return EvalResult(
                 {f"{prefix}/{key}": value for key, value in found.items()}, scores={prefix: scores},
                 details={f"{prefix}/{key}": rows for key, rows in details.items()},

@@ -16,15 +16,15 @@ class EmbeddingHealth(Evaluator):
     """Uniformity and effective rank of each tower; alignment and modality gap of both.
 
     Attributes:
-      towers: "image", "text" or both; the text of a sample is its first caption.
+      towers: one or two; one that reads texts embeds the first caption of each sample.
     """
 
     towers: tuple[str, ...] = ("image", "text")
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.towers or set(self.towers) - {"image", "text"}:
-            raise ValueError(f"towers={self.towers}: expected 'image', 'text' or both")
+        if not 1 <= len(set(self.towers)) == len(self.towers) <= 2:
+            raise ValueError(f"towers={self.towers}: expected one tower, or two")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -34,12 +34,16 @@ class EmbeddingHealth(Evaluator):
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
         dataset = self.open(name, context)
-        texts = [record.captions[0] for record in dataset.records]
-        embedder, prefix = Embedder(context, self.batch_size), f"embeddings/{name}"
-        embed = dict(image=lambda params: embedder.images(params, dataset), text=lambda p: embedder.texts(p, texts))
+        texts = [record.captions[0] for record in dataset.records if record.captions]
+        prefix, embedders = f"embeddings/{name}", {t: Embedder(context, self.batch_size, (t, t)) for t in self.towers}
+
+        def embed(tower: str, params: Mapping) -> np.ndarray:
+            embedder = embedders[tower]
+            reads_text = context.input_of(tower) in context.inputs.texts
+            return embedder.texts(params, texts) if reads_text else embedder.samples(params, dataset)
 
         def run(params: Mapping) -> EvalResult:
-            found = {tower: embed[tower](params).astype(np.float64) for tower in self.towers}
+            found = {tower: embed(tower, params).astype(np.float64) for tower in self.towers}
             metrics = {"samples": float(len(dataset))}
             for tower, x in found.items():
                 metrics |= {f"{tower}/uniformity": uniformity(x), f"{tower}/effective_rank": effective_rank(x)}

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 
 from data_pipelines.errors import DataError
+from data_pipelines.modalities import Text
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
-from xmodal.evaluation.embedding import batch_size_for, gather, text_batches
+from xmodal.evaluation.embedding import gather, text_batches
 from xmodal.finite import check_rows
 from xmodal.objectives.masked_text import MaskedText as Objective
 
@@ -44,16 +45,17 @@ class MaskedText(Evaluator):
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        dataset, prefix = self.open(name, context, images=False), f"masked_text/{name}"
+        dataset, prefix = self.open(name, context, files=False), f"masked_text/{name}"
         texts = list(dict.fromkeys(text for record in dataset.records for text in record.captions))
-        size = batch_size_for(context, self.batch_size)
+        size = context.live.rows(self.batch_size)
         turns = self.repeats
         if self.hide == "each":
-            turns = int(context.tokenizer.encode(texts, context.data.text.length)[1].sum(axis=1).max())
+            text = self._text(context)
+            turns = int(text.encode(texts)[text.valid].sum(axis=1).max())
         guess = context.once((self.tower, self.hide, self.rate), lambda: self._guess(context))
 
         def results(params: Mapping) -> Iterator[tuple[np.ndarray, ...]]:
-            for batch, index in text_batches(texts, context, size):
+            for batch, index in text_batches(texts, context, size, self.tower):
                 for turn in range(turns):
                     nll, right, targets, valid = map(gather, guess(params, batch, turn))
                     counts = valid & (index >= 0)[:, None]
@@ -75,11 +77,14 @@ class MaskedText(Evaluator):
 
         return run
 
+    def _text(self, context: EvalContext) -> Text:
+        return context.inputs.texts[context.input_of(self.tower)]
+
     def _guess(self, context: EvalContext) -> Callable:
         """Returns jitted (params, batch, turn) -> loss, hit, target and validity of hidden tokens, [batch, count]."""
         entry = dict(rate=self.rate, mask_share=1.0, random_share=0.0)
         try:
-            objective = Objective(tower=self.tower, **entry, **Objective.settle(entry, context.tokenizer))
+            objective = Objective(tower=self.tower, **entry, **Objective.settle(entry, self._text(context).vocabulary))
             objective.check(context.model.spec)
         except ValueError as error:
             raise DataError(str(error)) from error

@@ -8,13 +8,13 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.stream.evalset import EvalRecord, texts_of
 from data_pipelines.text.fields import lookup
-from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
+from xmodal.evaluation.base import BetweenTowers, EvalContext, EvalResult
 from xmodal.evaluation.embedding import Embedder
 from xmodal.reporting.scores import Scores, digest_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs(Evaluator):
+class Pairs(BetweenTowers):
     """Two forms. In both the wrong candidates count as listed first (see `ranking`): a tie is a miss.
 
     An image with a right caption and wrong ones (SugarCrepe, ARO): `captions=("{caption}",), wrong=
@@ -43,7 +43,7 @@ class Pairs(Evaluator):
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        embedder, prefix = Embedder(context, self.batch_size), f"pairs/{name}"
+        embedder, prefix = Embedder(context, self.batch_size, self.between), f"pairs/{name}"
         own = self._two_images if self.images else self._wrong_captions
         records, names, scored, chance = own(name, context, embedder)
         by = texts_of(records, self.by)
@@ -77,7 +77,7 @@ class Pairs(Evaluator):
         right, wrong = np.array([place[t] for t in right]), np.array([place[t] for own in wrong for t in own])
 
         def scored(params: Mapping) -> dict[str, np.ndarray]:
-            images, written = embedder.images(params, dataset), embedder.texts(params, texts)
+            images, written = embedder.samples(params, dataset), embedder.texts(params, texts)
             best = np.full(len(right), -np.inf, np.float32)
             np.maximum.at(best, rows, np.sum(images[rows] * written[wrong], axis=1))
             return {"text": np.sum(images * written[right], axis=1) > best}
@@ -109,7 +109,7 @@ class Pairs(Evaluator):
         texts = [text for record in records for text in record.captions]
 
         def scored(params: Mapping) -> dict[str, np.ndarray]:
-            images = np.stack([embedder.images(params, s)[r] for s, r in zip(sets, rows)], axis=1)
+            images = np.stack([embedder.samples(params, s)[r] for s, r in zip(sets, rows)], axis=1)
             return winoground(images, embedder.texts(params, texts).reshape(len(records), 2, -1))
 
         chance = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}

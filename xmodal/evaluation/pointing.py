@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image as Pillow
 
 from data_pipelines.errors import DataError
+from data_pipelines.modalities import Image
 from data_pipelines.stream.evalset import EvalRecord, EvalSet, texts_of
 from data_pipelines.text.fields import lookup
 from xmodal.distributed.mesh import process_shard, to_global
-from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
-from xmodal.evaluation.embedding import batch_size_for, gather, image_batches
+from xmodal.evaluation.base import BetweenTowers, EvalContext, EvalResult
+from xmodal.evaluation.embedding import gather, sample_batches
 from xmodal.evaluation.word_maps import grid_of, overlay, score_words, token_places
 from xmodal.finite import check_rows
 from xmodal.reporting.scores import Scores, digest_of
@@ -41,7 +42,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pointing(Evaluator):
+class Pointing(BetweenTowers):
     """The pointing game (Zhang et al. 2016): a hit if a name's best patch lies in its box, by more than any outside.
 
     Without `boxes`, two pictures of the set are put side by side, at half their size, under a text that names both:
@@ -63,16 +64,17 @@ class Pointing(Evaluator):
     @property
     def needs(self) -> frozenset[str]:
         """Patches and words in the shared space."""
-        return frozenset({"image.local", "text.local"})
+        return frozenset(f"{tower}.local" for tower in self.between)
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
-        if context.data.image.naflex.lengths:
-            raise DataError("pointing needs square images, and data.image.naflex gives each its own shape: leave this "
-                            "evaluation out")  # fmt: skip
+        image = self._image(context)
+        if image.packing:
+            raise DataError(f"pointing needs square images, and {image.where}.naflex gives each its own shape: leave "
+                            "this evaluation out")  # fmt: skip
         dataset = self.open(name, context)
         make = self._boxed if self.boxes else self._pairs
-        prefix, size = f"pointing/{name}", batch_size_for(context, self.batch_size)
+        prefix, size = f"pointing/{name}", context.live.rows(self.batch_size)
         cases = make(dataset, context)
 
         def run(params: Mapping) -> EvalResult:
@@ -85,7 +87,7 @@ class Pointing(Evaluator):
                 if len(shown) < SHOWN:
                     shown.append(_example(case, maps, [hit for hit, _ in found]))
             if not hits:
-                raise DataError(f"evals.{name}: no name of the texts is left within data.text.length")
+                raise DataError(f"evals.{name}: no name of the texts is left within {context.text.where}.length")
             metrics = {
                 f"{prefix}/accuracy": float(np.mean(hits)), f"{prefix}/chance/accuracy": float(np.mean(chances)),
                 f"{prefix}/names": float(len(hits)),
@@ -96,25 +98,28 @@ class Pointing(Evaluator):
 
         return run
 
+    def _image(self, context: EvalContext) -> Image:
+        return context.inputs[context.input_of(self.between[0])]
+
     def _maps(self, params: Mapping, cases: list[Case], context: EvalContext, size: int):
         """Yields each case with the scores [rows, columns] and the box of each of its names."""
-        text, shard = context.data.text, process_shard(context.mesh, size)
+        (seen, said), shard = self.between, process_shard(context.mesh, size)
+        image, text = (context.inputs[context.input_of(tower)] for tower in self.between)
         rows = size // shard[1]
         for start in range(0, len(cases), size):
             first = start + shard[0] * rows
             own = [cases[min(i, len(cases) - 1)] for i in range(first, first + rows)]
-            ids, valid = context.tokenizer.encode([case.text for case in own], text.length)
-            batch = dict(image=np.stack([case.image for case in own]), text=ids, text_valid=valid)
-            batch = to_global(batch, context.mesh)
+            arrays = text.encode([case.text for case in own]) | {image.name: np.stack([case.image for case in own])}
+            batch = to_global(arrays, context.mesh)
             named = lambda i: f"the text {cases[min(start + i, len(cases) - 1)].text!r}"  # noqa: B023 (used at once)
-            patches = context.embed_local["image"](params, {"image": batch["image"]})["x"]
+            patches = context.embed_local[seen](params, {image.name: batch[image.name]})["x"]
             patches = check_rows(gather(patches), "a patch of the image beside", named)
-            words = check_rows(gather(context.embed_local["text"](params, batch)["x"]), "a word's embedding", named)
-            grid = grid_of(context.model.spec.towers["image"], patches.shape[1])
+            words = check_rows(gather(context.embed_local[said](params, batch)["x"]), "a word's embedding", named)
+            grid = grid_of(context.model.spec.towers[seen], patches.shape[1])
             for i, case in enumerate(cases[start : start + size]):
                 maps = []
                 for a, b, box in case.names:
-                    if places := token_places(context.tokenizer, case.text, text.length, a, b):
+                    if places := token_places(text.vocabulary, case.text, text.length, a, b):
                         maps.append((score_words([places], words[i], patches[i])[0].reshape(grid), box))
                 yield case, maps
 
@@ -128,11 +133,11 @@ class Pointing(Evaluator):
         if not all(place in self.template for place in ("{left}", "{right}")):
             raise DataError(f"template: {self.template!r} needs both {{left}} and {{right}}")
         chosen = _choose([context.prepare(label) for label in labels], self.pairs)
-        halves = _halves(dataset, context, {i for pair in chosen for i, _ in pair})
+        halves = _halves(dataset, context, self._image(context), {i for pair in chosen for i, _ in pair})
         return [_side_by_side(pair, halves, self.template, context.prepare) for pair in chosen]
 
     def _boxed(self, dataset: EvalSet, context: EvalContext) -> list[Case]:
-        images = _images(dataset, context, range(len(dataset)))
+        images = _images(dataset, context, self._image(context).name, range(len(dataset)))
         cases = []
         for i, record in enumerate(dataset.records):
             for entry in lookup(record.fields, self.boxes) or ():
@@ -173,21 +178,21 @@ def _choose(labels: list[str], count: int) -> list[tuple[tuple[int, str], tuple[
     return pairs
 
 
-def _images(dataset: EvalSet, context: EvalContext, wanted) -> dict[int, np.ndarray]:
+def _images(dataset: EvalSet, context: EvalContext, name: str, wanted) -> dict[int, np.ndarray]:
     """Pictures of samples, complete on every process: the set is small enough for the host's memory."""
     wanted, found = set(wanted), {}
-    for batch, index in image_batches(dataset, context, batch_size_for(context, 256)):
-        for i, image in zip(index.tolist(), gather(batch["image"])):
+    for batch, index in sample_batches(dataset, context, context.live.rows(256)):
+        for i, image in zip(index.tolist(), gather(batch[name])):
             if i in wanted:
                 found[i] = image
     return found
 
 
-def _halves(dataset: EvalSet, context: EvalContext, wanted: set[int]) -> dict[int, np.ndarray]:
+def _halves(dataset: EvalSet, context: EvalContext, image: Image, wanted: set[int]) -> dict[int, np.ndarray]:
     """Pictures at half their size, each pixel the mean of four."""
-    size = context.data.image.size // 2 * 2
+    size = image.size // 2 * 2
     small = lambda a: a[:size, :size].reshape(size // 2, 2, size // 2, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
-    return {i: small(image) for i, image in _images(dataset, context, wanted).items()}
+    return {i: small(pixels) for i, pixels in _images(dataset, context, image.name, wanted).items()}
 
 
 def _side_by_side(pair: tuple, halves: Mapping[int, np.ndarray], template: str, prepare: Callable[[str], str]) -> Case:
@@ -205,7 +210,7 @@ def _side_by_side(pair: tuple, halves: Mapping[int, np.ndarray], template: str, 
         piece = shown[part][0] if part in shown else prepare(part)
         start = text.find(piece, end)
         if start < 0:
-            raise DataError(f"template: {template!r} becomes {text!r} (data.text), in which {piece!r} is not found")
+            raise DataError(f"template: {template!r} becomes {text!r} when prepared, in which {piece!r} is not found")
         end = start + len(piece)
         if part in shown:
             names.append((start, end, shown[part][1]))
@@ -229,7 +234,7 @@ def _example(case: Case, maps: list, hits: list[bool]) -> dict[str, Any]:
     """What the report shows of a case."""
     names = [case.text[a:b] for a, b, _ in case.names]
     return {
-        "image": _uri(Image.fromarray(case.image).resize((_PIXELS, _PIXELS), Image.Resampling.LANCZOS)),
+        "image": _uri(Pillow.fromarray(case.image).resize((_PIXELS, _PIXELS), Pillow.Resampling.LANCZOS)),
         "text": case.text,
         "correct": all(hits),
         "maps": [
@@ -239,7 +244,7 @@ def _example(case: Case, maps: list, hits: list[bool]) -> dict[str, Any]:
     }
 
 
-def _uri(image: Image.Image) -> str:
+def _uri(image: Pillow.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -24,10 +24,12 @@ class Probe(Evaluator):
     """Samples to train on beside those to test on.
 
     Attributes:
+      tower: whose embeddings are the features.
       label_field: json field, column or feature that holds the class of a sample; `cls` is also the tar member.
       train: samples to train on: tar shards, or an entry as in `data.sources`. `limit` holds for each set.
     """
 
+    tower: str = "image"
     label_field: str = "label"
     train: Data = ()
 
@@ -38,8 +40,8 @@ class Probe(Evaluator):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Images alone."""
-        return frozenset({"image.pooled"})
+        """The features alone."""
+        return frozenset({f"{self.tower}.pooled"})
 
     def labelled(self, name: str, context: EvalContext, where: str = "") -> tuple[EvalSet, list[str]]:
         """Opens the samples of an option of this entry, by default those to test on, with their classes."""
@@ -81,14 +83,14 @@ class LinearProbe(Probe):
             held = np.concatenate([held, np.ones(len(val), bool)])
         if not np.any(held & (own >= 0)) or not self.l2:
             raise DataError(f"val_share={self.val_share} of {train.where} leaves no sample to choose the penalty by")
-        embedder, prefix = Embedder(context, self.batch_size), f"linear_probe/{name}"
+        embedder, prefix = Embedder(context, self.batch_size, (self.tower, self.tower)), f"linear_probe/{name}"
 
         def run(params: Mapping) -> EvalResult:
             sets = [train] if val is None else [train, val]
-            features = np.concatenate([embedder.images(params, dataset) for dataset in sets])[own >= 0]
+            features = np.concatenate([embedder.samples(params, dataset) for dataset in sets])[own >= 0]
             l2, val_top1 = self._penalty(features, own[own >= 0], held[own >= 0], len(classes))
             kernel, bias = fit_logistic(features, own[own >= 0], len(classes), np.array([l2]), self.iterations)
-            logits = embedder.images(params, test) @ kernel[0] + bias[0]
+            logits = embedder.samples(params, test) @ kernel[0] + bias[0]
             metrics, scores = accuracy(logits, labels, test.names)
             metrics |= dict(train_images=float(len(features)), val_top1=val_top1, l2=l2)
             details = confusion(logits, labels, classes)
@@ -134,13 +136,13 @@ class FewShot(Probe):
         labels = number(test_values, classes, (), test.where)
         if self.draws < 1 or not self.shots or min(self.shots) < 1:
             raise DataError(f"shots={self.shots}, draws={self.draws}: at least one sample and one draw")
-        embedder, prefix = Embedder(context, self.batch_size), f"few_shot/{name}"
+        embedder, prefix = Embedder(context, self.batch_size, (self.tower, self.tower)), f"few_shot/{name}"
         used, options = labels >= 0, (self.l2,) if self.method == "ridge" else ()
         fit = {"ridge": fit_ridge, "mean": fit_means}[self.method]
         digest = digest_of(name for name, use in zip(test.names, used) if use)
 
         def run(params: Mapping) -> EvalResult:
-            features, seen = embedder.images(params, train), embedder.images(params, test)[used]
+            features, seen = embedder.samples(params, train), embedder.samples(params, test)[used]
             metrics, scores = {}, {}
             for k in self.shots:
                 hits = []

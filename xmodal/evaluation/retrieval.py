@@ -11,7 +11,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.stream.evalset import EvalRecord, texts_of
 from data_pipelines.text.fields import lookup
 from xmodal.evaluation import ranking
-from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
+from xmodal.evaluation.base import BetweenTowers, EvalContext, EvalResult
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.gallery import retrieval_gallery
 from xmodal.reporting.scores import Scores, digest_of
@@ -21,7 +21,7 @@ ROWS = 1024  # queries ranked at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval(Evaluator):
+class Retrieval(BetweenTowers):
     """Ranks all captions of the set for each image and all images for each caption.
 
     Attributes:
@@ -44,7 +44,7 @@ class Retrieval(Evaluator):
         dataset = self.open(name, context, instead=self.caption_list)
         own = [self._captions(record, context) for record in dataset.records]
         texts, pairs = candidates(own, self.merge)
-        embedder, prefix = Embedder(context, self.batch_size), f"retrieval/{name}"
+        embedder, prefix = Embedder(context, self.batch_size, self.between), f"retrieval/{name}"
         by = np.array(texts_of(dataset.records, self.by)) if self.by else None
         if by is not None and not any(by):
             raise DataError(
@@ -52,7 +52,7 @@ class Retrieval(Evaluator):
             )
 
         def run(params: Mapping) -> EvalResult:
-            images, captions = embedder.images(params, dataset), embedder.texts(params, texts)
+            images, captions = embedder.samples(params, dataset), embedder.texts(params, texts)
             to_text = ranks(images, captions, pairs, number_of(texts))
             to_image = ranks(captions, images, pairs[:, ::-1])
             names, right = np.array(dataset.names), np.bincount(pairs[:, 0])

@@ -7,7 +7,7 @@ attention pooling); a tower that was only trained by its class token may point a
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.errors import DataError
 from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.building import build_objectives
+from xmodal.finite import check_rows
+from xmodal.live import Live
 from xmodal.models.tower import TowerSpec
+from xmodal.preparing import Picture
 
 # What a map is asked about: runs without spaces, and each ideograph or kana by itself.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
@@ -73,6 +77,55 @@ class WordMap:
         """Returns the picture, faded where a word (or the word with that number) does not point to."""
         scores = self[word] if isinstance(word, str) else self.scores[word]
         return overlay(self.picture, scores, size)
+
+
+def word_map(live: Live, picture: Picture, text: str) -> WordMap:
+    """Says which patches of an image each word of a text points to.
+
+    Args:
+      live: the model.
+      picture: a path, the bytes of a file, a Pillow image, or uint8 [height, width(, 3)].
+      text: one text; words beyond the model's length have no map.
+
+    Raises:
+      DataError: the model has no such maps, the text has no words, or the image cannot be read.
+    """
+    if problem := no_word_maps(live):
+        raise DataError(f"there are no word maps: {problem}")
+    name = live.modalities.caption.name
+    text = live.preparing.text(name, text)
+    words = word_tokens(live.modalities.texts[name].vocabulary, text, live.modalities.texts[name].length)
+    if not words:
+        raise DataError(f"a word map needs a text with words, got {text!r}")
+    images, image = live.preparing.rows("image", [picture]), live.modalities["image"]
+    patches, tokens = _local(live, image.name, images), _local(live, name, live.preparing.encoded(name, [text]))
+    scores = score_words([word.tokens for word in words], tokens, patches)
+    if image.grid in images:
+        rows, columns = map(int, images[image.grid][0])
+    else:
+        rows, columns = grid_of(live.model.spec.towers[live.inputs[image.name]], patches.shape[0])
+    scores = scores[:, : rows * columns].reshape(-1, rows, columns)  # behind them is padding
+    letters, spans, _ = zip(*words)
+    return WordMap(letters, scores, image.pixels(images, 0), text, spans)
+
+
+def no_word_maps(live: Live) -> str:
+    """Why `word_map` has nothing to say of a model; "" where it has."""
+    for kind in ("image", "text"):
+        if kind not in live.inputs:
+            return f"no tower of the model reads {kind}s alone"
+    grid = getattr(live.model.spec.towers[live.inputs["image"]].embed, "grid", None)
+    return "the image tower makes a single patch of a picture" if grid == (1, 1) else ""
+
+
+def aligns_words(live: Live) -> bool:
+    """Whether an objective of a model compares patches or words, and not whole images and texts alone."""
+    objectives = build_objectives(live.config, live.model.spec).values()
+    return any(need.endswith(".local") for objective in objectives for need in objective.needs)
+
+
+def _local(live: Live, kind: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    return check_rows(live.local_row(kind, batch)[None], "the local embedding", lambda _: f"the {kind}")[0]
 
 
 def panels(found: WordMap, size: int) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from data_pipelines.errors import DataError
-from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
+from xmodal.evaluation.base import BetweenTowers, EvalContext, EvalResult
 from xmodal.evaluation.classes import ensemble, number, open_labelled, read_names, read_prompts
 from xmodal.evaluation.embedding import Embedder
 from xmodal.evaluation.ranking import answers, class_ranks
@@ -16,7 +16,7 @@ CONFUSIONS = 20  # pairs of classes that are listed
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShot(Evaluator):
+class ZeroShot(BetweenTowers):
     """Top-1, top-5 and mean per-class accuracy; prompts of a class are averaged after normalisation, as in CLIP.
 
     Also which classes are taken for which. What a file of names or prompts may look like: `xmodal.evaluation.classes`.
@@ -46,13 +46,13 @@ class ZeroShot(Evaluator):
         place = {own: i for i, own in enumerate(kinds)}
         columns = [place[own] for own in prepared]
         texts = [prompt for own in kinds for prompt in own]
-        embedder, prefix = Embedder(context, self.batch_size), f"zero_shot/{name}"
+        embedder, prefix = Embedder(context, self.batch_size, self.between), f"zero_shot/{name}"
         if not texts:
             raise DataError("prompts: there is none")
 
         def run(params: Mapping) -> EvalResult:
             weights = ensemble(embedder.texts(params, texts), [len(own) for own in kinds])
-            similarities = (embedder.images(params, dataset) @ weights.T)[:, columns]
+            similarities = (embedder.samples(params, dataset) @ weights.T)[:, columns]
             metrics, scores = accuracy(similarities, labels, dataset.names)
             details = confusion(similarities, labels, classes)
             return EvalResult(

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from xmodal.interop.folder import Stored
 from xmodal.interop.tables import InteropError, fail
 from xmodal.paths import flatten_paths, map_paths
+from xmodal.stored.base import Stored
 
 
 def average(models: Iterable[Stored]) -> Stored:

@@ -11,6 +11,7 @@ from xmodal.interop.tables import Entry, Family, InteropError, differences, fail
 from xmodal.models import presets
 from xmodal.models.embed import TokenSpec
 from xmodal.models.model import ModelSpec
+from xmodal.models.options import training
 from xmodal.models.spec import Sublayer
 from xmodal.models.tower import TowerSpec
 from xmodal.models.trunk import TrunkSpec
@@ -152,7 +153,7 @@ def fixed_tower(tower: TowerSpec, **fixed) -> TowerSpec:
     """The tower with everything at its default or as a BERT has it, but its sizes; `fixed` are fields of the tower."""
     trunk = tower.trunk
     # Built from the classes' defaults, so that an option that is added later is refused until a table knows it.
-    free = {name: getattr(tower.embed, name) for name in ("vocab_size", "length", "dropout", "input")}
+    free = {name: getattr(tower.embed, name) for name in ("vocab_size", "length", "input", *training(TokenSpec))}
     embed = TokenSpec(**free, types=tower.embed.types or 2, causal=False, norm=True, norm_eps=trunk.norm_eps)
     first = {s.kind: s for s in trunk.pattern[0]}
 

@@ -15,6 +15,7 @@ from xmodal.interop.vit import label_settings, labels
 from xmodal.models import presets
 from xmodal.models.convnext import ConvNextSpec
 from xmodal.models.model import ModelSpec
+from xmodal.models.options import training
 from xmodal.models.tower import TowerSpec
 
 # With the defaults of the reference's configuration class.
@@ -22,7 +23,7 @@ _READ = dict(patch_size=4, hidden_sizes=(96, 192, 384, 768), depths=(3, 3, 9, 3)
              layer_norm_eps=1e-12, layer_scale_init_value=1e-6, drop_path_rate=0.0, image_size=224)  # fmt: skip
 _SETTINGS = Settings(read=_READ, fixed=dict(num_channels=3), idle=(*BACKBONE, "num_stages"))
 _BARE, _CLASSIFIER = "ConvNextModel", "ConvNextForImageClassification"
-_FREE = ("image_size", "patch_size", "widths", "depths", "act", "layer_scale", "drop_path", "scan", "remat", "input")
+_FREE = ("image_size", "patch_size", "widths", "depths", "act", "layer_scale", "input", *training(ConvNextSpec))
 _EPS = 1e-6  # of all norms but the last, whatever the configuration says
 
 

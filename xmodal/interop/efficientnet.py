@@ -16,6 +16,7 @@ from xmodal.interop.vit import label_settings, labels
 from xmodal.models import presets
 from xmodal.models.efficientnet import STAGES, EfficientNetSpec
 from xmodal.models.model import ModelSpec
+from xmodal.models.options import training
 from xmodal.models.tower import TowerSpec
 
 _STEM, _TOP = 32, 1280  # channels that the reference fixes, before scaling
@@ -31,7 +32,7 @@ SETTINGS = Settings(
 )  # fmt: skip
 _BARE, _CLASSIFIER = "EfficientNetModel", "EfficientNetForImageClassification"
 FREE = ("image_size", "width_factor", "depth_factor", "divisor", "stages", "squeeze", "act", "norm_eps",
-        "norm_momentum", "drop_connect", "square_padding", "scan", "remat", "input")  # fmt: skip
+        "square_padding", "input", *training(EfficientNetSpec))  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- settings

@@ -11,6 +11,7 @@ from xmodal.interop.tables import CONV, Entry, InteropError, differences, fail, 
 from xmodal.models import presets
 from xmodal.models.embed import NaflexSpec, PatchSpec, TokenSpec
 from xmodal.models.model import ModelSpec
+from xmodal.models.options import training
 from xmodal.models.spec import Sublayer
 from xmodal.models.tower import TowerSpec
 from xmodal.models.trunk import TrunkSpec
@@ -19,8 +20,8 @@ IMAGE, TEXT, OBJECTIVE = "image", "text", "contrastive"  # names that a dual tow
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
                 "swish": "silu", "silu": "silu"}  # fmt: skip
 REFERENCE_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-# Fields that only matter in training or for speed: no reference has to express them.
-FREE_TRUNK = ("width", "depth", "norm_eps", "drop_path", "init", "scan", "remat")
+# Fields of a trunk that every reference can express, or need not.
+FREE_TRUNK = ("width", "depth", "norm_eps", *training(TrunkSpec))
 
 
 # ---------------------------------------------------------------------------------------------- settings
@@ -155,11 +156,11 @@ def encoder_entries(name: str, path: str, trunk: TrunkSpec) -> Iterator[Entry]:
 # ---------------------------------------------------------------------------------------------- what is possible
 
 
-# Fields of an embedder that are sizes, or matter in training alone.
+# Fields of an embedder that every reference can express, or need not.
 _FREE_EMBED = {
-    PatchSpec: ("image_size", "patch_size", "ragged", "patch_dropout", "input"),
-    NaflexSpec: ("patch_size", "positions", "length", "input"),
-    TokenSpec: ("vocab_size", "length", "dropout", "input"),
+    PatchSpec: ("image_size", "patch_size", "ragged", "input", *training(PatchSpec)),
+    NaflexSpec: ("patch_size", "positions", "length", "input", *training(NaflexSpec)),
+    TokenSpec: ("vocab_size", "length", "input", *training(TokenSpec)),
 }
 
 

@@ -16,7 +16,6 @@ from data_pipelines.text.preparation import Preparation
 from xmodal.inference import Model
 from xmodal.interop import jax_programs, open_clip, open_clip_text, preprocessing
 from xmodal.interop.clip import LEGACY_EOS
-from xmodal.interop.folder import CONFIG, WEIGHTS, Stored, open_stored, whole_folder, write_into
 from xmodal.interop.leaving import as_hf, as_open_clip, objective_note
 from xmodal.interop.model_card import Card, write_card
 from xmodal.interop.pipelines import pipeline_misfit
@@ -24,6 +23,9 @@ from xmodal.interop.tables import InteropError
 from xmodal.interop.tokenizer_files import is_gemma, swap_ids, unsaid, write_tokenizer
 from xmodal.interop.weights import cast, write_weights
 from xmodal.paths import map_paths
+from xmodal.stored.base import CONFIG, WEIGHTS, Stored
+from xmodal.stored.opening import open_stored
+from xmodal.stored.project import whole_folder, write_into
 
 # Largest difference of a unit embedding's entries between the live model and what was read back.
 TOLERANCE = {"f32": 2e-5, "bf16": 5e-2}
@@ -87,9 +89,9 @@ def compare(live: Model, reread: Any, limit: float) -> dict[str, float]:
     Raises:
       InteropError: a difference is larger.
     """
-    backgrounds = {live.stored.config.data.image.background, reread.stored.config.data.image.background}
-    probes = {"image": pictures(live.stored.config.data.image, alpha=len(backgrounds) == 1), "text": _TEXTS}
-    found = {}
+    seen = [model.stored.config.data.inputs.get("image") for model in (live, reread)]
+    alike = len({image.background for image in seen if image}) == 1
+    probes, found = {"image": pictures(seen[0], alike) if seen[0] else [], "text": _TEXTS}, {}
     for kind in live.inputs:
         a, b = (getattr(model, f"embed_{kind}")(probes[kind]) for model in (live, reread))
         found[kind] = float(np.max(np.abs(a - b))) if a.shape == b.shape else float("inf")
@@ -137,7 +139,7 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
     config["dtype"] = {"f32": "float32", "bf16": "bfloat16"}[dtype]
     _write_json(folder / CONFIG, config)
     if family.image_processor:
-        image = stored.config.data.image
+        image = stored.config.data.inputs.image
         processor = preprocessing.to_processor(image, family.image_processor, family.processor)
         _write_json(folder / "preprocessor_config.json", processor)
         notes += preprocessing.background_note(image, processor)
@@ -164,8 +166,8 @@ def _packing_notes(image: Mapping[str, Any]) -> list[str]:
 
 
 def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Model], list[str]]:
-    family, config = as_open_clip(stored.spec, stored.config.data.image)
-    text = stored.config.data.text
+    family, config = as_open_clip(stored.spec, stored.config.data.inputs.image)
+    text = stored.config.data.inputs.text
     words, notes = open_clip_text.write_texts(
         stored.spec.towers["text"], stored.tokenizer, Preparation.of(text), text.length
     )
@@ -175,7 +177,7 @@ def _write_open_clip(stored: Stored, folder: Path, dtype: str) -> tuple[Callable
     weights = cast(family.to_weights(stored.params, stored.spec), dtype)
     write_weights(folder / open_clip.WEIGHTS, weights, {"format": "pt"})
     notes = [*notes, "on the Hub, set text_cfg.hf_tokenizer_name in open_clip_config.json to the repository's name"]
-    notes += preprocessing.background_note(stored.config.data.image)
+    notes += preprocessing.background_note(stored.config.data.inputs.image)
     notes += [note] if (note := objective_note(family, stored.config.objectives)) else []
     return lambda: Model(open_stored(f"open_clip:{folder}"), batch_size=8), notes
 
@@ -198,28 +200,32 @@ def _write_jax(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], A
 def _class_note(name: str, stored: Stored) -> str:
     """What is lost where the reference makes a tokenizer of its own class, whatever tokenizer.json says."""
     advice = "load this tokenizer with PreTrainedTokenizerFast.from_pretrained(DIR)"
-    if is_gemma(stored.tokenizer, Preparation.of(stored.config.data.text).lowers):
+    if is_gemma(stored.tokenizer, Preparation.of(stored.config.data.inputs.text).lowers):
         return f"AutoTokenizer makes a {name} of this folder, which keeps white space as it is: join it, or {advice}"
     return f"AutoTokenizer makes a {name}, which is Gemma's, of every folder of this kind: {advice}"
 
 
 def _write_texts(stored: Stored, folder: Path, processor: str = "") -> list[str]:
     """Writes the tokenizer, with what is done to texts before; returns notes on what that leaves unsaid."""
-    text, preparation = stored.config.data.text, Preparation.of(stored.config.data.text)
+    text, preparation = stored.config.data.inputs.text, Preparation.of(stored.config.data.inputs.text)
     embeds = (tower.embed for tower in stored.spec.towers.values() if getattr(tower.embed, "type", "") == "token")
     masked = all(embed.mask_padding for embed in embeds)
     options = dict(length=text.length, preparation=preparation, masked=masked, processor=processor)
     write_tokenizer(folder, stored.tokenizer, **options)
     return (
-        [f"tokenizer.json cannot say all that this model wants of texts (data.text.clean): {rest}"]
+        [f"tokenizer.json cannot say all that this model wants of texts (`clean` of the input): {rest}"]
         if (rest := unsaid(preparation))
         else []
     )
 
 
+def _classes(stored: Stored) -> tuple[str, ...]:
+    return next((label.classes for label in stored.inputs.values() if label.labels), ())
+
+
 def _labels(stored: Stored) -> dict:
     """Names of the classes, where they are known."""
-    names = {str(i): name for i, name in enumerate(stored.config.data.label.classes)}
+    names = {str(i): name for i, name in enumerate(_classes(stored))}
     return dict(id2label=names, label2id={name: int(i) for i, name in names.items()}) if names else {}
 
 
@@ -232,9 +238,8 @@ def _with_swapped_ids(stored: Stored, a: int, b: int) -> Stored:
     order = np.arange(stored.spec.towers["text"].embed.vocab_size)
     order[[a, b]] = b, a
     swap = lambda path, x: np.asarray(x)[order] if path == "text/embed/embedding" else x
-    return dataclasses.replace(
-        stored, params=map_paths(swap, stored.params), tokenizer=swap_ids(stored.tokenizer, a, b)
-    )
+    swapped = stored.with_tokenizer(swap_ids(stored.tokenizer, a, b))
+    return dataclasses.replace(swapped, params=map_paths(swap, stored.params))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

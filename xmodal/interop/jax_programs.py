@@ -14,19 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from data_pipelines.images.arrays import ImageArrays
-from data_pipelines.images.device import preprocess_batch
-from xmodal.inference import Model, own_inputs
-from xmodal.interop.folder import Stored
+from xmodal.distributed.mesh import make_mesh
 from xmodal.interop.tables import InteropError
 from xmodal.interop.weights import cast
+from xmodal.live import Live
 from xmodal.models import attention
 from xmodal.models.batch_norm import STATISTICS
-from xmodal.models.model import Functional
-from xmodal.objectives.contrastive import normalize
 from xmodal.paths import flatten_paths
+from xmodal.preparing import Preparing
+from xmodal.stored.base import Stored
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_ARITHMETIC = {"f32": "float32", "bf16": "bfloat16"}
 
 
 def write(stored: Stored, folder: Path, dtype: str) -> list[str]:
@@ -35,31 +34,21 @@ def write(stored: Stored, folder: Path, dtype: str) -> list[str]:
     Raises:
       InteropError: there is no such tower.
     """
-    config = stored.config.copy_and_resolve_references()
-    config.model.dtype = {"f32": "float32", "bf16": "bfloat16"}[dtype]
-    model = Functional.build(Stored(config, {}, None, stored.origin).spec)
-    towers = own_inputs(model)
+    mesh, compute = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.local_devices()[:1]), _ARITHMETIC[dtype]
+    towers = stored.spec.alone
     if not towers:
         raise InteropError(f"{stored.origin} has no tower that embeds pictures or texts alone; nothing to export")
     (rows,) = jax.export.symbolic_shape("batch")
-    image, text = stored.config.data.image, stored.config.data.text
     inputs = {
-        "image": {
-            name: jax.ShapeDtypeStruct((rows, *shape), kind)
-            for name, (shape, kind) in ImageArrays(image).shapes().items()
-        },
-        "text": {
-            "text": jax.ShapeDtypeStruct((rows, text.length), np.int32),
-            "text_valid": jax.ShapeDtypeStruct((rows, text.length), np.bool_),
-        },
+        name: {array: jax.ShapeDtypeStruct(*spec) for array, spec in modality.read(rows).items()}
+        for name, modality in stored.inputs.items()
     }
     for name, kind in towers.items():
         statistics = stored.params.get(STATISTICS, {}).get(name, {})
         arrays = cast(flatten_paths(stored.params[name] | {STATISTICS: statistics}), dtype)
         weights = {path: a.view(np.uint16) if dtype == "bf16" else a for path, a in arrays.items()}
         # Alone, so that the program names no parameter of another tower.
-        alone = Functional.build(_only(stored, name, config.model.dtype).spec)
-        run = functools.partial(_embed, alone, name, image)
+        run = functools.partial(_embed, Live.of(stored, mesh, dtype=compute, towers=(name,)), name)
         shapes = {path: jax.ShapeDtypeStruct(a.shape, a.dtype) for path, a in weights.items()}
         with attention.portable():
             program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(shapes, inputs[kind])
@@ -77,37 +66,27 @@ class Programs:
 
     def __init__(self, folder: Path, stored: Stored):
         """Reads the programs of the towers of `stored`."""
-        self.stored, self._prepare = stored, Model(stored, batch_size=8)
+        self.stored, self._preparing = stored, Preparing(stored.inputs)
         self._towers = {}
-        for name, kind in own_inputs(Functional.build(stored.spec)).items():
+        for name, kind in stored.spec.alone.items():
             program = jax.export.deserialize((folder / f"{name}.jaxexport").read_bytes())
             self._towers[kind] = program, dict(np.load(folder / f"{name}.npz"))
 
     def embed_image(self, pictures: list) -> np.ndarray:
         """Unit embeddings of pictures."""
-        return self._call("image", self._prepare.prepare_images(pictures))
+        return self._call("image", self._preparing.rows("image", pictures))
 
     def embed_text(self, texts: list[str]) -> np.ndarray:
         """Unit embeddings of texts."""
-        return self._call("text", self._prepare.prepare_texts(texts))
+        return self._call("text", self._preparing.rows("text", texts))
 
     def _call(self, kind: str, batch: Mapping) -> np.ndarray:
         program, weights = self._towers[kind]
         return np.asarray(program.call(weights, batch))
 
 
-def _embed(model: Functional, name: str, image: Mapping, weights: Mapping, batch: Mapping) -> jax.Array:
+def _embed(live: Live, name: str, weights: Mapping, batch: Mapping) -> jax.Array:
     floats = {p: jax.lax.bitcast_convert_type(a, jnp.bfloat16) if a.dtype == jnp.uint16 else a
               for p, a in weights.items()}  # fmt: skip
     tower = unflatten_dict({p: a.astype(jnp.float32) for p, a in floats.items()}, sep="/")
-    params = {STATISTICS: {name: tower.pop(STATISTICS, {})}, name: tower}
-    batch = preprocess_batch(batch, None, image)
-    return normalize(model(params, batch, frozenset({f"{name}.pooled"}))[f"{name}.pooled"])
-
-
-def _only(stored: Stored, name: str, dtype: str) -> Stored:
-    config = stored.config.copy_and_resolve_references()
-    config.model.dtype = dtype
-    for other in [other for other in config.model.towers if other != name]:
-        del config.model.towers[other]
-    return Stored(config, {}, None, stored.origin)
+    return live.embedding(name, batch, {STATISTICS: {name: tower.pop(STATISTICS, {})}, name: tower})

@@ -34,7 +34,7 @@ def as_open_clip(spec: ModelSpec, image: Mapping[str, Any]) -> tuple[Family, dic
 
     Args:
       spec: the model.
-      image: `data.image`.
+      image: the image input; None of a model without one.
 
     Raises:
       InteropError: open_clip has no such model or preparation of images.
@@ -88,7 +88,7 @@ def _formats(spec: ModelSpec, config: ConfigDict, paths: Collection[str]) -> tup
         else:
             formats["hf"] = family.model_type
     try:
-        family, _ = as_open_clip(spec, config.data.image)
+        family, _ = as_open_clip(spec, config.data.inputs.get("image"))
     except (InteropError, *_NOT_OF_IT) as error:
         if formats == {"hf": "clip"}:  # of any other family it is plain that open_clip has none
             needs.append(f"open_clip {_needed(error)}")

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import xmodal
-from data_pipelines.images.arrays import ImageArrays
-from data_pipelines.images.naflex import Naflex
-from xmodal.interop.folder import Stored
 from xmodal.interop.huggingface import family_for
 from xmodal.interop.pipelines import pipeline_misfit
 from xmodal.models.embed import inputs_of
 from xmodal.reporting.formatting import compact
 from xmodal.reporting.results import evaluation_tables
+from xmodal.stored.base import Stored
+from xmodal.stored.starting import Starting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _use(stored: Stored, to: str) -> tuple[str, str]:
     if to == "jax" or "text" in stored.spec.towers:
         use = _USE[to] if to != "jax" else _jax_use(stored)
         if to == "hf" and pipeline_misfit(family_for(stored.spec), stored):
-            use = _USE_SIGMOID.format(length=stored.config.data.text.length)
+            use = _USE_SIGMOID.format(length=stored.config.data.inputs.text.length)
         return "zero-shot-image-classification", use
     if any(objective.type == "classification" for objective in stored.config.objectives.values()):
         return "image-classification", _USE_IMAGES.format(head="ForImageClassification", output="logits")
@@ -152,31 +153,33 @@ def _use(stored: Stored, to: str) -> tuple[str, str]:
 
 
 def _jax_use(stored: Stored) -> str:
-    image, text, blocks = stored.config.data.image, stored.config.data.text, []
+    blocks = []
     for name, tower in stored.spec.towers.items():
         if tower.embed is None or tower.reads or tower.pool == "none":
             continue
-        if tower.embed.input == "image":
-            shapes = ImageArrays(image).shapes().items()
-            inputs = ", ".join(f'"{key}": np.ones({(2, *shape)}, np.{kind.__name__})' for key, (shape, kind) in shapes)
-            shown = dict(how=_shown(image), filter=image.filter, background=_BACKGROUNDS[image.background])
-            preparation = _IMAGE.format(**shown)
+        modality = stored.inputs[tower.embed.input]
+        arrays = modality.read(2).items()
+        inputs = ", ".join(f'"{key}": np.ones({spec.shape}, np.{np.dtype(spec.dtype).name})' for key, spec in arrays)
+        if modality.tokenized:
+            preparation = _TEXT.format(length=modality.length, pad=modality.vocabulary.pad_id)
         else:
-            shape = f"(2, {text.length})"
-            inputs = f'"text": np.zeros({shape}, np.int32), "text_valid": np.ones({shape}, bool)'
-            preparation = _TEXT.format(length=text.length, pad=stored.tokenizer.pad_id)
+            shown = dict(how=_shown(modality), filter=modality.filter, background=_BACKGROUNDS[modality.background])
+            preparation = _IMAGE.format(**shown)
         blocks.append(f"### {name}\n\n" + _JAX.format(name=name, inputs=inputs, preparation=preparation))
     return "\n\n".join(blocks)
 
 
+def _pictures(image: Mapping[str, Any] | None) -> str:
+    return f"{_room(image)}, crop {image.crop}" if image else "none"
+
+
 def _room(image: Mapping[str, Any]) -> str:
-    packing = Naflex.of(image)
-    return f"{packing.lengths} patches at most" if packing else f"{image.size} pixels"
+    return f"{tuple(image.naflex.lengths)} patches at most" if image.naflex.lengths else f"{image.size} pixels"
 
 
-def _shown(image: Mapping[str, Any]) -> str:
+def _shown(image: Any) -> str:
     """Says how pictures get the shape that the model takes."""
-    if packing := Naflex.of(image):
+    if packing := image.packing:
         return _PATCHES.format(length=packing.length, patch=packing.patch_size)
     side, larger = f"{image.size} x {image.size} pixels", image.resize or image.size
     cut = f"the central {side} cut out,"
@@ -217,8 +220,8 @@ def _recipe(stored: Stored) -> str:
         "optimizer": f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, weight decay "
                      f"{config.optimizer.weight_decay:g}",
         "data": ", ".join(config.data.sources),
-        "pictures": f"{_room(config.data.image)}, crop {config.data.image.crop}",
-        "started from": config.init_from or "random weights",
+        "pictures": _pictures(config.data.inputs.get("image")),
+        "started from": str(Starting.of(config)) or "random weights",
     }  # fmt: skip
     return _table(["setting", "value"], list(facts.items())) + "\n\nAll settings are in `xmodal_config.json`."
 

@@ -83,7 +83,7 @@ def settings(config: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[dict,
 
 
 def read_texts(config: Mapping[str, Any], tokenizer: Tokenizer, sep: str | None) -> tuple[Tokenizer, dict]:
-    """Returns the tokenizer and keys of `data.text` of a `model_cfg`; see `open_clip_text.read_texts`."""
+    """Returns the tokenizer and options of the text input of a `model_cfg`; see `open_clip_text.read_texts`."""
     return open_clip_text.read_texts({**open_clip_text.READ, **config["text_cfg"]}, tokenizer, sep)
 
 

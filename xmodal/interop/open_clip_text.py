@@ -82,7 +82,7 @@ def pooling(text: TowerSpec) -> dict:
 
 
 def read_texts(words: Mapping[str, Any], tokenizer: Tokenizer, sep: str | None) -> tuple[Tokenizer, dict]:
-    """Returns the tokenizer as open_clip uses it, and keys of `data.text`.
+    """Returns the tokenizer as open_clip uses it, and options of the text input.
 
     Args:
       words: completed `text_cfg`, without `problems`.
@@ -151,8 +151,8 @@ def write_texts(text: TowerSpec, tokenizer: Tokenizer, preparation: Preparation,
         settings |= dict(pool_type="eos", eos_id=tokenizer.eos_id)
     if length != text.embed.length and not text.embed.mask_padding:
         raise InteropError(
-            f"data.text.length={length}: open_clip pads texts to the {text.embed.length} positions of the tower, which "
-            "sees its padding: its embeddings would differ"
+            f"data.inputs.text.length={length}: open_clip pads texts to the {text.embed.length} positions of the "
+            "tower, which sees its padding: its embeddings would differ"
         )
     clean = preparation.clean if preparation.clean in _CLEAN else "whitespace"
     settings["tokenizer_kwargs"] = dict(clean=clean)
@@ -160,6 +160,6 @@ def write_texts(text: TowerSpec, tokenizer: Tokenizer, preparation: Preparation,
         return settings, []
     missing = "ftfy.fix_text" + (" and html.unescape" if preparation.clean == "none" else "")
     return settings, [
-        f"open_clip cleans every text with {missing}, which this model's training did not (data.text.clean="
+        f"open_clip cleans every text with {missing}, which this model's training did not (data.inputs.text.clean="
         f"{preparation.clean!r}): texts with entities, curly quotes or full-width letters get other embeddings there"
     ]

@@ -1,4 +1,4 @@
-"""What is done to a picture before a model sees it: our `data.image` <-> the references' files."""
+"""What is done to a picture before a model sees it: options of an image input <-> the references' files."""
 
 import json
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ def shown_size(config: Mapping[str, Any], default: int) -> int:
 
 
 def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
-    """Returns keys of `data.image` that prepare pictures as a Hugging Face image processor does.
+    """Returns options of an image input that prepare pictures as a Hugging Face image processor does.
 
     Args:
       config: of the processor.
@@ -108,7 +108,7 @@ def from_processor(config: Mapping[str, Any], size: int, where: str) -> dict:
 
 
 def from_packing_processor(config: Mapping[str, Any], patch_size: int, where: str) -> dict:
-    """Returns keys of `data.image` that prepare pictures as `Siglip2ImageProcessor` does: packed patches.
+    """Returns options of an image input that prepare pictures as `Siglip2ImageProcessor` does: packed patches.
 
     Args:
       config: of the processor.
@@ -133,7 +133,7 @@ def to_processor(image: Mapping[str, Any], image_processor: str, processor: str)
     """Returns the preprocessor_config.json that prepares pictures as our evaluation does.
 
     Args:
-      image: `data.image`.
+      image: options of an image input.
       image_processor: class of the reference.
       processor: class of the reference for images and texts.
     """
@@ -161,7 +161,7 @@ def to_processor(image: Mapping[str, Any], image_processor: str, processor: str)
 
 
 def from_open_clip(config: Mapping[str, Any], size: int, where: str) -> dict:
-    """Returns keys of `data.image` for a `preprocess_cfg` of open_clip; its defaults are OpenAI's."""
+    """Returns options of an image input for a `preprocess_cfg` of open_clip; its defaults are OpenAI's."""
     check_open_clip(config, where)
     shown, mode = config.get("size", size), config.get("resize_mode", "shortest")
     if sides(shown) != (size, size):
@@ -181,8 +181,8 @@ def to_open_clip(image: Mapping[str, Any]) -> dict:
     """Returns the `preprocess_cfg` that prepares pictures as our evaluation does."""
     if image["resize"] not in (0, image["size"]):
         raise InteropError(
-            f"data.image.resize={image['resize']}: open_clip resizes to the size of the model ({image['size']}), no "
-            "other"
+            f"data.inputs.image.resize={image['resize']}: open_clip resizes to the size of the model "
+            f"({image['size']}), no other"
         )
     return dict(
         size=image["size"], mode="RGB", mean=list(image["mean"]), std=list(image["std"]), fill_color=0,
@@ -194,7 +194,7 @@ def background_note(image: Mapping[str, Any], processor: Mapping[str, Any] | Non
     """Says how a model shows transparent images, as a list of one line, where the target shows them in another way.
 
     Args:
-      image: `data.image`.
+      image: options of an image input.
       processor: the preprocessor_config.json of a Hugging Face export; None: open_clip.
     """
     theirs = "drop" if processor is None else _background(processor)
@@ -233,7 +233,7 @@ def _common(config: Mapping[str, Any], default: int) -> tuple[list[str], int]:
 
 
 def _background(config: Mapping[str, Any], kind: str = "") -> str:
-    """What a Hugging Face image processor makes of transparent images, as `data.image.background`.
+    """What a Hugging Face image processor makes of transparent images, as `background` of an image input.
 
     Processors that convert to RGB put them on white (transformers 5.24; older ones drop alpha). The others take RGB
     alone, and what feeds them (`load_image`, and with it all pipelines) converts with Pillow's `convert("RGB")`.

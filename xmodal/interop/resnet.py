@@ -13,6 +13,7 @@ from xmodal.interop.tables import Entry, Family, batch_norm, convolution, counte
 from xmodal.interop.vit import label_settings, labels
 from xmodal.models import presets
 from xmodal.models.model import ModelSpec
+from xmodal.models.options import training
 from xmodal.models.resnet import BOTTLENECK, ResNetSpec
 from xmodal.models.tower import TowerSpec
 
@@ -24,8 +25,7 @@ _FIXED = dict(num_channels=3, hidden_act="relu", downsample_in_first_stage=False
 BACKBONE = ("out_features", "out_indices", "stage_names")  # what a backbone gives: idle here
 _SETTINGS = Settings(read=_READ, fixed=_FIXED, idle=BACKBONE)
 PIXELS = 224  # a config.json does not say how large the pictures are: their processor does, or else this
-# Fields that only matter in training or for speed: no reference has to express them.
-FREE = ("image_size", "depths", "widths", "stem_width", "momentum", "scan", "remat", "input")
+FREE = ("image_size", "depths", "widths", "stem_width", "input", *training(ResNetSpec))
 
 
 def model_config(config: Mapping[str, Any]) -> ConfigDict:

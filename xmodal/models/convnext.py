@@ -12,6 +12,7 @@ from xmodal import keys as key_tools
 from xmodal.models import init
 from xmodal.models.conv import Conv
 from xmodal.models.layers import ACTIVATIONS, Linear, Norm
+from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.tokens import Tokens, grid_tokens
 from xmodal.models.trunk import REMAT
 
@@ -36,16 +37,16 @@ class ConvNextSpec:
     """
 
     type: Literal["convnext"] = "convnext"
-    image_size: int | tuple[int, int] = 0
+    image_size: int | tuple[int, int] = dataclasses.field(default=0, metadata=SHAPES)
     patch_size: int = 4
     widths: tuple[int, ...] = (96, 192, 384, 768)
     depths: tuple[int, ...] = (3, 3, 9, 3)
     act: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
     norm_eps: float = 1e-6
-    layer_scale: float = 1e-6
-    drop_path: float = 0.0
-    scan: bool = True
-    remat: Literal["none", "full", "dots"] = "none"
+    layer_scale: float = dataclasses.field(default=1e-6, metadata=SHAPES)
+    drop_path: float = dataclasses.field(default=0.0, metadata=TRAINING)
+    scan: bool = dataclasses.field(default=True, metadata=TRAINING)
+    remat: Literal["none", "full", "dots"] = dataclasses.field(default="none", metadata=TRAINING)
     input: str = "image"
 
     def __post_init__(self):

@@ -14,6 +14,7 @@ from xmodal import keys as key_tools
 from xmodal.models.conv import ConvNorm
 from xmodal.models.init import Draws, Scheme, he_out
 from xmodal.models.layers import ACTIVATIONS, Linear
+from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.tokens import Tokens, grid_tokens
 from xmodal.models.trunk import REMAT
 
@@ -49,7 +50,7 @@ class EfficientNetSpec:
     """
 
     type: Literal["efficientnet"] = "efficientnet"
-    image_size: int | tuple[int, int] = 0
+    image_size: int | tuple[int, int] = dataclasses.field(default=0, metadata=SHAPES)
     width_factor: float = 1.0
     depth_factor: float = 1.0
     divisor: int = 8
@@ -59,11 +60,11 @@ class EfficientNetSpec:
     squeeze: float = 0.25
     act: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     norm_eps: float = 1e-3
-    norm_momentum: float = 0.99
-    drop_connect: float = 0.2
+    norm_momentum: float = dataclasses.field(default=0.99, metadata=TRAINING)
+    drop_connect: float = dataclasses.field(default=0.2, metadata=TRAINING)
     square_padding: tuple[int, ...] = ()
-    scan: bool = True
-    remat: Literal["none", "full", "dots"] = "none"
+    scan: bool = dataclasses.field(default=True, metadata=TRAINING)
+    remat: Literal["none", "full", "dots"] = dataclasses.field(default="none", metadata=TRAINING)
     input: str = "image"
 
     def __post_init__(self):

@@ -17,6 +17,7 @@ from xmodal.models.convnext import ConvNext, ConvNextSpec
 from xmodal.models.efficientnet import EfficientNet, EfficientNetSpec
 from xmodal.models.layers import Norm, patches_matmul, sincos_positions
 from xmodal.models.naflex import NaflexEmbed, NaflexSpec
+from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.resample import Filter, resample_grid
 from xmodal.models.resnet import ResNetEmbed, ResNetSpec
 from xmodal.models.tokens import Tokens
@@ -48,19 +49,19 @@ class PatchSpec:
     """
 
     type: Literal["patch"] = "patch"
-    image_size: int | tuple[int, int] = 0
+    image_size: int | tuple[int, int] = dataclasses.field(default=0, metadata=SHAPES)
     patch_size: int = 16
-    ragged: bool = False
+    ragged: bool = dataclasses.field(default=False, metadata=SHAPES)
     stem: tuple[tuple[int, int, int], ...] = ()
     class_token: bool = True
     registers: int = 0
     position: Literal["learned", "sincos", "none"] = "learned"
-    position_size: int | tuple[int, int] = 0
-    position_filter: Filter = "bicubic_antialias"
+    position_size: int | tuple[int, int] = dataclasses.field(default=0, metadata=SHAPES)
+    position_filter: Filter = dataclasses.field(default="bicubic_antialias", metadata=SHAPES)
     bias: bool = True
     pre_norm: bool = False
     norm_eps: float = 1e-6
-    patch_dropout: float = 0.0
+    patch_dropout: float = dataclasses.field(default=0.0, metadata=TRAINING)
     input: str = "image"
 
     @property
@@ -110,8 +111,8 @@ class TokenSpec:
     """
 
     type: Literal["token"] = "token"
-    vocab_size: int = 0
-    length: int = 0
+    vocab_size: int = dataclasses.field(default=0, metadata=SHAPES)
+    length: int = dataclasses.field(default=0, metadata=SHAPES)
     position: Literal["learned", "none"] = "learned"
     types: int = 0
     causal: bool = True
@@ -119,7 +120,7 @@ class TokenSpec:
     norm: bool = False
     norm_eps: float = 1e-6
     scale: bool = False
-    dropout: float = 0.0
+    dropout: float = dataclasses.field(default=0.0, metadata=TRAINING)
     input: str = "text"
 
 

@@ -33,6 +33,12 @@ class ModelSpec:
     towers: dict[str, TowerSpec]
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    @property
+    def alone(self) -> dict[str, str]:
+        """{tower: input} of the towers that embed one input by themselves."""
+        towers = self.towers.items()
+        return {name: t.embed.input for name, t in towers if t.embed and not t.reads and t.pool != "none"}
+
 
 class CrossModalModel(nnx.Module):
     """Towers and their wiring.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal.models import init
+from xmodal.models.options import SHAPES
 from xmodal.models.resample import sample_grid
 from xmodal.models.tokens import Tokens
 
@@ -31,8 +32,8 @@ class NaflexSpec:
 
     type: Literal["naflex"] = "naflex"
     patch_size: int = 16
-    positions: int = 16
-    length: int = 0
+    positions: int = dataclasses.field(default=16, metadata=SHAPES)
+    length: int = dataclasses.field(default=0, metadata=SHAPES)
     input: str = "image"
 
     @property
@@ -62,7 +63,7 @@ class NaflexEmbed(nnx.Module):
         if grid is None or patches.shape[2:] != (3 * spec.patch_size**2,):
             raise ValueError(
                 f"the model expects packed patches of {spec.patch_size} pixels and {spec.input}_grid, got "
-                f"{spec.input} {patches.shape}: set data.image.naflex"
+                f"{spec.input} {patches.shape}: set naflex of the image input"
             )
         valid, pos = places(grid, patches.shape[1])
         kernel = self.kernel[...].reshape(-1, width).astype(self.dtype)

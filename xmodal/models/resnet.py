@@ -15,6 +15,7 @@ from jax.nn.initializers import ones, zeros
 
 from xmodal.models.conv import ConvNorm, max_pool, mean_pool
 from xmodal.models.init import Draws, Scheme
+from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.tokens import Tokens, grid_tokens
 
 Remat = Literal["none", "full", "convolutions"]
@@ -47,16 +48,16 @@ class ResNetSpec:
     """
 
     type: Literal["resnet"] = "resnet"
-    image_size: int | tuple[int, int] = 0
+    image_size: int | tuple[int, int] = dataclasses.field(default=0, metadata=SHAPES)
     depths: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
     stem_width: int = 64
     block: Literal["basic", "bottleneck"] = "bottleneck"
     style: Literal["v1", "v1.5", "clip"] = "v1.5"
     norm_eps: float = 1e-5
-    momentum: float = 0.9
-    scan: bool = False
-    remat: Remat | tuple[Remat, ...] = "none"
+    momentum: float = dataclasses.field(default=0.9, metadata=TRAINING)
+    scan: bool = dataclasses.field(default=False, metadata=TRAINING)
+    remat: Remat | tuple[Remat, ...] = dataclasses.field(default="none", metadata=TRAINING)
     input: str = "image"
 
     def __post_init__(self):

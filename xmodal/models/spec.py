@@ -5,6 +5,8 @@ from typing import Literal
 
 import jax
 
+from xmodal.models.options import SHAPES, TRAINING
+
 Segments = tuple[tuple[str, int], ...]
 
 
@@ -84,11 +86,11 @@ class Sublayer:
     glu: bool = False
     inner_norm: bool = False
     gate: Literal["none", "tanh", "layerscale", "adaln"] = "none"
-    gate_init: float = 0.1
-    dropout: float = 0.0
-    attn_dropout: float = 0.0
+    gate_init: float = dataclasses.field(default=0.1, metadata=TRAINING)
+    dropout: float = dataclasses.field(default=0.0, metadata=TRAINING)
+    attn_dropout: float = dataclasses.field(default=0.0, metadata=TRAINING)
     routes: tuple[tuple[str, int], ...] = ()
-    lora: Lora | None = None
+    lora: Lora | None = dataclasses.field(default=None, metadata=SHAPES)
 
 
 @jax.tree_util.register_dataclass

@@ -15,6 +15,7 @@ from xmodal.models.embed import EMBEDDERS, NaflexSpec, PatchSpec, TokenSpec
 from xmodal.models.heads import MaskedHead, tied_logits
 from xmodal.models.init import Draws, Scheme, scheme
 from xmodal.models.layers import Linear, Norm
+from xmodal.models.options import SHAPES
 from xmodal.models.resnet import ResNetSpec
 from xmodal.models.spec import Sublayer
 from xmodal.models.sublayer import MapPool
@@ -55,8 +56,8 @@ class TowerSpec:
     pooler: bool = False
     embed_dim: int = 0
     projection_bias: bool = False
-    head: Literal["none", "linear", "tied", "masked"] = "none"
-    vocab_size: int = 0
+    head: Literal["none", "linear", "tied", "masked"] = dataclasses.field(default="none", metadata=SHAPES)
+    vocab_size: int = dataclasses.field(default=0, metadata=SHAPES)
 
     @property
     def width(self) -> int:

@@ -10,6 +10,7 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.models.init import Draws, scheme
 from xmodal.models.layers import Norm
+from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.spec import Flow, Sublayer
 from xmodal.models.sublayer import Residual
 from xmodal.models.tokens import Tokens, attention_mask
@@ -41,16 +42,16 @@ class TrunkSpec:
     """
 
     width: int
-    depth: int
+    depth: int = dataclasses.field(metadata=SHAPES)
     pattern: tuple[tuple[Sublayer, ...], ...]
     final_norm: bool = True
     norm: Literal["ln", "rms", "rms1p"] = "ln"
     norm_eps: float = 1e-6
-    drop_path: float = 0.0
-    init: Literal["clip", "siglip", "bert", "resnet"] = "clip"
+    drop_path: float = dataclasses.field(default=0.0, metadata=TRAINING)
+    init: Literal["clip", "siglip", "bert", "resnet"] = dataclasses.field(default="clip", metadata=TRAINING)
     condition_width: int = 0
-    scan: bool = True
-    remat: Literal["none", "full", "dots"] = "none"
+    scan: bool = dataclasses.field(default=True, metadata=TRAINING)
+    remat: Literal["none", "full", "dots"] = dataclasses.field(default="none", metadata=TRAINING)
 
 
 @jax.tree_util.register_dataclass

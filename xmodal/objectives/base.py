@@ -39,6 +39,19 @@ class TeacherFacts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Temperature:
+    """What turns the cosine of two embeddings into a logit: exp(logit_scale) * cosine + logit_bias.
+
+    Attributes:
+      logit_scale: log of the inverse temperature.
+      logit_bias: of a sigmoid, whose logits are each a probability; None where they are compared with one another.
+    """
+
+    logit_scale: float
+    logit_bias: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class View:
     """What objectives see of a batch. Equal views (they are hashable) share one forward pass.
 
@@ -133,6 +146,15 @@ class Objective(abc.ABC):
     def bound(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Keeps the objective's parameters within their range after an update."""
         return params
+
+    def temperature(self, params: Mapping) -> Temperature | None:
+        """Returns the temperature between pooled embeddings that the objective has learned; None where it has none.
+
+        Args:
+          params: what `init` returned, as trained so far.
+        """
+        del params
+        return None
 
     @abc.abstractmethod
     def chance_loss(self, batch_size: int, model_spec) -> float:

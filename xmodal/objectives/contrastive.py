@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from data_pipelines.images.mix import swap_neighbours
 from xmodal.models.init import LOGIT_BIAS_SIGLIP, LOGIT_SCALE_CLIP, LOGIT_SCALE_SIGLIP
-from xmodal.objectives.base import Objective
+from xmodal.objectives.base import Objective, Temperature
 from xmodal.objectives.pairs import BATCH_AXES, caption_identities, identities, ring, targets, zero_rows
 
 OF_SOURCES = ("source", "loss_weight", "temperature")  # of the batch, see data_pipelines/stream/source_columns.py
@@ -123,6 +123,12 @@ class Contrastive(Objective):
             scale = own["scale"] if "scale" in own else jnp.exp(params["logit_scale"])
             own["scale"] = scale / batch["temperature"]
         return own
+
+    def temperature(self, params: Mapping) -> Temperature | None:
+        """The learned one; the mean where each source has its own, None where it scales no pooled embeddings."""
+        if self.needs != {f"{tower}.pooled" for tower in self.between}:
+            return None
+        return Temperature(**{name: float(value) for name, value in of_all(params).items()})
 
     def _temperatures(self, params) -> dict[str, jax.Array]:
         """Metrics: the inverse temperature, of several the geometric mean and each."""

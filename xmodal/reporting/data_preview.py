@@ -151,7 +151,7 @@ def _view(view: View) -> Markup:
 def _tokens(view: View) -> Markup:
     kept = [el("span", token) for token in view.tokens[: view.kept]]
     cut = [el("span", token, class_="cut") for token in view.tokens[view.kept :]]
-    mark = el("em", say("✂ {count} cut", count=len(cut)), title=say("longer than data.text.length")) if cut else None
+    mark = el("em", say("✂ {count} cut", count=len(cut)), title=say("longer than the input's length")) if cut else None
     return el("div", kept, mark, cut, class_="tokens", dir="auto")
 
 

@@ -21,8 +21,7 @@ from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError, Fault
 from data_pipelines.host import cores
-from data_pipelines.images.arrays import ImageArrays
-from data_pipelines.images.decode import full_image
+from data_pipelines.modalities import Image as ImageInput
 from data_pipelines.names import label_at, parts_of
 from data_pipelines.progress import progress
 from data_pipelines.samples import Sample
@@ -34,7 +33,7 @@ from xmodal.inference import Model
 from xmodal.reporting.files import write_json, write_text
 from xmodal.search.index import FORMAT, MANIFEST, read_manifest
 from xmodal.search.models import Known
-from xmodal.search.parts import KINDS, Part, part_path, write_part
+from xmodal.search.parts import IMAGE, KINDS, TEXT, Part, part_path, write_part
 
 DTYPES = ("float16", "float32")
 _BLOCK_BYTES = 8 * 2**20  # read at a time, about
@@ -111,7 +110,9 @@ class Job:
         digest = hashlib.blake2b(digest_size=16)
         for source, table in zip(self.sources, self.tables):
             digest.update(repr((source.name, source.identity())).encode("utf-8", "surrogatepass"))
-            digest.update(f"{source.captions.signature} {source.captions.rendering}".encode())
+            text = source.rules.inputs.caption
+            rendering = text.captions.rendering if text is not None else ""
+            digest.update(f"{source.rules.signature} {rendering}".encode())
             digest.update(table.digest())
         return dict(title=self.title, digest=digest.hexdigest())
 
@@ -194,31 +195,30 @@ class _Seen(NamedTuple):
 class _Rules:
     """How pictures are shown to the model, and to people."""
 
-    arrays: ImageArrays
+    image: ImageInput | None
     thumbnails: int
-    images: bool
 
     @classmethod
     def of(cls, known: Known, options: Options) -> "_Rules":
-        images = "image" in options.what
-        return cls(ImageArrays(known.model.stored.config.data.image), options.thumbnails * images, images)
+        image = known.model.live.modalities[IMAGE] if IMAGE in options.what else None
+        return cls(image, options.thumbnails * (image is not None))
 
     def look(self, samples: Sequence[Sample], source: Source) -> list[_Seen]:
         """Looks at samples."""
         return [self._look(sample, source) for sample in samples]
 
     def _look(self, sample: Sample, source: Source) -> _Seen:
-        captions = source.captions.every(sample.record)
+        captions = source.rules.captions(sample.record)
         record = dict(shard=sample.shard, key=sample.key, caption=captions[0] if captions else "")
         if sample.path:  # without the folders above, which are nobody's business
             record["file"] = label_at(parts_of(sample.path), 2)
-        if not self.images:
+        if self.image is None:
             return _Seen(record)
         try:
             if sample.fault:
                 raise BadSample(sample.fault)
-            image, shown = full_image(sample.image, self.arrays.options), self.arrays.empty(1)
-            self.arrays.evaluate(image, shown, 0)
+            image, shown = self.image.opened(sample.parts[IMAGE]), self.image.empty(1)
+            self.image.evaluate(image, shown, 0)
             return _Seen(record, shown, _thumbnail(image, self.thumbnails) if self.thumbnails else b"")
         except BadSample as bad:
             return _Seen(record, reason=bad.reason)
@@ -254,9 +254,9 @@ def _ahead(pool: Executor, work: Callable, items: Iterable, depth: int) -> Itera
 def _make_part(job: Job, part: int, known: Known, seen: Iterator[_Seen], advance: Callable[[int], None]) -> None:
     options, (rows, images) = job.options, _take(job, part, known.model, seen, advance)
     good, bad = ([i for i, one in enumerate(rows) if bool(one.reason) == is_bad] for is_bad in (False, True))
-    embeddings = {} if images is None else {"image": images[good]}
-    if "text" in options.what:
-        embeddings["text"] = known.model.embed_text([rows[i].record["caption"] for i in good])
+    embeddings = {} if images is None else {IMAGE: images[good]}
+    if TEXT in options.what:
+        embeddings[TEXT] = known.model.embed_text([rows[i].record["caption"] for i in good])
     named = lambda i: f"{rows[good[i]].record['key']} of {rows[good[i]].record['shard']}"
     for kind, values in embeddings.items():
         check_rows(values, f"the {kind} embedding", named)
@@ -275,13 +275,13 @@ def _take(
     job: Job, part: int, model: Model, seen: Iterator[_Seen], advance: Callable[[int], None]
 ) -> tuple[list[_Seen], np.ndarray | None]:
     """Takes the samples of a part; returns them without their pixels, and what the model makes of those."""
-    count, arrays, rows = job.samples(part), ImageArrays(model.stored.config.data.image), []
+    count, modality, rows = job.samples(part), model.live.modalities.get(IMAGE), []
 
     def pictures(start: int, stop: int) -> dict[str, np.ndarray]:
-        batch = arrays.empty(stop - start)
+        batch = modality.empty(stop - start)
         for place, one in enumerate(itertools.islice(seen, stop - start)):
             if one.shown is None:  # a bad one: left out later
-                arrays.blank(batch, place)
+                modality.blank(batch, place)
             else:
                 for name, array in one.shown.items():
                     batch[name][place] = array[0]
@@ -289,8 +289,8 @@ def _take(
         advance(stop - start)
         return batch
 
-    if "image" in job.options.what:
-        images = model.embed_rows("image", pictures, count)
+    if IMAGE in job.options.what:
+        images = model.embed_rows(IMAGE, pictures, count)
         return rows, images
     rows.extend(itertools.islice(seen, count))
     advance(count)

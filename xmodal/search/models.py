@@ -1,12 +1,11 @@
 """The model of an index: opened for making it, and found again for asking it."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataError
 from xmodal.inference import Model
-from xmodal.interop.folder import open_stored, parse
+from xmodal.stored.opening import open_stored, split, whole_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +26,7 @@ def open_model(where: str, *, step: int | None = None, compute: str | None = Non
     stored = open_stored(where, step=step)
     fingerprint = stored.fingerprint()
     model = Model(stored, dtype=compute, batch_size=batch_size)
-    kind, path = parse(where)
-    origin = f"{kind}:{path.resolve()}" if kind in ("hf", "open_clip") else str(path.resolve())
-    about = dict(origin=origin, step=stored.step, fingerprint=fingerprint, dim=model.dim)
+    about = dict(origin=whole_name(where), step=stored.step, fingerprint=fingerprint, dim=model.dim)
     return Known(model, about | dict(compute=compute or stored.config.model.dtype))
 
 
@@ -43,7 +40,7 @@ def model_of(about: dict[str, Any], where: str | None = None) -> Model:
     Raises:
       DataError: it is another model now, whose embeddings do not belong beside those of the index.
     """
-    if where is None and not Path(about["origin"].removeprefix("hf:").removeprefix("open_clip:")).exists():
+    if where is None and not split(about["origin"])[1].exists():
         raise DataError(f"the model of this index is not at {about['origin']} any more; say where it is with --model")
     found = open_model(where or about["origin"], step=about["step"], compute=about["compute"], batch_size=8)
     if found.about["fingerprint"] != about["fingerprint"]:

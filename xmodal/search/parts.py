@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from data_pipelines.errors import DataError
 from xmodal.reporting.files import clear_disk_errors
 
-KINDS = ("image", "text")
+IMAGE, TEXT = KINDS = ("image", "text")  # inputs of samples and models that an index compares
 _LONGEST_HEADER = 10**8  # bytes, as the safetensors library has it
 _LARGEST_BLOB = 2**26  # bytes of a record or a thumbnail
 _TYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}

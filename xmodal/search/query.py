@@ -10,13 +10,12 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.images.decode import Options, full_image
-from data_pipelines.text.preparation import Preparation
 from xmodal.evaluation.word_maps import WordMap
 from xmodal.inference import Model
 from xmodal.reporting.messages import Message, reason, say, term
 from xmodal.search.index import Index
 from xmodal.search.models import model_of
+from xmodal.search.parts import IMAGE, TEXT
 from xmodal.search.scripts import warning_of
 from xmodal.search.top_k import Nearest, open_nearest
 
@@ -24,7 +23,7 @@ MOST = 1000  # results of one question
 LONGEST = 2000  # characters of a text; towers read some 77 tokens
 _MAPS = 16  # word maps that are kept: another word of the same text is asked for next
 _CAPTIONS = 200  # that say what this tokenizer makes of these data
-_DECODERS = 2  # pictures decoded at a time: each may fill as much memory as `data.image.max_pixels` allows
+_DECODERS = 2  # pictures decoded at a time: each may fill as much memory as `max_pixels` of the input allows
 _PATIENCE = 20.0  # seconds that a picture waits for one of them
 
 
@@ -109,9 +108,9 @@ class Searcher:
     def warm(self) -> None:
         """Loads and compiles what first questions need, so that they are answered at once."""
         self.load(self.among[0]).top(np.zeros((1, self.index.dim), np.float32), 1)
-        if "text" in self.model.inputs:
+        if TEXT in self.model.inputs:
             self.model.embed_text("")
-        if "image" in self.model.inputs:
+        if IMAGE in self.model.inputs:
             self.model.embed_image(np.zeros((8, 8, 3), np.uint8))
 
     def search(self, query: Query) -> list[Hit]:
@@ -130,7 +129,7 @@ class Searcher:
 
     def warning(self, text: str) -> Message | None:
         """Returns what to tell who asks in a script that the model cannot read; None where it can."""
-        if "text" not in self.model.inputs or not text.strip():
+        if TEXT not in self.model.inputs or not text.strip():
             return None
         return warning_of(self.model.tokenizer, self._as_read(text), self._some_captions)
 
@@ -140,7 +139,7 @@ class Searcher:
         return [self._as_read(self.index.record(row)["caption"][:LONGEST]) for row in rows.tolist()]
 
     def _as_read(self, text: str) -> str:
-        return Preparation.of(self.model.stored.config.data.text)(text)
+        return self.model.live.preparing.text(TEXT, text)
 
     @property
     def no_maps(self) -> str:
@@ -171,13 +170,13 @@ class Searcher:
         """Returns a query as a unit vector, float32 [dim]; `picture` is that of the query, where it is decoded."""
         parts = []
         if query.text.strip():
-            parts.append((1 - query.weight, self._embed("text", query.text)))
+            parts.append((1 - query.weight, self._embed(TEXT, query.text)))
         if query.image:
             picture = self._decoded(query.image) if picture is None else picture
-            parts.append((query.weight, self._embed("image", picture)))
+            parts.append((query.weight, self._embed(IMAGE, picture)))
         elif query.sample is not None:
             self.index.record(query.sample)  # or an error that says how many there are
-            kind = "image" if "image" in self.among else "text"
+            kind = IMAGE if IMAGE in self.among else TEXT
             parts.append((query.weight, self.index.vectors(kind).take(np.array([query.sample]))[0]))
         if len(parts) == 1:
             return _unit(parts[0][1])
@@ -185,7 +184,7 @@ class Searcher:
 
     def _embed(self, kind: str, what: str | Image.Image) -> np.ndarray:
         self._check_reads(kind)
-        return (self.model.embed_text if kind == "text" else self.model.embed_image)(what)[0]
+        return (self.model.embed_text if kind == TEXT else self.model.embed_image)(what)[0]
 
     def _check_reads(self, kind: str) -> None:
         if kind not in self.model.inputs:
@@ -202,9 +201,9 @@ class Searcher:
             self._decoders.release()
 
     def _decoded(self, content: bytes) -> Image.Image:
-        self._check_reads("image")
+        self._check_reads(IMAGE)
         try:
-            return full_image(content, Options.of(self.model.stored.config.data.image))
+            return self.model.live.modalities[IMAGE].opened(content)
         except BadSample as bad:
             raise DataError(say("the image cannot be read: {reason}", reason=reason(bad.reason))) from None
 

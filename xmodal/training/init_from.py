@@ -1,146 +1,130 @@
-"""Starts a run from weights that exist: an imported folder, another run, or "hf:DIR".
-
-Strict: every parameter of the model must be there and fit, every weight must be used, and what a weight means (the
-activation, a norm's epsilon, the tokenizer) must be the same. `init_from_except` names by pattern what need not.
-"""
+"""Starts a run from weights that exist, and keeps those that are not to be stored out of its checkpoints."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from xmodal.config import ConfigError
+from xmodal.distributed.mesh import assert_same_data
 from xmodal.distributed.sharding import place
-from xmodal.interop.folder import Stored, open_stored
-from xmodal.interop.positions import resize_grid
-from xmodal.interop.tables import differences, fail
-from xmodal.interop.tokenizer_files import same_tokens
-from xmodal.models.embed import NaflexSpec, PatchSpec
-from xmodal.models.model import ModelSpec
-from xmodal.models.tower import TowerSpec
+from xmodal.models.batch_norm import STATISTICS
+from xmodal.models.model import Functional
 from xmodal.paths import flatten_paths
+from xmodal.stored.opening import open_stored
+from xmodal.stored.starting import UNSTORED, Starting, Target, digest, merged, read_start, read_unstored, without
+from xmodal.training.optimizer import OptimizerPlan
 from xmodal.training.task import Task
 
-# Settings that change neither what a weight means nor its shape, or whose shapes are compared by themselves.
-_FREE = re.compile(
-    r".*/(dropout|attn_dropout|drop_path|drop_connect|patch_dropout|momentum|norm_momentum|scan|remat(/\d+)?|init"
-    r"|gate_init|layer_scale|image_size|position_size|position_filter|positions|ragged|vocab_size|length|head|depth"
-    r"|pattern/.*/lora(/.*)?)"
-)
-_TOKENS = "text/embed/embedding"
+_PARTS = ("params", "ema")  # of the state, that hold parameters
 
 
-def start_from(task: Task, state: dict) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What a run's checkpoints leave out.
+
+    Attributes:
+      paths: of the parameters.
+      fingerprint: of their values, "" for none.
+    """
+
+    paths: frozenset[str] = frozenset()
+    fingerprint: str = ""
+
+    def lean(self, state: Mapping[str, Any]) -> dict:
+        """Returns a train state (or its shapes) without these parameters."""
+        return {**state, **{part: without(state[part], self.paths) for part in _PARTS if part in state}}
+
+    @property
+    def document(self) -> dict[str, str]:
+        """What the checkpoint's document says of them."""
+        return {UNSTORED: self.fingerprint} if self.paths else {}
+
+
+def kept_out(task: Task) -> Kept:
+    """Returns what the run's checkpoints leave out, before it is read.
+
+    Raises:
+      ConfigError: the run would train some of it.
+    """
+    starting = Starting.of(task.config)
+    if starting.stores_all:
+        return Kept()
+    paths = starting.unstored(task.parameters)
+    if trained := _trained(paths, task.plan, task.losses.model):
+        more = f" and {len(trained) - 3} more" if len(trained) > 3 else ""
+        raise ConfigError(
+            f"init_from: {', '.join(trained[:3])}{more} are not stored (stored=False), and the run would train them: "
+            "freeze them by optimizer.rules, such as (r'image/.*', dict(freeze=True)), or store them"
+        )
+    return Kept(paths)
+
+
+def start_from(task: Task, state: dict) -> tuple[dict, Kept]:
     """Returns the fresh state with the weights that `config.init_from` names, averaged weights included.
 
     Raises:
       ConfigError: they cannot be read, or do not fit; every one that does not is named.
     """
-    where, patterns = task.config.init_from, task.config.init_from_except
-    stored = open_stored(where)
-    wanted = {path: leaf for path, leaf in flatten_paths(state["params"]).items() if not matches(path, patterns)}
-    found = fitted(stored, task, wanted, patterns)
+    kept, target = kept_out(task), _target(task)
+    found = read_start(target, open_stored)
     if jax.process_index() == 0:
-        fresh = len(flatten_paths(state["params"])) - len(found)
-        print(f"started from {where}: {len(found)} arrays" + (f", {fresh} others are new" if fresh else ""))
-    put = lambda path, leaf: place(found[path].astype(leaf.dtype), leaf.sharding) if path in found else leaf
-    return state | {
-        part: jax.tree.unflatten(
-            jax.tree.structure(state[part]), [put(p, leaf) for p, leaf in flatten_paths(state[part]).items()]
-        )
-        for part in ("params", "ema")
-        if part in state
+        fresh = len(target.shapes) - len(found)
+        places = Starting.of(task.config)
+        print(f"started from {places}: {len(found)} arrays" + (f", {fresh} others are new" if fresh else ""))
+    unstored = {path: found[path] for path in kept.paths}
+    if unstored:
+        kept = Kept(kept.paths, digest(unstored))
+        assert_same_data("init_from", kept.fingerprint)
+    put = lambda path, leaf: _placed(found[path], leaf) if path in found else leaf
+    parts = {part: state[part] for part in _PARTS if part in state}
+    filled = {
+        part: jax.tree.unflatten(jax.tree.structure(tree), [put(p, leaf) for p, leaf in flatten_paths(tree).items()])
+        for part, tree in parts.items()
     }
+    return state | filled, kept
 
 
-def matches(path: str, patterns: tuple[str, ...]) -> bool:
-    """Whether one of the patterns matches the whole path. Raises a ConfigError for one that is malformed."""
-    try:
-        return any(re.fullmatch(pattern, path) for pattern in patterns)
-    except (re.error, TypeError) as error:
-        raise ConfigError(f"init_from_except: {patterns!r} are not regular expressions: {error}") from None
-
-
-def fitted(stored: Stored, task: Task, wanted: Mapping, patterns: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Returns {path: array} for every wanted parameter, resized where that is possible.
+def completed(task: Task, abstract: Mapping[str, Any], state: Mapping[str, Any], meta: Mapping) -> tuple[dict, Kept]:
+    """Returns a restored state with what its checkpoint has left out, read again from its place.
 
     Args:
-      stored: the weights.
       task: the run.
-      wanted: {path: array or shape} of the run's parameters that no pattern excepts.
-      patterns: `init_from_except`.
+      abstract: shapes and shardings of the whole state.
+      state: as it was restored.
+      meta: the checkpoint's document.
+
+    Raises:
+      ConfigError: the weights are not there any more, or are not those that the run began with.
     """
-    spec, have = task.losses.model.spec, flatten_paths(stored.params)
-    problems = _meanings(stored, task, patterns)
-    problems += [f"unexpected: {p}" for p in have if p not in wanted and not matches(p, patterns)]
-    arrays = {}
-    for path, leaf in wanted.items():
-        if path not in have:
-            problems.append(f"missing: {path} {leaf.shape}")
-            continue
-        array = _resized(path, np.asarray(have[path], np.float32), leaf.shape, stored.spec, spec)
-        if array.shape != leaf.shape:
-            problems.append(f"shape: {path} is {array.shape}, the model needs {leaf.shape}")
-        arrays[path] = array
-    advice = "Make the recipe's model agree, or name what shall start afresh in init_from_except"
-    fail(f"init_from={task.config.init_from}: the weights are not those of this model. {advice}", problems)
-    return arrays
+    kept = Kept(kept_out(task).paths, meta.get(UNSTORED, ""))
+    if not kept.paths:
+        return dict(state), Kept()
+    arrays = read_unstored(_target(task), open_stored, kept.fingerprint)
+    parts = {}
+    for part in [part for part in _PARTS if part in state]:
+        leaves = flatten_paths(abstract[part])
+        parts[part] = merged(state[part], abstract[part], {p: _placed(a, leaves[p]) for p, a in arrays.items()})
+    return {**state, **parts}, kept
 
 
-def _resized(path: str, array: np.ndarray, shape: tuple, theirs: ModelSpec, ours: ModelSpec) -> np.ndarray:
-    """Position embeddings for the resolution or the text length of the run; any other array as it is."""
-    tower, _, rest = path.partition("/")
-    if rest not in ("embed/position", "pool/position") or array.shape == shape or tower not in theirs.towers:
-        return array
-    old, new = (getattr(spec.towers[tower], "embed", None) for spec in (theirs, ours))
-    grids = [getattr(embed, "position_grid", None) or getattr(embed, "grid", None) for embed in (old, new)]
-    if all(grids):
-        return resize_grid(array, *grids)
-    # A shorter text has the first positions; a longer one needs some that were never trained, and stays an error.
-    return array[: shape[0]]
+def _placed(array: np.ndarray, leaf: Any) -> jax.Array:
+    return place(array.astype(leaf.dtype), leaf.sharding)
 
 
-def _meanings(stored: Stored, task: Task, patterns: tuple[str, ...]) -> list[str]:
-    """What would make the same weights compute something else."""
-    problems, spec = [], task.losses.model.spec
-    for name, tower in spec.towers.items():
-        if name in stored.spec.towers:
-            pair = _as_squares(tower, stored.spec.towers[name])
-            problems += [
-                line
-                for line in differences(*pair, name, ("is", "the weights have"))
-                if not _FREE.fullmatch(option := line.partition(": ")[0]) and not matches(option, patterns)
-            ]
-    taken = any(getattr(t.embed, "type", "") == "token" for t in spec.towers.values()) and stored.tokenizer is not None
-    if taken and not matches(_TOKENS, patterns) and (other := same_tokens(task.tokenizer, stored.tokenizer)):
-        problems.append(
-            f"data.text.tokenizer: {task.config.data.text.tokenizer} is not the weights' tokenizer: {other}; except "
-            f"{_TOKENS} to learn new tokens"
-        )
-    classes = {where.data.label.classes for where in (task.config, stored.config) if where.data.label.classes}
-    if len(classes) > 1 and not matches("image/projection/kernel", patterns):
-        problems.append(
-            "data.label.classes are not those of the weights; except image/projection/.* to learn these from the start"
-        )
-    image, theirs = task.config.data.image, stored.config.data.image
-    if "image" in stored.spec.towers and not matches("image/embed/kernel", patterns):
-        problems += [
-            f"data.image.{key}: is {image[key]}, the weights have {theirs[key]}"
-            for key in ("mean", "std")
-            if not np.allclose(image[key], theirs[key], atol=1e-4) and not matches(f"data/image/{key}", patterns)
-        ]
-    return problems
+def _target(task: Task) -> Target:
+    return Target(task.config, task.inputs.tokenizers, task.parameters)
 
 
-def _as_squares(ours: TowerSpec, theirs: TowerSpec) -> tuple[TowerSpec, TowerSpec]:
-    """Where one tower takes squares and the other packed patches, both as squares: their parameters mean the same."""
-    if {type(ours.embed), type(theirs.embed)} != {PatchSpec, NaflexSpec}:
-        return ours, theirs
-    squares = next(tower.embed for tower in (ours, theirs) if isinstance(tower.embed, PatchSpec))
-    same = dict(stem=(), class_token=False, registers=0, position="learned", bias=True, pre_norm=False)
-    as_patches = lambda tower: dataclasses.replace(
-        tower, embed=dataclasses.replace(squares, patch_size=tower.embed.patch_size, **same)
-    )
-    return tuple(as_patches(t) if isinstance(t.embed, NaflexSpec) else t for t in (ours, theirs))
+def _trained(paths: frozenset[str], plan: OptimizerPlan, model: Functional) -> list[str]:
+    """Those of some parameters that a run changes, in order."""
+    held, frozen = model.freezing(plan.frozen).frozen, flatten_paths(plan.frozen)
+
+    def changes(path: str) -> bool:
+        if path.startswith(f"{STATISTICS}/"):
+            return path.removeprefix(f"{STATISTICS}/").rpartition("/")[0] not in held
+        return not frozen[path]
+
+    return sorted(path for path in paths if changes(path))

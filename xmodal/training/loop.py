@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import stalled_reads
+from data_pipelines.modalities import Inputs, inputs_of
+from data_pipelines.modalities.inputs import tokenizer_files
 from data_pipelines.stream.stream import Stream, open_stream
-from data_pipelines.text.tokenizers import Tokenizer
+from xmodal.checkpoints.writing import Checkpoints
 from xmodal.config import save_config, to_json
 from xmodal.distributed.mesh import (
     assert_same_data,
@@ -28,9 +30,9 @@ from xmodal.finite import NotFinite
 from xmodal.reporting.environment import write_environment
 from xmodal.reporting.files import write_text
 from xmodal.reporting.recorder import Recorder
-from xmodal.training.checkpoints.writing import Checkpoints
 from xmodal.training.durations import Pace, samples_of
 from xmodal.training.folder import make_folder, remove_left
+from xmodal.training.init_from import Kept
 from xmodal.training.lock import RunLock, hold
 from xmodal.training.resuming import changes_since, check_changes, newest_document, restore_or_init
 from xmodal.training.startup import ModelFacts, checkpoint_options, model_facts, next_commands, print_startup
@@ -60,26 +62,27 @@ def train(config: ConfigDict, workdir: Path, runtime: Runtime, *, accept_changes
 def _train(config: ConfigDict, workdir: Path, runtime: Runtime, lock: RunLock | None, accept_changes: bool) -> dict:
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.accumulation, mesh)
-    tokenizer = Tokenizer.load(config.data.text.tokenizer)
+    inputs = inputs_of(config.data)
+    _ = inputs.tokenizers  # a tokenizer that cannot be read is an error before anything else is
     limits = (config.watchdog.step, config.watchdog.slow)
     with jax.set_mesh(mesh), runtime.watchdog(*limits, evidence=stalled_reads) as watchdog:
         with watchdog.slow("opening the data"):
-            teacher = open_teacher(config, mesh, tokenizer)
+            teacher = open_teacher(config, mesh, inputs)
             begun = newest_document(workdir)
             pace = Pace.of(config.batch_size, begun)
-            stream = _open(config, mesh, workdir, teacher, pace)
-            task = build_task(config, mesh, tokenizer, stream.epoch_size, teacher, pace)
+            stream = _open(config, mesh, inputs, workdir, teacher, pace)
+            task = build_task(config, mesh, inputs, stream.epoch_size, teacher, pace)
             check_changes(task, stream, begun, workdir, accept_changes)
             evaluators = task.evaluators()
         checkpoints = Checkpoints(workdir, **checkpoint_options(task))
         with watchdog.slow("restoring or creating the state"):
             abstract = task.abstract_state()
-            state, meta = restore_or_init(task, abstract, checkpoints)
+            state, meta, kept = restore_or_init(task, abstract, checkpoints)
             if (pace := Pace.of(config.batch_size, meta)) != task.pace:  # an older step than the newest was taken
-                task = build_task(config, mesh, tokenizer, stream.epoch_size, teacher, pace)
+                task = build_task(config, mesh, inputs, stream.epoch_size, teacher, pace)
             if meta["position"]:
                 stream.close()
-                stream = _open(config, mesh, workdir, teacher, pace, meta["position"])
+                stream = _open(config, mesh, inputs, workdir, teacher, pace, meta["position"])
         start, changes = int(state["step"]), changes_since(task, stream, meta)
         facts = model_facts(task, abstract)
         _write_start(task, workdir, facts)
@@ -91,20 +94,26 @@ def _train(config: ConfigDict, workdir: Path, runtime: Runtime, lock: RunLock | 
             best=(config.checkpoint.best, config.checkpoint.best_mode),
             commands=next_commands(task.config, abstract, workdir),
         )  # fmt: skip
-        run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog, lock)
+        run = Loop(task, stream, checkpoints, evaluators, recorder, watchdog, lock, kept)
         with stream, checkpoints, recorder:
             state = run.steps(state, task.compile_step(abstract), start, runtime)
             return run.finish(state)
 
 
 def _open(
-    config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path, teacher: Teacher | None, pace: Pace, position: int = 0
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    inputs: Inputs,
+    workdir: Path,
+    teacher: Teacher | None,
+    pace: Pace,
+    position: int = 0,
 ) -> Stream:
     stream = open_stream(
         config.data, batch_size=config.batch_size, seed=config.seed, position=position,
         shard=process_shard(mesh, config.batch_size), workdir=workdir,
         samples=lambda start, epoch_size: samples_of(start, config, epoch_size, pace),
-        texts=teacher.texts if teacher else {},
+        texts=teacher.texts if teacher else {}, inputs=inputs,
     )  # fmt: skip
     try:
         assert_same_data("data.sources", stream.fingerprint)
@@ -118,7 +127,9 @@ def _write_start(task: Task, workdir: Path, facts: ModelFacts) -> None:
     """Puts into the run folder what one needs to understand it later."""
     if jax.process_index() == 0:
         save_config(task.config, workdir / "config.json")
-        write_text(workdir / "tokenizer.json", task.tokenizer.json)
+        tokenizers = task.inputs.tokenizers
+        for name, file in tokenizer_files(tokenizers).items():
+            write_text(workdir / file, tokenizers[name].json)
         run = {"total_steps": task.total_steps, "chance_loss": task.chance_losses(), "parameters": facts.parameters}
         write_environment(workdir, run)
 
@@ -135,9 +146,11 @@ class Loop:
         recorder: Recorder,
         watchdog: Watchdog,
         lock: RunLock | None,
+        kept: Kept,
     ):
         self.task, self.stream, self.checkpoints = task, stream, checkpoints
         self.evaluators, self.recorder, self.watchdog, self.lock = evaluators, recorder, watchdog, lock
+        self.kept = kept  # out of checkpoints
         self._measured_at, self._measured = -1, {}  # a step, and {evaluator: metrics} of its weights
 
     def steps(self, state: dict, step_fn, start: int, runtime: Runtime) -> dict:
@@ -232,13 +245,16 @@ class Loop:
         with self.watchdog.slow("saving a checkpoint"):
             extra = {
                 "config": to_json(self.task.config),
-                "tokenizer": self.task.tokenizer.json,
+                "tokenizers": {name: t.json for name, t in self.task.inputs.tokenizers.items()},
                 "data": self.stream.fingerprint,
                 "batches": self.task.pace.phases,
             }
             if self.task.teacher:
                 extra["teacher"] = self.task.teacher.fingerprint
-            self.checkpoints.save(step, state, position=self.stream.position, metrics=metrics, extra=extra, wait=wait)
+            self.checkpoints.save(
+                step, self.kept.lean(state), position=self.stream.position, metrics=metrics,
+                extra=extra | self.kept.document, wait=wait,
+            )  # fmt: skip
         self.recorder.pause()
 
     def finish(self, state: dict) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal import keys as key_tools
+from xmodal.building import init_objectives
 from xmodal.distributed.mesh import BATCH_AXES, num_batch_shards
 from xmodal.distributed.sharding import constrain
 from xmodal.models.batch_norm import STATISTICS, pooled, pooled_parts
@@ -45,9 +46,7 @@ class Losses:
 
     def init_params(self, key: jax.Array | None = None) -> dict:
         """Returns the objectives' own parameters, by objective; `key` draws those that start at random values."""
-        draw = lambda name: None if key is None else key_tools.named(key, name)
-        params = {name: o.init(draw(name), self.model.spec) for name, o in self.objectives.items()}
-        return {name: own for name, own in params.items() if own}
+        return init_objectives(self.objectives, self.model.spec, key)
 
     def bound(self, params: Params) -> dict:
         """Applies each objective's bounds to its parameters after an update."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.stream.stream import Stream
+from xmodal.checkpoints.reading import DamagedError
+from xmodal.checkpoints.writing import Checkpoints
 from xmodal.config import ConfigError, diff, from_json, with_new_options
-from xmodal.training.checkpoints.reading import DamagedError
-from xmodal.training.checkpoints.writing import Checkpoints
-from xmodal.training.init_from import start_from
+from xmodal.training.init_from import Kept, completed, kept_out, start_from
 from xmodal.training.task import Task
 
 # Options that do not change what is learned, but for rounding: how a run is computed, watched, measured and kept, and
@@ -33,7 +33,7 @@ FREE = (
     "data.max_bad_share",
 )
 # Names of files whose content is compared instead: it may have moved. `_compare_contents` and the stream's fingerprint.
-MOVABLE = ("data.text.tokenizer", "teacher.model", "data.sources.*.urls")
+MOVABLE = ("data.inputs.*.tokenizer", "teacher.model", "data.sources.*.urls")
 
 BEGINNING = {"step": 0, "position": 0}
 
@@ -79,27 +79,32 @@ def newest_document(workdir: Path) -> dict:
     return Checkpoints.newest(workdir) or BEGINNING
 
 
-def restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tuple[dict, dict]:
-    """Returns the state to continue from and the checkpoint's document, or a fresh state.
+def restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tuple[dict, dict, Kept]:
+    """Returns the state to continue from, or a fresh one; the checkpoint's document; what checkpoints leave out.
 
     Raises:
       ConfigError: the checkpoint is of another model or optimizer.
       CheckpointError: all checkpoints are damaged.
     """
-    restored = checkpoints.restore(abstract)
+    restored = checkpoints.restore(kept_out(task).lean(abstract))
     if restored is not None:
-        return restored
-    state = task.init_sharded(abstract)
-    return start_from(task, state) if task.config.init_from else state, BEGINNING
+        state, meta = restored
+        state, kept = completed(task, abstract, state, meta)
+        return state, meta, kept
+    state, kept = task.init_sharded(abstract), Kept()
+    if task.config.init_from:
+        state, kept = start_from(task, state)
+    return state, BEGINNING, kept
 
 
 def _compare_contents(task: Task, meta: Mapping[str, Any]) -> None:
-    if json.loads(meta["tokenizer"]) != json.loads(task.tokenizer.json):
-        raise ConfigError(
-            f"data.text.tokenizer: {task.config.data.text.tokenizer} is not the tokenizer that this run has trained "
-            "with, so the learned tokens would mean others. Restore it (the run's tokenizer.json), or name another "
-            "--workdir"
-        )
+    before = {name: json.loads(text) for name, text in meta["tokenizers"].items()}
+    for name, text in task.inputs.texts.items():
+        if json.loads(text.vocabulary.json) != before.get(name):
+            raise ConfigError(
+                f"{text.where}.tokenizer: {text.tokenizer} is not the tokenizer that this run has trained with, so the "
+                "learned tokens would mean others. Restore it (the run's tokenizer.json), or name another --workdir"
+            )
     if meta.get("teacher", "") != (task.teacher.fingerprint if task.teacher else ""):
         raise ConfigError(
             f"teacher.model: {task.config.teacher.model or 'none'} is not what this run has learned from. A run that "
@@ -110,6 +115,8 @@ def _compare_contents(task: Task, meta: Mapping[str, Any]) -> None:
 def _differences(task: Task, stream: Stream, meta: Mapping[str, Any]) -> list[str]:
     try:
         before = with_new_options(from_json(meta["config"]))
+    except ConfigError:
+        raise
     except ValueError as error:
         raise DamagedError(f"the config of checkpoint {meta['step']} cannot be read: {error}") from error
     changes = diff(before, task.config)

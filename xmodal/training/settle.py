@@ -1,67 +1,81 @@
-"""Settles a config: fills in what is left to the data, the tokenizer and the objectives, and checks the rest."""
+"""Settles a config: fills in what is left to the inputs and the objectives, and checks the rest."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.images.naflex import Naflex
-from data_pipelines.samples import has_images
+from data_pipelines.modalities import Image, Inputs, Modality
 from data_pipelines.stream.source_columns import source_names
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError
-from xmodal.models.embed import EMBEDDERS, NaflexSpec, TokenSpec, inputs_of
+from xmodal.messages import did_you_mean
+from xmodal.models.embed import EMBEDDERS, NaflexSpec, inputs_of
 from xmodal.objectives import OBJECTIVES, Objective
 
 
-def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
-    """Fills in what the config left to the data and the tokenizer, and checks what it did not.
+def resolve(config: ConfigDict, inputs: Inputs) -> ConfigDict:
+    """Fills in what the config left to its inputs and their tokenizers, and checks what it did not.
 
     Raises:
-      ConfigError: the model does not fit the tokenizer or the data.
+      ConfigError: the model does not fit the inputs.
     """
     config = config.copy_and_resolve_references()
-    _check_images(config)
+    _check_readers(config, inputs)
     for name, tower in config.model.towers.items():
         where, embed = f"model.towers.{name}", tower.get("embed")
         if tower.get("head", "none") == "linear":
-            _fill_vocabulary(tower, tokenizer if _predicts_texts(config.model.towers, name) else None, where)
-        if not embed:
-            continue
-        squares = hasattr(EMBEDDERS.get(embed.type, (None,))[0], "image_size")
-        if squares or embed.type == NaflexSpec.type:
-            _check_packing(embed, config.data.image, where)
-        if embed.type == NaflexSpec.type:
-            packing = Naflex.of(config.data.image)
-            _fill(embed, "patch_size", packing.patch_size, f"{where}.embed.patch_size", "data.image.naflex.patch_size")
-            _fill(embed, "length", packing.length, f"{where}.embed.length", "data.image.naflex.length")
-        elif squares:
-            _fill(embed, "image_size", config.data.image.size, f"{where}.embed.image_size", "data.image.size")
-        elif embed.type == TokenSpec.type:
-            own = embed.get("input", TokenSpec.input) == TokenSpec.input
-            _fill_vocabulary(embed, tokenizer if own else None, f"{where}.embed")
-            if own:
-                length = config.data.text.length
-                _fill(embed, "length", length, f"{where}.embed.length", "data.text.length", at_least=True)
+            _fill_vocabulary(tower, _predicted(config.model.towers, name, inputs), where)
+        if embed:
+            _fill_embedder(embed, inputs, f"{where}.embed")
     sources = source_names(config.data.sources)
-    settle_objectives(config, lambda cls, entry: cls.settle(entry, tokenizer, sources))
+    settle_objectives(config, lambda cls, entry: cls.settle(entry, _tokenizer_of(cls, entry, config, inputs), sources))
     return config
 
 
-def _predicts_texts(towers: Mapping[str, Mapping], name: str, seen: tuple[str, ...] = ()) -> bool:
-    """Whether the logits of a tower are those of `data.text`: what it embeds, or else the last tower that it reads."""
+def _fill_embedder(embed: ConfigDict, inputs: Inputs, where: str) -> None:
+    """Takes from an input what it says of the embedder that reads it."""
+    spec = EMBEDDERS.get(embed.type, (None,))[0]
+    known = {field.name: field.default for field in dataclasses.fields(spec)} if spec else {}
+    name = embed.get("input", known.get("input"))
+    modality = inputs.get(name)
+    facts = modality.facts() if modality is not None else {}
+    if modality is not None and modality.type == Image.type:
+        _check_packing(embed, modality, where, known)
+    for key, fact in facts.items():
+        if key in known:
+            _fill(embed, key, fact.value, f"{where}.{key}", fact.option, fact.at_least)
+    if "vocab_size" in known and "vocab_size" not in facts:
+        _fill_vocabulary(embed, None, where)
+
+
+def _predicted(towers: Mapping[str, Mapping], name: str, inputs: Inputs, seen: tuple[str, ...] = ()) -> Modality | None:
+    """The input whose ids the logits of a tower are: what it embeds, or else the last tower that it reads."""
     if (embedded := inputs_of(towers).get(name)) is not None:
-        return embedded == TokenSpec.input
+        return inputs.get(embedded)
     reads = [other for other in towers.get(name, {}).get("reads", ())[-1:] if other not in seen]
-    return any(_predicts_texts(towers, other, (*seen, name)) for other in reads)
+    return next((_predicted(towers, other, inputs, (*seen, name)) for other in reads), None)
 
 
-def _fill_vocabulary(section: ConfigDict, tokenizer: Tokenizer | None, where: str) -> None:
-    """Takes the tokenizer's vocabulary, or leaves that of other ids (None), such as an image's codes, as it is."""
-    if tokenizer is not None:
-        _fill(section, "vocab_size", tokenizer.vocab_size, f"{where}.vocab_size", "the tokenizer's", at_least=True)
+def _fill_vocabulary(section: ConfigDict, modality: Modality | None, where: str) -> None:
+    """Takes the vocabulary of an input, or leaves that of other ids, such as an image's codes, as it is."""
+    fact = modality.facts().get("vocab_size") if modality is not None else None
+    if fact is not None:
+        _fill(section, "vocab_size", fact.value, f"{where}.vocab_size", fact.option, fact.at_least)
     elif not section.get("vocab_size", 0):
-        raise ConfigError(f"{where}.vocab_size: these ids are not those of data.text, so the tokenizer cannot say how "
-                          "many there are: set it")  # fmt: skip
+        raise ConfigError(
+            f"{where}.vocab_size: these ids are those of no text of data.inputs, so no tokenizer says how many there "
+            "are: set it"
+        )
+
+
+def _tokenizer_of(cls: type[Objective], entry: Mapping, config: ConfigDict, inputs: Inputs) -> Tokenizer | None:
+    """Returns the tokenizer of the text that an objective reads: its `input`, its tower's, or else the first."""
+    tower = entry.get("tower", getattr(cls, "tower", ""))
+    names = (entry.get("input"), inputs_of(config.model.towers).get(tower), getattr(cls, "input", None))
+    text = next((inputs.texts[name] for name in names if name in inputs.texts), inputs.caption)
+    return text.vocabulary if text is not None and (text.tokenizer or "vocabulary" in vars(text)) else None
 
 
 def settle_objectives(config: ConfigDict, fill: Callable[[type[Objective], ConfigDict], dict]) -> None:
@@ -74,25 +88,34 @@ def settle_objectives(config: ConfigDict, fill: Callable[[type[Objective], Confi
                 raise ConfigError(f"objectives.{name}: {error}") from error
 
 
-def _check_images(config: ConfigDict) -> None:
-    """Samples have images if a tower reads them, and only then: to read and decode them for nothing costs most."""
-    readers = [name for name, kind in inputs_of(config.model.towers).items() if kind == "image"]
-    images = has_images(config.data.modalities)
-    if readers and not images:
-        raise ConfigError(f"model.towers.{readers[0]} reads images, and by data.modalities={config.data.modalities} "
-                          "samples have none")  # fmt: skip
-    if images and not readers:
-        raise ConfigError("no tower of the model reads images: set data.modalities=('text',), which neither asks for "
-                          "nor decodes them")  # fmt: skip
+def _check_readers(config: ConfigDict, inputs: Inputs) -> None:
+    """What files hold must be read by a tower: to read and decode it for nothing costs most."""
+    read = inputs_of(config.model.towers)
+    for name, modality in inputs.stored.items():
+        if name not in read.values():
+            raise ConfigError(
+                f"no tower of the model reads {modality.where}: leave it out of data.inputs, so that it is neither "
+                "asked for nor decoded"
+            )
+    for tower, name in read.items():
+        kind = config.model.towers[tower].embed.type
+        if name not in inputs and "image_size" in _fields(kind):
+            raise ConfigError(f"model.towers.{tower} reads {name!r}, and by data.inputs samples have "
+                              f"{', '.join(inputs) or 'nothing'}{did_you_mean(name, inputs)}")  # fmt: skip
 
 
-def _check_packing(embed: ConfigDict, image: ConfigDict, where: str) -> None:
+def _fields(kind: str) -> set[str]:
+    spec = EMBEDDERS.get(kind, (None,))[0]
+    return {field.name for field in dataclasses.fields(spec)} if spec else set()
+
+
+def _check_packing(embed: ConfigDict, image: Image, where: str, known: Mapping[str, Any]) -> None:
     """Raises a ConfigError when the data are squares and the tower takes packed patches, or the other way round."""
-    packed = bool(image.naflex.lengths)
-    if packed != (embed.type == NaflexSpec.type):
+    packed = image.packing is not None
+    if packed != (embed.type == NaflexSpec.type) and ("image_size" in known or embed.type == NaflexSpec.type):
         makes, takes = ("packed patches", "squares") if packed else ("squares", "packed patches")
         raise ConfigError(
-            f"data.image.naflex.lengths={image.naflex.lengths} makes {makes}, and {where}.embed takes {takes}: set the "
+            f"{image.where}.naflex.lengths={image.naflex.lengths} makes {makes}, and {where} takes {takes}: set the "
             "one to patches at most, such as (128, 256), and the other to a tower of presets.naflex; or neither"
         )
 

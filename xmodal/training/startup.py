@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.images.arrays import ImageArrays
-from data_pipelines.images.naflex import Naflex
-from data_pipelines.samples import has_images
-from data_pipelines.stream.source_columns import source_columns
+from data_pipelines.modalities import Inputs, Reread
+from data_pipelines.stream.contents import contents
 from data_pipelines.stream.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
 from xmodal.interop.leaving import leaves_as, target
 from xmodal.models.batch_norm import STATISTICS
 from xmodal.paths import flatten_paths
+from xmodal.reporting.batches import print_batch
 from xmodal.reporting.flops import count_flops
 from xmodal.reporting.formatting import compact, number, percent, size
 from xmodal.reporting.summary import print_summary, print_table
@@ -37,24 +37,16 @@ class ModelFacts:
     flops_per_sample: float
 
 
-def abstract_batch(task: Task, patches: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global host batch, without data; `patches` is the room of packed ones, 0 that of the evaluation."""
-    rows, data = task.batch_size, task.config.data
-    shape = lambda *s, dtype: jax.ShapeDtypeStruct((rows, *s), dtype)
-    texts = (data.text.captions,) if data.text.captions > 1 else ()
-    own = {"label": shape(data.label.most, dtype=np.int32)} if data.label.field else {}
-    if has_images(data.modalities):
-        images = ImageArrays(data.image).shapes(patches)
-        own |= {name: shape(*row, dtype=kind) for name, (row, kind) in images.items()}
-    for name, text in (task.teacher.texts if task.teacher else {}).items():
-        own |= {name: shape(text.length, dtype=np.int32), f"{name}_valid": shape(text.length, dtype=np.bool_)}
-    own |= {name: shape(dtype=values.dtype) for name, values in source_columns(data.sources).items()}
-    return own | {
-        "text": shape(*texts, data.text.length, dtype=np.int32),
-        "text_valid": shape(*texts, data.text.length, dtype=np.bool_),
-        "key_id": shape(2, dtype=np.uint32),
-        "caption_id": shape(*texts, 2, dtype=np.uint32),
-    }
+def batch_inputs(task: Task) -> Inputs:
+    """Returns the inputs of the batches of a run, those that a teacher asks for among them."""
+    texts = task.teacher.texts if task.teacher else {}
+    return task.inputs.with_(*(Reread(name=name, how=how) for name, how in texts.items()))
+
+
+def abstract_batch(task: Task, draws: Mapping[str, int] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global host batch, without data; `draws` has the length of inputs with several, see `contents`."""
+    found = contents(task.config.data, batch_inputs(task), task.batch_size, draws)
+    return {array.name: jax.ShapeDtypeStruct(array.spec.shape, array.spec.dtype) for array in found}
 
 
 def model_facts(task: Task, abstract: dict) -> ModelFacts:
@@ -66,9 +58,10 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
     """
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     on_device = lambda s: math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize
-    packing = Naflex.of(task.config.data.image)
-    lengths, weights = (packing.lengths, packing.weights) if packing else ((0,), (1.0,))
-    flops = [_step_flops(task, abstract["params"], abstract_batch(task, length)) for length in lengths]
+    drawn = {name: modality.lengths() for name, modality in task.inputs.items()}
+    draws = [dict(zip(drawn, some)) for some in itertools.product(*(lengths for lengths, _ in drawn.values()))]
+    weights = [math.prod(some) for some in itertools.product(*(weights for _, weights in drawn.values()))]
+    flops = [_step_flops(task, abstract["params"], abstract_batch(task, some)) for some in draws]
     return ModelFacts(
         parameters={part: count(tree) for part, tree in abstract["params"].items() if part != STATISTICS},
         state_bytes_per_device=sum(on_device(leaf) for leaf in jax.tree.leaves(abstract)),
@@ -193,6 +186,7 @@ def print_startup(
             "changed": tuple(changes),
         },
     )
+    print_batch(contents(config.data, batch_inputs(task), task.batch_size))
     _print_sources(stream.sources(task.total_samples))
     print_table(
         "what is trained how",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from xmodal import keys as key_tools
+from xmodal.building import init_params
 from xmodal.models.batch_norm import STATISTICS, updated
 from xmodal.training.losses import Losses
 from xmodal.training.optimizer import OptimizerPlan, ema_update
@@ -27,16 +28,11 @@ def init_state(losses: Losses, plan: OptimizerPlan, key: jax.Array, *, ema: bool
     Keys: `step` (int32), `params`, `opt_state`, `ema` (averaged params, when wanted), `nonfinite` (skipped steps in
     a row) and `nonfinite_total`.
     """
-    params = init_params(losses, key)
+    params = init_params(losses.model, losses.objectives, key)
     state = dict(step=jnp.int32(0), params=params, opt_state=plan.tx.init(params))
     if ema:
         state["ema"] = jax.tree.map(jnp.copy, params)
     return state | dict(nonfinite=jnp.int32(0), nonfinite_total=jnp.int32(0))
-
-
-def init_params(losses: Losses, key: jax.Array) -> dict:
-    """Returns fresh parameters: the towers' and the objectives'."""
-    return losses.model.init(key) | {"objectives": losses.init_params(key)}
 
 
 def make_step(

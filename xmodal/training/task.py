@@ -2,23 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import DataError
-from data_pipelines.images.device import check_augmentation, preprocess_batch
-from data_pipelines.images.mix import mix_images
-from data_pipelines.text.tokenizers import Tokenizer
-from xmodal import keys as key_tools
-from xmodal.config import ConfigError, did_you_mean, make_spec
+from data_pipelines.modalities import Image, Inputs, Label
+from xmodal.building import build_model, build_objectives, parameter_shapes
+from xmodal.config import ConfigError, did_you_mean
 from xmodal.distributed.mesh import num_batch_shards
 from xmodal.distributed.sharding import shardings
-from xmodal.evaluation import EVALUATORS, EvalContext, EvalResult
-from xmodal.finite import NotFinite, check_metrics, check_params
-from xmodal.models.model import Functional, ModelSpec
-from xmodal.objectives import OBJECTIVES, Objective
+from xmodal.evaluation import EvalResult
+from xmodal.evaluation.opening import open_evaluators
+from xmodal.live import Live
+from xmodal.models.model import ModelSpec
+from xmodal.objectives import Objective
+from xmodal.paths import flatten_paths
 from xmodal.reporting.bootstrap import METHODS
 from xmodal.reporting.weights_and_biases import library
 from xmodal.training.durations import Pace, to_steps
@@ -26,12 +26,10 @@ from xmodal.training.losses import Losses
 from xmodal.training.optimizer import OptimizerPlan, make_optimizer
 from xmodal.training.schedules import learning_rate
 from xmodal.training.settle import resolve, settle_objectives
-from xmodal.training.step import init_params, init_state, make_step
+from xmodal.training.step import init_state, make_step
 
 if TYPE_CHECKING:
     from xmodal.training.teacher import Teacher
-
-_REGISTERED = " One of a project's own is known after its module is imported: `xmodal --import MODULE COMMAND`"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Task:
     Attributes:
       config: the config with everything that it left to the data or the tokenizer filled in.
       mesh: devices.
-      tokenizer: of the text.
+      inputs: of the samples, each text with its tokenizer.
       losses: model and objectives.
       plan: optimizer.
       schedule: learning rate by step.
@@ -53,7 +51,7 @@ class Task:
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
-    tokenizer: Tokenizer
+    inputs: Inputs
     losses: Losses
     plan: OptimizerPlan
     schedule: Callable
@@ -81,6 +79,11 @@ class Task:
             total_steps=self.total_steps,
             where=where,
         )
+
+    @property
+    def parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of all parameters, by path."""
+        return flatten_paths(parameter_shapes(self.losses.model, self.losses.objectives))
 
     def init(self, key: jax.Array) -> dict:
         """Returns a fresh train state."""
@@ -114,7 +117,7 @@ class Task:
     def chance_losses(self) -> dict[str, float]:
         """Loss of a model that knows nothing, by objective."""
         spec = self.losses.model.spec
-        several = dict(captions=self.config.data.text.captions)
+        several = dict(captions=max((text.num_items for text in self.inputs.texts.values()), default=1))
         own = lambda o: o.chance_loss(self.batch_size, spec, **(several if o.takes_captions else {}))
         return {name: own(objective) for name, objective in self.losses.objectives.items()}
 
@@ -128,7 +131,7 @@ class Task:
         return {
             name: (self.steps(every, f"evals.{name}.every"), run)
             for name, (every, run) in open_evaluators(
-                self.config, self.losses.model, self.mesh, self.losses.preprocess, self.tokenizer
+                self.config, Live(self.losses.model, self.config, self.mesh, self.inputs)
             ).items()
         }
 
@@ -136,7 +139,7 @@ class Task:
 def build_task(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
-    tokenizer: Tokenizer,
+    inputs: Inputs,
     epoch_size: int,
     teacher: "Teacher | None" = None,
     pace: Pace | None = None,
@@ -146,7 +149,7 @@ def build_task(
     Args:
       config: a checked config.
       mesh: devices.
-      tokenizer: of the text.
+      inputs: of the samples, each text with its tokenizer.
       epoch_size: training samples of one epoch.
       teacher: that the run learns from.
       pace: of a run that goes on; None where all steps have the config's batch size.
@@ -161,168 +164,98 @@ def build_task(
         raise ConfigError(f"log.intervals={config.log.intervals!r}: expected {', '.join(METHODS)}.{hint}")
     if config.log.wandb:
         library(config.log.wandb)
-    config, losses, params = abstract_params(config, mesh, tokenizer, teacher)
+    config, losses, params = abstract_params(config, mesh, inputs, teacher)
     pace = pace or Pace.of(config.batch_size)
     units = dict(batch_size=config.batch_size, epoch_size=epoch_size, pace=pace)
     total = to_steps(config.schedule.total, **units, where="schedule.total")
     schedule = learning_rate(config.schedule, config.optimizer.lr, total, **units)
     plan = make_optimizer(config.optimizer, schedule, params)
-    return Task(config, mesh, tokenizer, losses, plan, schedule, total, epoch_size, pace, teacher)
+    return Task(config, mesh, inputs, losses, plan, schedule, total, epoch_size, pace, teacher)
 
 
 def abstract_params(
-    config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, teacher: "Teacher | None" = None
+    config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs, teacher: "Teacher | None" = None
 ) -> tuple[ConfigDict, Losses, dict]:
     """Returns the resolved config, model and objectives, and the shapes of their parameters; nothing is allocated.
 
     Raises:
       ConfigError: as `build_task`, as far as data and optimizer are not asked.
     """
-    config = resolve(config, tokenizer)
+    config = resolve(config, inputs)
     if teacher is not None:
         settle_objectives(config, lambda cls, entry: cls.settle_teacher(entry, teacher.facts))
-    losses = build_losses(config, mesh)
-    return config, losses, jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
+    losses = build_losses(config, mesh, inputs)
+    return config, losses, parameter_shapes(losses.model, losses.objectives)
 
 
-def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
-    """Builds model and objectives of a resolved config."""
-    try:
-        model = Functional.build(make_spec(ModelSpec, config.model, where="model"))
-    except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"model: {error}") from error
-    objectives = {}
-    for name, entry in config.objectives.items():
-        objectives[name] = build_entry(OBJECTIVES, entry, f"objectives.{name}")
-        for need in sorted(objectives[name].needs):
-            _check_need(model.spec, need, f"objectives.{name}")
-        if objectives[name].needs_labels:
-            _check_labels(config, model.spec, objectives[name].tower, f"objectives.{name}")
-        try:
-            objectives[name].check(model.spec)
-        except ValueError as error:
-            raise ConfigError(f"objectives.{name}: {error}") from error
+def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs) -> Losses:
+    """Builds model and objectives of a resolved config, and checks that a run can train them together."""
+    _check_inputs(inputs)
+    model = build_model(config)
+    objectives = build_objectives(config, model.spec)
     if not objectives:
         raise ConfigError("objectives: a run needs at least one, such as dict(type='softmax')")
-    _check_mixing(config, objectives, mesh)
-    _check_captions(config, model.spec, objectives)
-    return Losses(model, objectives, preprocessor(config.data.image), mesh)
+    for name, objective in objectives.items():
+        if objective.needs_labels:
+            _check_labels(inputs, model.spec, objective.tower, f"objectives.{name}")
+    _check_mixing(config, inputs, objectives, mesh)
+    _check_items(inputs, model.spec, objectives)
+    return Losses(model, objectives, inputs.on_device, mesh)
 
 
-def _check_labels(config: ConfigDict, spec: ModelSpec, tower: str, where: str) -> None:
-    label = config.data.label
-    if not label.field:
-        raise ConfigError(f"{where} needs the classes of the samples: set data.label.field and data.label.classes")
-    classes, width = len(label.classes) or label.count, spec.towers[tower].embed_dim
-    if width != classes:
-        raise ConfigError(f"{where}: data.label has {classes} classes, and model.towers.{tower}.embed_dim is {width}; "
-                          "make them agree")  # fmt: skip
+def _check_inputs(inputs: Inputs) -> None:
+    try:
+        for modality in inputs.values():
+            modality.check(device=True)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
 
 
-def _check_mixing(config: ConfigDict, objectives: Mapping[str, Objective], mesh: jax.sharding.Mesh) -> None:
-    image = config.data.image
-    if not (image.mixup or image.cutmix):
+def _check_labels(inputs: Inputs, spec: ModelSpec, tower: str, where: str) -> None:
+    label = next(iter(inputs.of_type(Label.type).values()), None)
+    if label is None:
+        raise ConfigError(f"{where} needs the classes of the samples: add one to data.inputs, such as "
+                          "label=dict(type='label', field='kind', classes=('cat', 'dog'))")  # fmt: skip
+    width = spec.towers[tower].embed_dim
+    if width != label.number:
+        raise ConfigError(f"{where}: {label.where} has {label.number} classes, and model.towers.{tower}.embed_dim is "
+                          f"{width}; make them agree")  # fmt: skip
+
+
+def _check_mixing(
+    config: ConfigDict, inputs: Inputs, objectives: Mapping[str, Objective], mesh: jax.sharding.Mesh
+) -> None:
+    mixed = next((image for image in inputs.of_type(Image.type).values() if image.mixup or image.cutmix), None)
+    if mixed is None:
         return
     for name, objective in objectives.items():
         if not objective.takes_mixed:
             raise ConfigError(
-                f"objectives.{name} needs images that show one sample each, and data.image.mixup={image.mixup}, "
-                f"cutmix={image.cutmix} mix two; set both to 0"
+                f"objectives.{name} needs images that show one sample each, and {mixed.where}.mixup={mixed.mixup}, "
+                f"cutmix={mixed.cutmix} mix two; set both to 0"
             )
     rows = config.batch_size // (config.accumulation * num_batch_shards(mesh))
     if rows % 2:
         raise ConfigError(
-            f"data.image.mixup and cutmix mix neighbours, so each device needs an even number of rows of a "
+            f"{mixed.where}.mixup and cutmix mix neighbours, so each device needs an even number of rows of a "
             f"micro-batch, not {rows} (batch_size={config.batch_size}, accumulation={config.accumulation})"
         )
 
 
-def _check_captions(config: ConfigDict, spec: ModelSpec, objectives: Mapping[str, Objective]) -> None:
-    """Several captions of a sample are rows of their own, so texts have more rows than images."""
-    if config.data.text.captions == 1:
+def _check_items(inputs: Inputs, spec: ModelSpec, objectives: Mapping[str, Objective]) -> None:
+    """Several items of a sample are rows of their own, so their input has more rows than the others."""
+    several = next((modality for modality in inputs.values() if modality.num_items > 1), None)
+    if several is None:
         return
-    where = f"data.text.captions={config.data.text.captions}"
+    where = f"{several.where}.num_items={several.num_items}"
     if one := [name for name, objective in objectives.items() if not objective.takes_captions]:
         raise ConfigError(f"objectives.{one[0]} takes one caption of a sample, and {where}; set it to 1")
     for name, objective in objectives.items():
         first, second = (getattr(spec.towers[tower].embed, "input", "") for tower in objective.between)
-        if first == "text" or second != "text":
-            raise ConfigError(f"objectives.{name}.between={objective.between}: with {where} the tower that reads texts "
-                              "comes second")  # fmt: skip
+        if first == several.name or second != several.name:
+            raise ConfigError(f"objectives.{name}.between={objective.between}: with {where} the tower that reads "
+                              f"{several.name!r} comes second")  # fmt: skip
     if wired := [name for name, tower in spec.towers.items() if tower.reads or tower.attends]:
         raise ConfigError(
             f"{where} needs towers without wiring, and model.towers.{wired[0]} reads or attends to others"
         )
-
-
-def _check_need(spec: ModelSpec, need: str, where: str) -> None:
-    tower, _, what = need.partition(".")
-    if tower not in spec.towers:
-        known = ", ".join(spec.towers)
-        raise ConfigError(f"{where}: there is no tower {tower!r}.{did_you_mean(tower, spec.towers)} Towers: {known}")
-    if (what == "pooled" and spec.towers[tower].pool == "none") or (
-        what in ("logits", "masked_logits") and spec.towers[tower].head == "none"
-    ):
-        setting = "pool" if what == "pooled" else "head"
-        raise ConfigError(f"{where}: needs {need}, so model.towers.{tower}.{setting} must not be 'none'")
-
-
-def build_entry(registry: Mapping[str, type], entry: ConfigDict, where: str) -> Any:
-    """Builds a named entry of an open section: its `type` chooses the class, the other keys are its fields."""
-    values = dict(entry)
-    kind = values.pop("type", None)
-    if kind not in registry:
-        raise ConfigError(f"{where}.type: expected {', '.join(registry)}, got {kind!r}."
-                          f"{did_you_mean(str(kind), registry) or _REGISTERED}")  # fmt: skip
-    return make_spec(registry[kind], values, where=where)
-
-
-def preprocessor(image: ConfigDict) -> Callable:
-    """Returns (batch, keys or None) -> batch with normalised, and with keys augmented, float images."""
-    check_augmentation(image)
-    mixes = dict(mixup=image.mixup, cutmix=image.cutmix)
-
-    def preprocess(batch: Mapping, keys: jax.Array | None) -> dict:
-        batch = preprocess_batch(batch, keys, image)
-        if keys is None or not any(mixes.values()) or "image" not in batch:
-            return batch
-        return {**batch, **mix_images(batch["image"], key_tools.fold(keys, "mix"), **mixes)}
-
-    return preprocess
-
-
-def _checked(evaluate: Callable[[Mapping], EvalResult], where: str) -> Callable[[Mapping], EvalResult]:
-    """Returns an evaluation that refuses weights and metrics that are not finite, whatever the evaluator does."""
-
-    def run(params: Mapping) -> EvalResult:
-        try:
-            check_params(params, "the model")
-            result = evaluate(params)
-            check_metrics(result.metrics)
-        except NotFinite as error:
-            raise NotFinite(f"{where}: {error}") from None
-        return result
-
-    return run
-
-
-def open_evaluators(config: ConfigDict, model: Functional, mesh, preprocess: Callable, tokenizer: Tokenizer) -> dict:
-    """Opens every evaluator of a config; returns {name: (every, params -> EvalResult)}.
-
-    The functions raise NotFinite where weights, embeddings or metrics hold NaN or infinity.
-
-    Raises:
-      ConfigError: an entry, or its data, cannot be used with this model; the message names it.
-    """
-    context = EvalContext(model, mesh, preprocess, tokenizer, config.data)
-    opened = {}
-    for name, entry in config.evals.items():
-        where = f"evals.{name}"
-        evaluator = build_entry(EVALUATORS, entry, where)
-        for need in sorted(evaluator.needs):
-            _check_need(model.spec, need, where)
-        try:
-            opened[name] = (evaluator.every, _checked(evaluator.prepare(name, context), where))
-        except DataError as error:
-            raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
-    return opened

@@ -12,25 +12,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.images.device import prepare_again
-from data_pipelines.images.naflex import Naflex
-from data_pipelines.stream.rows import OtherText
+from data_pipelines.modalities import Image, Inputs, OtherText
 from data_pipelines.text.preparation import Preparation
-from data_pipelines.text.tokenizers import Tokenizer
-from xmodal.config import ConfigError, make_spec
+from xmodal.config import ConfigError, build_entry, make_spec
 from xmodal.distributed.mesh import assert_same_data
 from xmodal.distributed.sharding import place, shardings
-from xmodal.inference import CONTRASTIVE, own_inputs
-from xmodal.interop.folder import Stored, open_stored
 from xmodal.models.embed import inputs_of
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES
 from xmodal.objectives.base import Objective, TeacherFacts, taught
-from xmodal.objectives.contrastive import normalize, of_all
+from xmodal.objectives.contrastive import normalize
+from xmodal.stored.base import Stored
+from xmodal.stored.opening import open_stored
 from xmodal.training.settle import resolve
-from xmodal.training.task import build_entry
 
 FOLLOWS = "ema"  # instead of a model: the average of the student's weights
-_TEXT = "teacher_text"  # in the batch: the captions as the teacher reads them, where the student reads them otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Teacher:
       model: those of its towers that are asked, as pure functions.
       towers: {tower of the student: the teacher's tower for the same input}.
       params: its weights, sharded as the student's are; None where it follows the student.
-      image: how its pictures are prepared (`data.image`).
+      image: its image input; None where it reads none.
       student: how the student's are.
       texts: its captions, for the stream; {} where it reads what the student reads.
       logit_scale: log of its inverse temperature, or None.
@@ -51,8 +47,8 @@ class Teacher:
     model: Functional
     towers: dict[str, str]
     params: Mapping | None
-    image: ConfigDict
-    student: ConfigDict
+    image: Image | None
+    student: Image | None
     texts: Mapping[str, OtherText]
     logit_scale: float | None
     fingerprint: str
@@ -67,23 +63,23 @@ class Teacher:
     def __call__(self, params: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the student's preprocessed batch with `teacher.<tower>`, unit vectors [batch, width], beside it."""
         seen = dict(batch)
-        if self.params is not None and "image" in batch:
-            seen["image"] = prepare_again(batch["image"], self.student, self.image)
-        if self.texts:
-            seen |= {"text": batch[_TEXT], "text_valid": batch[f"{_TEXT}_valid"]}
+        if self.params is not None and self.image is not None and self.image.name in batch:
+            seen[self.image.name] = prepare_again(batch[self.image.name], self.student, self.image)
+        for name, how in self.texts.items():
+            seen |= {how.of: batch[name], f"{how.of}_valid": batch[f"{name}_valid"]}
         with jax.named_scope("teacher"):
             found = self.model(params, seen, frozenset(f"{own}.pooled" for own in self.towers.values()))
         say = lambda own: jax.lax.stop_gradient(normalize(found[f"{own}.pooled"]))
         return {**batch, **{taught(student): say(own) for student, own in self.towers.items()}}
 
 
-def open_teacher(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> Teacher | None:
+def open_teacher(config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs) -> Teacher | None:
     """Opens what `config.teacher` names; None where no objective learns from a teacher.
 
     Args:
       config: of the run.
       mesh: where the weights go.
-      tokenizer: of the student.
+      inputs: of the student.
 
     Raises:
       ConfigError: there is no teacher where one is needed, it is not needed, or it does not fit.
@@ -104,12 +100,12 @@ def open_teacher(config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokeniz
             f'or "hf:DIR", or to "{FOLLOWS}" for the average of the run\'s own weights'
         )
     if where == FOLLOWS:
-        return _average(config, tokenizer, towers)
+        return _average(config, inputs, towers)
     try:
         stored = open_stored(where)
     except ValueError as error:
         raise ConfigError(f"teacher.model={where}: {error}") from error
-    return _stored(config, mesh, tokenizer, stored, towers)
+    return _stored(config, mesh, inputs, stored, towers)
 
 
 def _needs(config: ConfigDict, name: str) -> tuple[str, ...]:
@@ -120,45 +116,43 @@ def _needs(config: ConfigDict, name: str) -> tuple[str, ...]:
     return build_entry(OBJECTIVES, entry, f"objectives.{name}").teacher_needs
 
 
-def _average(config: ConfigDict, tokenizer: Tokenizer, towers: list[str]) -> Teacher:
+def _average(config: ConfigDict, inputs: Inputs, towers: list[str]) -> Teacher:
     """The student's own model, whose weights the step takes from the state."""
     if not config.optimizer.ema:
         raise ConfigError(
             f'teacher.model="{FOLLOWS}" is the average of the weights, and optimizer.ema is 0: set a decay'
         )
-    config = resolve(config, tokenizer)
-    model, image = Functional.build(make_spec(ModelSpec, config.model, where="model")), config.data.image
-    return Teacher(model, {tower: tower for tower in towers}, None, image, image, {}, None, "")
+    config = resolve(config, inputs)
+    model = Functional.build(make_spec(ModelSpec, config.model, where="model"))
+    return Teacher(model, {tower: tower for tower in towers}, None, None, None, {}, None, "")
 
 
-def _stored(
-    config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, stored: Stored, towers: list[str]
-) -> Teacher:
+def _stored(config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs, stored: Stored, towers: list[str]) -> Teacher:
     where, given = f"teacher.model={config.teacher.model}", stored.config.copy_and_resolve_references()
     given.model.dtype = config.teacher.dtype or given.model.dtype
     spec = make_spec(ModelSpec, given.model, where=f"{where}: model")
-    inputs = own_inputs(Functional.build(spec))
-    pairs = _pairs(config, inputs, towers, where)
+    reads = spec.alone
+    pairs = _pairs(config, reads, towers, where)
     # These towers read no other one; what is not asked takes no memory.
     model = Functional.build(dataclasses.replace(spec, towers={own: spec.towers[own] for own in pairs.values()}))
-    kinds = {inputs[own] for own in pairs.values()}
-    if "image" in kinds and (Naflex.of(config.data.image) or Naflex.of(given.data.image)):
-        raise ConfigError(
-            f"{where}: teacher and student must both read square images, and data.image.naflex packs patches"
-        )
-    texts = _texts(config, tokenizer, stored) if "text" in kinds else {}
+    kinds, theirs = {reads[own] for own in pairs.values()}, stored.inputs
+    image = next((own for name, own in theirs.of_type(Image.type).items() if name in kinds), None)
+    student = inputs[image.name] if image is not None else None
+    if image is not None and (image.packing or student.packing):
+        raise ConfigError(f"{where}: teacher and student must both read square images, and naflex packs patches")
+    texts = _texts(inputs, theirs, kinds)
     params = model.own(stored.params)
     placed = shardings(jax.eval_shape(lambda p: p, params), mesh, config.mesh.rules, must_match=False)
-    fingerprint = stored.fingerprint()
+    fingerprint, temperature = stored.fingerprint(), stored.temperature()
     assert_same_data(where, fingerprint)
     return Teacher(
         model, pairs, jax.tree.map(lambda a, s: place(np.asarray(a, np.float32), s), params, placed),
-        given.data.image, config.data.image, texts, _logit_scale(stored), fingerprint,
+        image, student, texts, temperature.logit_scale if temperature else None, fingerprint,
     )  # fmt: skip
 
 
 def _pairs(config: ConfigDict, theirs: Mapping[str, str], towers: list[str], where: str) -> dict[str, str]:
-    """{tower of the student: the tower of the teacher that embeds the same by itself}, from `own_inputs` of it."""
+    """{tower of the student: the tower of the teacher that embeds the same by itself}, from `ModelSpec.alone` of it."""
     pairs = {}
     for tower, kind in inputs_of(config.model.towers).items():
         if tower in towers:
@@ -173,18 +167,15 @@ def _pairs(config: ConfigDict, theirs: Mapping[str, str], towers: list[str], whe
     return pairs
 
 
-def _texts(config: ConfigDict, tokenizer: Tokenizer, stored: Stored) -> dict[str, OtherText]:
+def _texts(inputs: Inputs, theirs: Inputs, read: set[str]) -> dict[str, OtherText]:
     """How the stream prepares captions for the teacher; {} where they would be what the student reads."""
-    ours, theirs = config.data.text, stored.config.data.text
-    same = stored.tokenizer.json == tokenizer.json and (theirs.length, ()) == (ours.length, tuple(ours.buckets))
-    left = Preparation.of(theirs).after(Preparation.of(ours))
-    if same and left == Preparation():
-        return {}
-    return {_TEXT: OtherText(stored.tokenizer, theirs.length, left)}
-
-
-def _logit_scale(stored: Stored) -> float | None:
-    for name, own in stored.params.get("objectives", {}).items():
-        if stored.config.objectives[name].type in CONTRASTIVE:
-            return float(of_all(own)["logit_scale"])
-    return None
+    found = {}
+    for name, other in theirs.texts.items():
+        if name not in read:
+            continue
+        own = inputs.texts[name]
+        same = other.vocabulary.json == own.vocabulary.json and (other.length, ()) == (own.length, own.buckets)
+        left = other.prepare.after(own.prepare)
+        if not same or left != Preparation():
+            found[f"teacher_{name}"] = OtherText(other.vocabulary, other.length, left, name)
+    return found

@@ -33,7 +33,9 @@ STYLES = {
     "modern": dict(act="silu", norm_eps=1e-6, init="bert"),
 }
 
-_ATTENTION = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")  # fields of attention
+# Recipes are read without JAX, which the specs import: tests/models/test_options.py compares these with their fields.
+TRUNK_FIELDS = ("final_norm", "norm", "norm_eps", "drop_path", "init", "condition_width", "scan", "remat")
+ATTENTION_FIELDS = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")
 
 
 def size_of(variant: str) -> str:
@@ -61,10 +63,9 @@ def trunk(
       **changes: fields of `TrunkSpec`, or of every `Sublayer` where the trunk has no such field.
     """
     base = STYLES[style]
-    trunk_fields = ("final_norm", "norm", "norm_eps", "drop_path", "init", "condition_width", "scan", "remat")
-    whole = {k: changes.pop(k) for k in trunk_fields if k in changes}
+    whole = {k: changes.pop(k) for k in TRUNK_FIELDS if k in changes}
     common = dict(norm_eps=whole.get("norm_eps", base["norm_eps"]), norm=whole.get("norm", "ln")) | changes
-    mlp = dict(kind="mlp", act=base["act"]) | {k: v for k, v in common.items() if k not in _ATTENTION}
+    mlp = dict(kind="mlp", act=base["act"]) | {k: v for k, v in common.items() if k not in ATTENTION_FIELDS}
     attention = {k: v for k, v in common.items() if k not in ("act", "hidden", "glu")}
     layer = tuple(mlp if kind == "mlp" else dict(kind=kind, heads=heads) | attention for kind in kinds)
     return dict(

@@ -26,12 +26,8 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from xmodal.config import ConfigError
-from xmodal.distributed.runtime import agreed, from_first
-from xmodal.paths import flatten_paths
-from xmodal.reporting.files import advice_for
-from xmodal.training.checkpoints.manifest import checksums, describe, nest, seal
-from xmodal.training.checkpoints.reading import (
+from xmodal.checkpoints.manifest import checksums, describe, nest, seal
+from xmodal.checkpoints.reading import (
     FORMAT,
     MARKER,
     CheckpointError,
@@ -44,6 +40,10 @@ from xmodal.training.checkpoints.reading import (
     numbered,
     read_meta,
 )
+from xmodal.config import ConfigError
+from xmodal.distributed.runtime import agreed, from_first
+from xmodal.paths import flatten_paths
+from xmodal.reporting.files import advice_for
 
 _log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from xmodal.checkpoints.manifest import checksums, compare, describe, nest, seal, some_of
 from xmodal.config import ConfigError
 from xmodal.distributed.runtime import agreed
 from xmodal.paths import flatten_paths
-from xmodal.training.checkpoints.manifest import checksums, compare, describe, nest, seal, some_of
 
 FORMAT = 1
 MARKER = "_CHECKPOINT_METADATA"  # Orbax writes it last

@@ -134,6 +134,7 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
     from xmodal.models.tower import TowerSpec
     from xmodal.models.trunk import TrunkSpec
     from xmodal.objectives import OBJECTIVES, Objective
+    from xmodal.stored.starting import StartOptions
     from xmodal.training.optimizer import Rule
 
     typed = lambda registry, shared: [Entry(f'type="{name}"', cls, shared) for name, cls in registry.items()]
@@ -170,6 +171,11 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
             "Rules",
             "The second part of an entry of `optimizer.rules`, behind the pattern of the paths.",
             [Entry("a rule", Rule)],
+        ),
+        (
+            "Weights to start from",
+            "The third part of an entry of `init_from`, behind the pattern of the paths and the place.",
+            [Entry("options of a place", StartOptions)],
         ),
     ]  # fmt: skip
 
