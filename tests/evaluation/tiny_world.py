@@ -21,6 +21,7 @@ KINDS = ("star", "moon", "sun")
 # Options of every evaluator for the set and the model `every_model`; one that is added needs an entry here.
 OPTIONS = dict(
     retrieval=dict(caption_list="lines", by="side", examples=0),
+    cross_retrieval=dict(captions=("{kind}",), group="kind", by="side", control=("number", "number")),
     zero_shot=dict(label_field="kind", prompts=("{label}", "a {label}")),
     pointing=dict(label_field="kind", pairs=13),
     captioning=dict(captions=("{kind}",), examples=SAMPLES),

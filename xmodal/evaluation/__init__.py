@@ -3,6 +3,7 @@
 from xmodal.evaluation.base import EvalContext, EvalResult, Evaluator
 from xmodal.evaluation.captioning import Captioning
 from xmodal.evaluation.classification import Classification
+from xmodal.evaluation.cross_retrieval import CrossRetrieval
 from xmodal.evaluation.health import EmbeddingHealth
 from xmodal.evaluation.masked_text import MaskedText
 from xmodal.evaluation.pairs import Pairs
@@ -13,6 +14,7 @@ from xmodal.evaluation.zero_shot import ZeroShot
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "retrieval": Retrieval,
+    "cross_retrieval": CrossRetrieval,
     "zero_shot": ZeroShot,
     "pointing": Pointing,
     "captioning": Captioning,

@@ -20,6 +20,7 @@ from xmodal.models.naflex import NaflexEmbed, NaflexSpec
 from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.resample import Filter, resample_grid
 from xmodal.models.resnet import ResNetEmbed, ResNetSpec
+from xmodal.models.spectrogram_patches import SpectrogramEmbed, SpectrogramSpec
 from xmodal.models.tokens import Tokens
 
 
@@ -235,6 +236,7 @@ EMBEDDERS = {
     "resnet": (ResNetSpec, ResNetEmbed),
     "efficientnet": (EfficientNetSpec, EfficientNet),
     "token": (TokenSpec, TokenEmbed),
+    "spectrogram": (SpectrogramSpec, SpectrogramEmbed),
 }
 
 

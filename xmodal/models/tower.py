@@ -18,6 +18,7 @@ from xmodal.models.layers import Linear, Norm
 from xmodal.models.options import SHAPES
 from xmodal.models.resnet import ResNetSpec
 from xmodal.models.spec import Sublayer
+from xmodal.models.spectrogram_patches import SpectrogramSpec
 from xmodal.models.sublayer import MapPool
 from xmodal.models.tokens import Tokens, concatenate
 from xmodal.models.trunk import Trunk, TrunkSpec
@@ -46,7 +47,9 @@ class TowerSpec:
     """
 
     trunk: TrunkSpec
-    embed: PatchSpec | NaflexSpec | ConvNextSpec | ResNetSpec | EfficientNetSpec | TokenSpec | None = None
+    embed: (
+        PatchSpec | NaflexSpec | ConvNextSpec | ResNetSpec | EfficientNetSpec | TokenSpec | SpectrogramSpec | None
+    ) = None
     reads: tuple[str, ...] = ()
     attends: str = ""
     connector: Literal["none", "linear", "linear_norm"] = "none"

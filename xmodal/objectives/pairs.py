@@ -47,7 +47,12 @@ def targets(rows: tuple[jax.Array, ...], columns: jax.Array) -> jax.Array:
 
 
 def identities(batch: dict, multi_positive: bool) -> jax.Array:
-    """Returns uint32 [batch, kinds, 2]: key and captions, or the row number alone when duplicates do not count."""
+    """Returns uint32 [batch, kinds, 2]: key and captions, or the row number alone when duplicates do not count.
+
+    Samples without any text (sound and images) have their key alone.
+    """
+    if multi_positive and "caption_id" not in batch:
+        return batch["key_id"][:, None]
     if multi_positive:
         captions = batch["caption_id"].reshape(batch["key_id"].shape[0], -1, 2)
         return jnp.concatenate([batch["key_id"][:, None], captions], axis=1)
