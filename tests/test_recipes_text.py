@@ -21,7 +21,7 @@ def tiny_bert():
     """The recipe with a narrow model of one layer and three steps, measured in two languages."""
     config = load_config("configs/bert.py")
     config.model.towers.text.trunk.update(depth=1, width=32)
-    config.data.text.length, config.data.threads, config.batch_size = 12, 1, 16
+    config.data.inputs.text.length, config.data.threads, config.batch_size = 12, 1, 16
     config.schedule.update(total="3steps", warmup="0%")
     config.checkpoint.every, config.log.tensorboard = 0, False
     config.evals = {language: config.evals[language] for language in ("en", "ja")}
@@ -58,7 +58,7 @@ def test_a_bert_is_trained_measured_exported_and_continued(tmp_path):
 @pytest.mark.parametrize("recipe", ["bert.py:base", "bert.py:large_512", "clip_modern.py:B16", "clip_modern.py:H14"])
 def test_full_size_recipes_fit_together(recipe):
     config = load_config(f"configs/{recipe}")
-    config.data.text.update(tokenizer="data_pipelines/emoji/wordpiece.json")
+    config.data.inputs.text.update(tokenizer="data_pipelines/emoji/wordpiece.json")
     config.init_from = ""
     for tower in config.model.towers.values():
         tower.trunk.depth = 1

@@ -189,7 +189,7 @@ def test_the_scores_are_those_behind_the_figures(world):
         "image_to_text", "text_to_image", "image_to_text_of_left", "image_to_text_of_right"
     }  # fmt: skip
     data = world.context.data.copy_and_resolve_references()
-    data.text.lower = False
+    data.inputs.text.lower = False
     other = Retrieval(world.urls, caption_list="lines", batch_size=16, examples=0)
     with jax.set_mesh(world.mesh):
         cased = other.prepare("x", changed(world.context, data=data))(world.params)

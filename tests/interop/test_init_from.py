@@ -86,7 +86,7 @@ def test_another_resolution_resizes_the_positions(imported):
     larger = folders.PIXELS[name] + 24
 
     def change(c):
-        c.data.image.size = c.model.towers.image.embed.image_size = larger
+        c.data.inputs.image.size = c.model.towers.image.embed.image_size = larger
 
     state = started(task_from(where, change))
     old = open_stored(where)
@@ -103,7 +103,7 @@ def test_shorter_texts_have_the_first_positions_and_longer_ones_none(imported):
 
     def change(length):
         def change(c):
-            c.data.text.length = c.model.towers.text.embed.length = length
+            c.data.inputs.text.length = c.model.towers.text.embed.length = length
 
         return change
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_named_and_can_be_excepted(imported):
         c.model.towers.image.trunk.pattern = json.loads(json.dumps(c.model.towers.image.trunk.to_dict()["pattern"]))
         c.model.towers.image.trunk.pattern[0][1]["act"] = "relu"
         c.objectives = dict(pairs=dict(type="softmax"))
-        c.data.image.mean = (0.1, 0.2, 0.3)
+        c.data.inputs.image.mean = (0.1, 0.2, 0.3)
 
     message = refused(where, change)
     for part in (
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_named_and_can_be_excepted(imported):
         "image/trunk/pattern/0/1/act: is 'relu', the weights have",
         "missing: objectives/pairs/logit_scale ()",
         "unexpected: objectives/contrastive/logit_scale",
-        "data.image.mean: is (0.1, 0.2, 0.3), the weights have (0.5, 0.4, 0.3)",
+        "data.inputs.image.mean: is (0.1, 0.2, 0.3), the weights have (0.5, 0.4, 0.3)",
         "init_from_except",
     ):
         assert part in message

@@ -40,7 +40,7 @@ def test_in_and_out_again(name, tmp_path):
     given = hugging_face(tmp_path / "in", name)
     stored = open_stored(f"hf:{given}")
     assert stored.tokenizer is None
-    tower, image = stored.spec.towers["image"], stored.config.data.image
+    tower, image = stored.spec.towers["image"], stored.config.data.inputs.image
     assert (image.size, image.resize) == (tower.embed.image_size, tower.embed.image_size + 4)
     done = export(stored, tmp_path / "out", to="hf")
     assert done.differences == {"image": 0.0}
