@@ -50,7 +50,7 @@ def test_a_bert_is_trained_measured_exported_and_continued(tmp_path):
 
     write_stored(again, tmp_path / "own")
     config = continue_from(load_config("configs/bert.py"), tmp_path / "own")
-    assert config.data.modalities == ("text",) and config.objectives.masked.type == "masked_text"
+    assert list(config.data.inputs) == ["text"] and config.objectives.masked.type == "masked_text"
     task = task_of(config, batch_size=16)
     assert task.losses.objectives["masked"].mask_id == Tokenizer.load(tmp_path / "hf" / "tokenizer.json").mask_id == 4
 
@@ -77,6 +77,6 @@ def test_the_variants_differ_from_the_demo_in_their_text_tower_alone():
 
 def test_images_are_not_decoded_for_a_model_of_texts():
     config = bert.get_config()
-    config.data.modalities = ("image", "text")
+    config.data.inputs.image = dict(type="image")
     with pytest.raises(ConfigError, match=r"no tower of the model reads images: set data\.modalities=\('text',\)"):
         task_of(config)

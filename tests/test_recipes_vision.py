@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.modalities import inputs_of
 from tests import tiny_runs
 from tests.interop.test_vision import PIXELS, hugging_face
 from xmodal.config import load_config
@@ -22,7 +22,7 @@ def task_of(config, **changes):
     config.mesh.update(data=1)
     config.update(changes)
     with jax.set_mesh(mesh := make_mesh(config.mesh, jax.devices()[:1])):
-        return build_task(config, mesh, Tokenizer.load(config.data.inputs.text.tokenizer), 1_281_167)
+        return build_task(config, mesh, inputs_of(config.data), 1_281_167)
 
 
 def test_a_locked_tower_has_no_state_and_costs_its_forward_pass():

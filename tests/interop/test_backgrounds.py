@@ -11,6 +11,7 @@ from PIL import Image
 from data_pipelines.errors import DataError
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options, full_image, image_header, to_rgb, training_image
+from tests.data.tiny_inputs import LooseImage
 from tests.interop import folders
 from xmodal.configs import base
 from xmodal.inference import Model
@@ -33,7 +34,7 @@ def golden():
 
 def options(reference: str, golden) -> Options:
     """The options of an imported model of the reference."""
-    image = base.get_config().data.inputs.image
+    image = LooseImage()
     if reference == "open_clip":
         image.update(preprocessing.from_open_clip({}, SIZE, "here"))
     else:
@@ -76,7 +77,7 @@ def test_which_images_are_transparent(golden):
 
 
 def test_the_background_is_checked():
-    image = base.get_config().data.inputs.image
+    image = LooseImage()
     image.background = "whte"
     with pytest.raises(DataError, match=r"data\.inputs\.image\.background is 'whte'.*did you mean 'white'"):
         Options.of(image)

@@ -202,7 +202,7 @@ def test_our_own_and_open_clips_numbers_are_bounded_too(tmp_path):
     change(own / "config.json", model__towers__text__trunk__depth=10**9)
     assert "model.towers.text.trunk.depth is 1000000000, at most 1,000 is read" in refused(own)
     change(own / "config.json", model__towers__text__trunk__depth=2, data__inputs__image__size="x")
-    assert "data.image: size: expected an integer, got 'x'" in refused(own)
+    assert "data.inputs.image.size is 'x'" in refused(own)
     there = make("open_clip", tmp_path / "b")
     change(there / "open_clip_config.json", model_cfg__text_cfg__layers=10**9)
     assert "model_cfg.text_cfg.layers is 1000000000" in refused(there)

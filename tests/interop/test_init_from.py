@@ -38,7 +38,7 @@ def task_from(where, change=lambda c: None, devices=1, **mesh):
     made = make_mesh(config.mesh, jax.devices()[:devices])
     with jax.set_mesh(made):
         stored = open_stored(where)
-        return build_task(config, made, stored.tokenizer, 64)
+        return build_task(config, made, stored.inputs, 64)
 
 
 def started(task):
@@ -148,10 +148,12 @@ def test_what_does_not_fit_is_named_and_can_be_excepted(imported):
 def test_another_tokenizer_is_refused(imported, tmp_path):
     where, _ = imported
     task = task_from(where)
-    other = json.loads(task.tokenizer.json)
+    tokenizer = task.inputs["text"].tokenizer
+    other = json.loads(tokenizer.json)
     vocab = other["model"]["vocab"]
     vocab["w10"], vocab["w11"] = vocab["w11"], vocab["w10"]
-    object.__setattr__(task, "tokenizer", type(task.tokenizer)(json.dumps(other)))
+    given = type(tokenizer)(json.dumps(other))
+    object.__setattr__(task, "inputs", task.inputs.with_tokenizers({"text": given}))
     with pytest.raises(ConfigError, match=r"is not the weights' tokenizer: the vocabularies differ \(99 and 99"):
         started(task)
 

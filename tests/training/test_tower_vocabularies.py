@@ -29,9 +29,7 @@ def test_texts_take_it():
     assert resolved(vocab_size=999, embed=dict(vocab_size=999)).embed.vocab_size == 999, "more is no harm"
     with pytest.raises(ConfigError, match=r"caption.vocab_size is 9, but the vocabulary of .*text\.tokenizer is \d+"):
         resolved(vocab_size=9)
-    with pytest.raises(
-        ConfigError, match=r"embed.vocab_size is 9, but the vocabulary of .*text\.tokenizer is \d+"
-    ):
+    with pytest.raises(ConfigError, match=r"embed.vocab_size is 9, but the vocabulary of .*text\.tokenizer is \d+"):
         resolved(embed=dict(vocab_size=9))
 
 
