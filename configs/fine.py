@@ -5,9 +5,9 @@
 
 `:filip` (Yao et al. 2022), `:sparc` (Bica et al. 2024), `:flair` (Xiao et al. 2025), and `:global`, which has nothing
 fine-grained, for comparison. `--config.data.inputs.text.num_items=4` gives `:flair` several captions of a drawing in a
-batch, as the paper has it (not run here). `pointing` puts two drawings side by side and asks whether each name points to its
-half (chance 50 %). Run here, three seeds: `:sparc` finds most (unseen vendor image to text R@1 25.6 % against 21.7 %),
-and no words point to their half after training on drawings of one thing each: docs/experiments.md.
+batch, as the paper has it (not run here). `pointing` puts two drawings side by side and asks whether each name points
+to its half (chance 50 %). Run here, three seeds: `:sparc` finds most (unseen vendor image to text R@1 25.6 % against
+21.7 %), and no words point to their half after training on drawings of one thing each: docs/experiments.md.
 """
 
 from xmodal.configs import demo

@@ -50,7 +50,7 @@ SETTINGS = {
         r"objectives.contrastive: needs image.pooled, so model.towers.image.pool must not be 'none'",
     ),
     "mixed images in odd rows": (
-        dict(data__image__mixup=0.2, batch_size=24, data__lanes=4),
+        dict(data__inputs__image__mixup=0.2, batch_size=24, data__lanes=4),
         r"each device needs an even number of rows of a micro-batch, not 3 \(batch_size=24",
     ),
     "unknown intervals": (dict(log__intervals="bcas"), r"log.intervals='bcas': expected bca, .*Did you mean 'bca'"),
@@ -83,18 +83,21 @@ SETTINGS = {
         dict(checkpoint__best="retrieval/other/R@1"),
         r"checkpoint.best='retrieval/other/R@1' is no metric .*theirs begin with retrieval/held_out/",
     ),
-    "image size": (dict(data__image__size=20), r"model: image size \(20, 20\) is not a multiple of the patch size 8"),
+    "image size": (
+        dict(data__inputs__image__size=20),
+        r"model: image size \(20, 20\) is not a multiple of the patch size 8",
+    ),
     "two image sizes": (
         dict(model__towers__image__embed__image_size=32),
-        r"model.towers.image.embed.image_size is 32, but data.image.size is 16: set it to 0",
+        r"model.towers.image.embed.image_size is 32, but data.inputs.image.size is 16: set it to 0",
     ),
     "too few positions": (
         dict(model__towers__text__embed__length=4),
-        r"model.towers.text.embed.length is 4, but data.text.length is 8: set it to 0",
+        r"model.towers.text.embed.length is 4, but data.inputs.text.length is 8: set it to 0",
     ),
     "images that samples do not have": (
-        dict(data__modalities="('text',)"),
-        r"model.towers.image reads images, and by data.modalities=\('text',\) samples have none",
+        dict(data__inputs="{{'text': {{'type': 'text', 'length': 8, 'tokenizer': '{data}/tokenizer.json'}}}}"),
+        r"model.towers.image reads 'image', and by data.inputs samples have text",
     ),
     "a mask that the tokenizer does not have": (
         dict(objectives__contrastive__type="masked_text"),
@@ -106,12 +109,12 @@ SETTINGS = {
         r"data.sources.main: shard .*s-02.tar and 2 more of .* do not exist; 2 of its shards do",
     ),
     "unknown field": (
-        dict(data__text__templates="((1.0, '{{lable}}'),)"),
+        dict(data__inputs__text__templates="((1.0, '{{lable}}'),)"),
         r"uses the field 'lable', .*did you mean 'label'.*fields there: group, label",
     ),
-    "no tokenizer": (dict(data__text__tokenizer="none.json"), r"no file 'none.json' \(looked at "),
+    "no tokenizer": (dict(data__inputs__text__tokenizer="none.json"), r"no file 'none.json' \(looked at "),
     "tokenizer of another kind": (
-        dict(data__text__tokenizer="{data}/s-00.tar"),
+        dict(data__inputs__text__tokenizer="{data}/s-00.tar"),
         r"s-00.tar is not a Hugging Face tokenizer.json",
     ),
     "tokenizer larger than the model": (
@@ -149,7 +152,7 @@ def test_a_tokenizer_without_an_end_mark(data, tmp_path, capsys):
     tokenizer["post_processor"] = None  # whose template would tell
     text = json.dumps(tokenizer, ensure_ascii=False).replace("<eos>", "<stop>")
     (tmp_path / "tokenizer.json").write_text(text)
-    error = fail(tmp_path / "run", flags(data, data__text__tokenizer=tmp_path / "tokenizer.json"), capsys)
+    error = fail(tmp_path / "run", flags(data, data__inputs__text__tokenizer=tmp_path / "tokenizer.json"), capsys)
     assert re.search(r"tokenizer.json has no end token: none of <eos>, .* is in its vocabulary", error)
 
 
@@ -247,8 +250,8 @@ def test_another_tokenizer_is_refused(data, workdir, tmp_path, capsys):
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (tmp_path / "other.json").write_text(json.dumps(tokenizer))
-    error = fail(workdir, flags(data, data__text__tokenizer=tmp_path / "other.json"), capsys)
-    assert re.search(r"data.text.tokenizer: .*other.json is not the tokenizer that this run has trained with", error)
+    error = fail(workdir, flags(data, data__inputs__text__tokenizer=tmp_path / "other.json"), capsys)
+    assert re.search(r"inputs.text.tokenizer: .*other.json is not the tokenizer that this run has trained with", error)
 
 
 # ------------------------------------------------------------------------------------------ disk and numbers

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.modalities import inputs_of
 from tests import tiny_runs
 from xmodal.config import ConfigError, load_config
 from xmodal.distributed.mesh import make_mesh
@@ -36,7 +36,7 @@ def test_a_run_learns_from_several_captions(data, tmp_path, monkeypatch):
         (
             "clip",
             None,
-            r"objectives\.contrastive takes one caption of a sample, and data\.text\.captions=2; set it to 1",
+            r"objectives\.contrastive takes one caption of a sample, and data\.inputs\.text\.num_items=2; set it to 1",
         ),
         (
             "clip",
@@ -51,9 +51,9 @@ def test_a_run_learns_from_several_captions(data, tmp_path, monkeypatch):
     ],
 )
 def test_what_takes_one_caption_refuses_more(data, variant, objectives, message):
-    arguments = tiny_runs.flags(data, variant, data__text__captions=2)
+    arguments = tiny_runs.flags(data, variant, data__inputs__text__num_items=2)
     config = load_config(arguments[1], arguments[2:])
     config.objectives = objectives or config.objectives
-    resolved = resolve(config, Tokenizer.load(config.data.text.tokenizer))
+    resolved = resolve(config, inputs_of(config.data))
     with pytest.raises(ConfigError, match=message):
         build_losses(resolved, make_mesh(config.mesh, jax.devices()[:1]))

@@ -31,7 +31,10 @@ def recipe(tmp_path):
     return write
 
 
-PLAIN = "c.model = {'towers': {'image': {'trunk': {'depth': 12}}}}"
+PLAIN = """
+c.model = {'towers': {'image': {'trunk': {'depth': 12}}}}
+c.data.inputs = dict(image=dict(type='image'), text=dict(type='text'))
+"""
 
 
 def test_a_recipe_without_changes_is_the_base(recipe):
@@ -43,16 +46,16 @@ def test_variants_and_sections_in_part(recipe):
         """
         c.optimizer.update(name="lion", lr=1)
         c.schedule = dict(total=500, final=0.1)
-        c.data.image = dict(size=64 if variant == "small" else 224, mean=[0.5, 0.5, 1])
+        c.data.inputs.image = dict(type="image", size=64 if variant == "small" else 224, mean=[0.5, 0.5, 1])
         c.objectives.contrastive = dict(type="softmax", between=["image", "text"])
         """,
         "variant='large'",
     )
     small, large = load_config(f"{path}:small"), load_config(path)
-    assert (small.data.image.size, large.data.image.size) == (64, 224)
+    assert (small.data.inputs.image.size, large.data.inputs.image.size) == (64, 224)
     assert small.schedule.total == "500"  # a duration in steps
     assert small.schedule.warmup == base.get_config().schedule.warmup  # not written: the base's default
-    assert small.data.image.mean == (0.5, 0.5, 1.0)
+    assert small.data.inputs.image.mean == (0.5, 0.5, 1.0)
     assert small.optimizer.lr == 1.0 and isinstance(small.optimizer.lr, float)
     assert small.optimizer.b1 == 0.9
     assert small.objectives.contrastive.between == ("image", "text")
@@ -63,26 +66,26 @@ def test_overrides(recipe):
         recipe(PLAIN),
         [
             "--config.optimizer.lr=3e-4",
-            "--config.data.text.templates=((1.0,'{label}'),)",
+            "--config.data.inputs.text.templates=((1.0,'{label}'),)",
             "--config.model.towers.image.trunk.depth=6",
             "config.model.towers.image.trunk.scan=false",  # an open section takes what make_spec will check
             "schedule.total=1_000_000examples",
             "checkpoint.every=100",
             "data.group_key=007",
             "log.tensorboard=false",
-            "data.image.scale=[1, 1]",
+            "data.inputs.image.scale=[1, 1]",
             "--config.objectives.captioning={'type': 'captioning', 'weight': 2}",
             "optimizer.rules=()",
             "schedule={'warmup': '10steps'}",
         ],
     )
     assert config.optimizer.lr == 3e-4
-    assert config.data.text.templates == ((1.0, "{label}"),)
+    assert config.data.inputs.text.templates == ((1.0, "{label}"),)
     assert config.model.towers.image.trunk.to_dict() == {"depth": 6, "scan": False}
     assert config.schedule.to_dict() == {**base.get_config().schedule.to_dict(), "warmup": "10steps"}
     assert config.checkpoint.every == "100" and config.data.group_key == "007"
     assert config.log.tensorboard is False
-    assert config.data.image.scale == (1.0, 1.0)
+    assert config.data.inputs.image.scale == (1.0, 1.0)
     assert config.objectives.captioning.weight == 2
     assert config.optimizer.rules == ()
 
@@ -93,7 +96,10 @@ def test_overrides(recipe):
         ("c.optimizer.lrr = 1e-3", "unknown key 'optimizer.lrr'. Did you mean 'optimizer.lr'?"),
         ("c.optimizer.update(lrr=1e-3)", "Did you mean 'optimizer.lr'?"),
         ("c.schedule = dict(totl='1epoch')", "Did you mean 'schedule.total'?"),
-        ("c.data.image = dict(sise=3)", "Did you mean 'data.image.size'?"),
+        ("c.data.inputs.image = dict(type='image', sise=3)", "image has no key 'sise'; did you mean 'size'"),
+        ("c.data.image = dict(size=3)", "'data.image' is now data.inputs.image (type=\"image\")"),
+        ("c.data.image.size = 3", "'data.image' is now data.inputs.image"),
+        ("c.data.modalities = ('text',)", "'data.modalities' is now the entries of data.inputs"),
         ("c.optimiser = dict(lr=1.0)", "Did you mean 'optimizer'?"),
         ("c.optimiser.lr = 1.0", "line 6, `c.optimiser.lr = 1.0`: unknown key 'optimiser'. Did you mean"),
         ("c['optimiser']['lr'] = 1.0", "Did you mean 'optimizer'?"),
@@ -101,8 +107,8 @@ def test_overrides(recipe):
         ("c.optimizer.lr = 'abc'", "optimizer.lr: expected a number, got 'abc' (str)"),
         ("c.batch_size = 2.5", "batch_size: expected an integer, got 2.5 (float)"),
         ("c.batch_size = True", "batch_size: expected an integer, got True (bool)"),
-        ("c.data.image.scale = 0.5", "data.image.scale: expected a tuple, got 0.5"),
-        ("c.data.image.mean = (1, 2)", "data.image.mean: expected a tuple of 3, got 2"),
+        ("c.data.inputs.a = dict(type='image', scale=0.5)", "data.inputs.a.scale is 0.5; expected tuple"),
+        ("c.data.inputs.a = dict(type='image', mean=(1, 2))", "data.inputs.a.mean is (1, 2); expected 3 numbers"),
         ("c.optimizer = 3", "optimizer: expected a section"),
         ("c.model = 'B16'", "model: expected a section"),
         ("c.evals.retrieval = dict(every=object())", "evals.retrieval.every: a config holds"),
@@ -306,10 +312,20 @@ def test_make_spec_mistakes(change, wanted):
 
 def test_a_saved_config_gets_the_options_that_were_added_since():
     new = base.get_config()
+    new.data.inputs = dict(image=dict(type="image"), text=dict(type="text"))
+    new = config_lib.with_inputs(new)
     old = new.copy_and_resolve_references()
-    old.data.text.length, old.batch_size = 9, 17
-    del old.data["remote"], old.data.image["policy"], old["watchdog"]
+    old.data.inputs.text.length, old.batch_size = 9, 17
+    del old.data["remote"], old.data.inputs.image["policy"], old["watchdog"]
     found = config_lib.with_new_options(old)
-    assert (found.data.text.length, found.batch_size) == (9, 17)
-    assert found.data.remote == new.data.remote and found.data.image.policy == "" and found.watchdog == new.watchdog
-    assert config_lib.diff(found, new) == ["batch_size: 17 -> 256", "data.text.length: 9 -> 77"]
+    assert (found.data.inputs.text.length, found.batch_size) == (9, 17)
+    assert found.data.remote == new.data.remote and found.watchdog == new.watchdog
+    assert found.data.inputs.image.policy == ""
+    assert config_lib.diff(found, new) == ["batch_size: 17 -> 256", "data.inputs.text.length: 9 -> 77"]
+
+
+def test_a_config_of_before_inputs_is_refused_by_name():
+    old = base.get_config()
+    old.data.text = dict(length=77)
+    with pytest.raises(ConfigError, match=r"is of an older xmodal.*'data\.text' is now data\.inputs\.text"):
+        config_lib.with_new_options(old)

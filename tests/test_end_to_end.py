@@ -224,7 +224,7 @@ class Noting(Runtime):
 
 def test_a_mixture_in_batches_of_two_lengths(data, tmp_path, capsys):
     """Sources are listed with how often they are seen; each length gets the time to compile, and compiles once."""
-    options = dict(data__batches="by_source", data__text__length=24, data__text__buckets="(8,)")
+    options = dict(data__batches="by_source", data__inputs__text__length=24, data__inputs__text__buckets="(8,)")
     arguments = tiny_runs.flags(data, schedule__total=8, checkpoint__every=0, **options)
     config = load_config(arguments[1], arguments[2:])
     config.evals = {}

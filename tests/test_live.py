@@ -72,7 +72,7 @@ def test_parameters_are_sharded_and_may_be_arguments_of_a_step(stored):
 
 def test_what_lies_on_the_mesh_already_stays_there(stored):
     live = Live.place(stored, mesh_of(2))
-    again = Live.place(base.Stored(stored.config, live.params, stored.tokenizer, "here"), mesh_of(2))
+    again = Live.place(base.Stored(stored.config, live.params, stored.tokenizers, "here"), mesh_of(2))
     assert all(a is b for a, b in zip(jax.tree.leaves(live.params), jax.tree.leaves(again.params)))
 
 

@@ -90,7 +90,7 @@ def test_words_point_to_patches_of_a_picture_in_its_shape(trained):
     assert (np.abs(found.scores) <= 1 + 1e-5).all() and found.overlay("thing").size == (256, 64)
     with pytest.raises(DataError, match="pointing needs square images"):
         stored = open_stored(trained[0])
-        Pointing(urls="none.tar").prepare("x", EvalContext(Live(None, stored.config, None, stored.tokenizer)))
+        Pointing(urls="none.tar").prepare("x", EvalContext(Live(None, stored.config, None, stored.inputs)))
 
 
 def test_an_index_holds_what_the_model_gives(trained, tmp_path):
@@ -115,7 +115,7 @@ def test_it_leaves_and_comes_back(trained, tmp_path, to):
         return
     assert any("PreTrainedTokenizerFast" in note for note in done.notes)
     again = open_stored(f"hf:{tmp_path / to}")
-    image = again.config.data.image
+    image = again.config.data.inputs.image
     assert (image.crop, image.naflex.lengths, image.naflex.patch_size) == ("whole", (6,), 8)
     mine, theirs = (xmodal.load(where).embed_image(pictures()) for where in (trained[0], tmp_path / to))
     # The processor of this family is bilinear by default, and ours is what the run says: it is written down.
@@ -128,13 +128,13 @@ def test_a_run_goes_on_from_squares(tmp_path):
     write_stored(given, tmp_path / "squares")
     config = continue_from(base.get_config(), tmp_path / "squares")
     image = config.model.towers.image.to_dict()
-    config.data.image.update(crop="whole", naflex=dict(lengths=(36,), patch_size=8))
+    config.data.inputs.image.update(crop="whole", naflex=dict(lengths=(36,), patch_size=8))
     config.batch_size = 8
 
     def started(positions):
         config.model.towers.image = presets.naflex(image, positions)
         with jax.set_mesh(mesh := helpers.mesh()):
-            task = build_task(config, mesh, given.tokenizer, 100)
+            task = build_task(config, mesh, given.inputs, 100)
             ones = lambda s: jax.device_put(np.ones(s.shape, s.dtype), s.sharding)
             state = jax.tree.map(ones, task.abstract_state())
             return start_from(task, state)[0]["params"]["image"]
@@ -150,12 +150,12 @@ def test_a_run_goes_on_from_squares(tmp_path):
 
 
 def test_towers_and_data_must_agree(data, tmp_path, capsys):
-    wrong = tiny_runs.flags(data, "naflex", data__image__naflex__lengths=(), data__image__crop="squash")
+    wrong = tiny_runs.flags(data, "naflex", data__inputs__image__naflex__lengths=(), data__inputs__image__crop="squash")
     message = tiny_runs.fail(tmp_path / "a", wrong, capsys)
     assert "naflex.lengths=() makes squares, and model.towers.image.embed takes packed patches" in message
-    wrong = tiny_runs.flags(data, "clip", data__image__naflex__lengths=(4,), data__image__crop="whole")
+    wrong = tiny_runs.flags(data, "clip", data__inputs__image__naflex__lengths=(4,), data__inputs__image__crop="whole")
     message = tiny_runs.fail(tmp_path / "b", wrong, capsys)
     assert "makes packed patches, and model.towers.image.embed takes squares" in message
-    wrong = tiny_runs.flags(data, "naflex", data__image__naflex__patch_size=4)
+    wrong = tiny_runs.flags(data, "naflex", data__inputs__image__naflex__patch_size=4)
     message = tiny_runs.fail(tmp_path / "c", wrong, capsys)
-    assert "model.towers.image.embed.patch_size is 8, but data.image.naflex.patch_size is 4" in message
+    assert "model.towers.image.embed.patch_size is 8, but data.inputs.image.naflex.patch_size is 4" in message

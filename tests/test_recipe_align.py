@@ -22,7 +22,7 @@ WIDTHS = {"B7": 640, "L2": 1376}
 @pytest.mark.parametrize("variant", WIDTHS)
 def test_the_full_size_recipe_fits_together(variant):
     config = load_config(f"configs/align.py:{variant}")
-    config.data.text.tokenizer = "data_pipelines/emoji/wordpiece.json"
+    config.data.inputs.text.tokenizer = "data_pipelines/emoji/wordpiece.json"
     task = task_of(config)
     spec = task.losses.model.spec
     assert [tower.pooled_width for tower in spec.towers.values()] == [WIDTHS[variant]] * 2
@@ -38,7 +38,7 @@ def tiny_align():
     image = presets.efficientnet_tower(0.5, 1.0, stages=((3, 2, 2, 32, 1),), top=0, norm_momentum=0.5)
     text = presets.bert_tower(16, 1, 2, pooler=False, embed_dim=16, dropout=0.0)
     config.model = presets.dual_tower(image=image, text=text)
-    config.data.image.size, config.data.text.length, config.data.threads, config.batch_size = 32, 8, 1, 32
+    config.data.inputs.image.size, config.data.inputs.text.length, config.data.threads, config.batch_size = 32, 8, 1, 32
     config.optimizer.lr = 0.1
     config.schedule.update(total="3steps", warmup="0%")
     config.checkpoint.update(every=0, best="")

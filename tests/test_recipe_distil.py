@@ -4,7 +4,7 @@ import helpers
 import jax
 import pytest
 
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.modalities import inputs_of
 from xmodal.config import ConfigError
 from xmodal.configs import demo, distil
 from xmodal.distributed.mesh import make_mesh
@@ -16,15 +16,15 @@ from xmodal.training.teacher import open_teacher
 
 
 def task_of(config):
-    mesh, tokenizer = make_mesh(config.mesh, jax.devices()[:1]), Tokenizer.load(config.data.text.tokenizer)
+    mesh, inputs = make_mesh(config.mesh, jax.devices()[:1]), inputs_of(config.data)
     with jax.set_mesh(mesh):
-        return build_task(config, mesh, tokenizer, 6520, open_teacher(config, mesh, tokenizer))
+        return build_task(config, mesh, inputs, 6520, open_teacher(config, mesh, inputs))
 
 
 def test_a_demo_teaches_a_quarter_of_itself(tmp_path):
     demos = task_of(demo.get_config("stem"))
     params = helpers.random_params(demos.losses.model) | {"objectives": {"contrastive": {"logit_scale": 2.5}}}
-    write_stored(Stored(demos.config, params, demos.tokenizer, "a demo"), tmp_path / "demo")
+    write_stored(Stored(demos.config, params, demos.inputs.tokenizers, "a demo"), tmp_path / "demo")
     config, plain = distil.get_config(), task_of(distil.get_config("untaught"))
     config.teacher.model = str(tmp_path / "demo")
     task = task_of(config)

@@ -21,7 +21,7 @@ def tiny_bert():
     """The recipe with a narrow model of one layer and three steps, measured in two languages."""
     config = load_config("configs/bert.py")
     config.model.towers.text.trunk.update(depth=1, width=32)
-    config.data.text.length, config.data.threads, config.batch_size = 12, 1, 16
+    config.data.inputs.text.length, config.data.threads, config.batch_size = 12, 1, 16
     config.schedule.update(total="3steps", warmup="0%")
     config.checkpoint.every, config.log.tensorboard = 0, False
     config.evals = {language: config.evals[language] for language in ("en", "ja")}
@@ -50,7 +50,7 @@ def test_a_bert_is_trained_measured_exported_and_continued(tmp_path):
 
     write_stored(again, tmp_path / "own")
     config = continue_from(load_config("configs/bert.py"), tmp_path / "own")
-    assert config.data.modalities == ("text",) and config.objectives.masked.type == "masked_text"
+    assert list(config.data.inputs) == ["text"] and config.objectives.masked.type == "masked_text"
     task = task_of(config, batch_size=16)
     assert task.losses.objectives["masked"].mask_id == Tokenizer.load(tmp_path / "hf" / "tokenizer.json").mask_id == 4
 
@@ -58,7 +58,7 @@ def test_a_bert_is_trained_measured_exported_and_continued(tmp_path):
 @pytest.mark.parametrize("recipe", ["bert.py:base", "bert.py:large_512", "clip_modern.py:B16", "clip_modern.py:H14"])
 def test_full_size_recipes_fit_together(recipe):
     config = load_config(f"configs/{recipe}")
-    config.data.text.update(tokenizer="data_pipelines/emoji/wordpiece.json")
+    config.data.inputs.text.update(tokenizer="data_pipelines/emoji/wordpiece.json")
     config.init_from = ""
     for tower in config.model.towers.values():
         tower.trunk.depth = 1
@@ -77,6 +77,6 @@ def test_the_variants_differ_from_the_demo_in_their_text_tower_alone():
 
 def test_images_are_not_decoded_for_a_model_of_texts():
     config = bert.get_config()
-    config.data.modalities = ("image", "text")
+    config.data.inputs.image = dict(type="image")
     with pytest.raises(ConfigError, match=r"no tower of the model reads images: set data\.modalities=\('text',\)"):
         task_of(config)

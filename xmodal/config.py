@@ -21,14 +21,10 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import inputs_of
 from xmodal import recipes
-from xmodal.messages import ConfigError, did_you_mean, unknown_key
+from xmodal.messages import MOVED, ConfigError, did_you_mean, moved, unknown_key
 from xmodal.reporting.files import write_text
 
 T = TypeVar("T")
-_MOVED = {  # sections that held what are options of inputs
-    "image": 'data.inputs.image (type="image")', "text": 'data.inputs.text (type="text")',
-    "label": 'data.inputs.label (type="label")', "modalities": "the entries of data.inputs",
-}  # fmt: skip
 _REGISTERED = " A class of your project is known after its module is imported: `xmodal --import MODULE COMMAND`"
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "None"}
 
@@ -97,7 +93,7 @@ def validate(config: Mapping | ConfigDict, base: Mapping | ConfigDict, source: s
 def _complete(given: dict, base: dict, prefix: str, known: list[str]) -> dict:
     unknown = next((key for key in given if key not in base), None)
     if unknown is not None:
-        raise ConfigError(_moved(prefix + unknown) or unknown_key(prefix + unknown, known))
+        raise ConfigError(moved(prefix + unknown) or unknown_key(prefix + unknown, known))
     complete = {}
     for key, default in base.items():
         path, value = prefix + key, given.get(key, default)
@@ -108,16 +104,6 @@ def _complete(given: dict, base: dict, prefix: str, known: list[str]) -> dict:
         else:
             complete[key] = _complete(value, default, path + ".", known) if default else value
     return complete
-
-
-def _moved(key: str) -> str:
-    """Says where an option of samples is now; "" for others."""
-    data, _, rest = key.partition(".")
-    section, _, option = rest.partition(".")
-    if data != "data" or section not in _MOVED:
-        return ""
-    place = _MOVED[section] + (f".{option}" if option else "")
-    return f"{key!r} is now {place}: data.inputs names the parts of a sample, each of a modality with its options"
 
 
 def _hint(default: Any) -> Any:
@@ -143,7 +129,7 @@ def _override(config: ConfigDict, base: dict, text: str) -> None:
         section = section.get(parent) if isinstance(section, ConfigDict) else None
         default = default.get(parent) if default else None  # None or empty: within an open section
     if not isinstance(section, ConfigDict) or (default and last not in default):
-        raise ConfigError(f"command line: {_moved(key) or unknown_key(key, _keys(_plain(config, '')))}")
+        raise ConfigError(f"command line: {moved(key) or unknown_key(key, _keys(_plain(config, '')))}")
     section[last] = value if default and isinstance(default[last], str) else _literal(value)
 
 
@@ -318,8 +304,8 @@ def from_json(text: str) -> ConfigDict:
 
 def refuse_old(saved: ConfigDict, where: str) -> ConfigDict:
     """Returns a saved config; raises a ConfigError for one of an xmodal whose samples had no `data.inputs`."""
-    if old := next((f"data.{key}" for key in _MOVED if key in (saved.get("data") or {})), ""):
-        raise ConfigError(f"{where} is of an older xmodal, whose settings this one does not read: {_moved(old)}")
+    if old := next((f"data.{key}" for key in MOVED if key in (saved.get("data") or {})), ""):
+        raise ConfigError(f"{where} is of an older xmodal, whose settings this one does not read: {moved(old)}")
     return saved
 
 

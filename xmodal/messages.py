@@ -3,6 +3,11 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+MOVED = {  # sections that held what are options of inputs
+    "image": 'data.inputs.image (type="image")', "text": 'data.inputs.text (type="text")',
+    "label": 'data.inputs.label (type="label")', "modalities": "the entries of data.inputs",
+}  # fmt: skip
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names the key, what was given and what was expected."""
@@ -40,3 +45,13 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 
 def _question(names: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def moved(key: str) -> str:
+    """Says where an option of samples is now; "" for others."""
+    data, _, rest = key.partition(".")
+    section, _, option = rest.partition(".")
+    if data != "data" or section not in MOVED:
+        return ""
+    place = MOVED[section] + (f".{option}" if option else "")
+    return f"{key!r} is now {place}: data.inputs names the parts of a sample, each of a modality with its options"

@@ -6,6 +6,7 @@ them all: `VARIANTS = ("B32", "B16")`; an entry such as "full@DIR" takes more be
 
 import importlib.util
 import inspect
+import re
 import traceback
 import types
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from xmodal import configs
-from xmodal.messages import ConfigError, did_you_mean, unknown_key
+from xmodal.messages import ConfigError, did_you_mean, moved, unknown_key
 
 HOME = Path(next(iter(configs.__path__)))  # of the recipes and suites that come with xmodal
 _NO_RECIPES = ("base", "__init__")
@@ -89,7 +90,9 @@ def call(spec: str, known: Sequence[str]) -> ConfigDict:
             raise  # not a key that the recipe reads from its config: a bug, and its traceback says where
         cause = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
         key = cause.splitlines()[0].strip("'")
-        raise ConfigError(f"{path}, line {caller.lineno}, `{caller.line}`: {unknown_key(key, known)}") from error
+        gone = next(filter(None, map(moved, re.findall(r"\bdata\.\w+", caller.line))), "")
+        hint = gone or unknown_key(key, known)
+        raise ConfigError(f"{path}, line {caller.lineno}, `{caller.line}`: {hint}") from error
 
 
 def _import(file: Path, path: Path) -> types.ModuleType:

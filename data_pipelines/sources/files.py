@@ -234,7 +234,7 @@ class FilesSource(Source):
 
 
 def _origin(listing: Listing, row: Row) -> str:
-    """Returns where a list says that the first part lies; "" in a folder, whose keys are paths, and where it holds it."""
+    """Returns where a list says that the first part lies; "" in a folder, whose keys are paths, and if embedded."""
     place = next(iter(row.parts.values()), None)
     return printable(place) if listing.version and isinstance(place, str) else ""
 

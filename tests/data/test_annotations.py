@@ -7,6 +7,8 @@ import pytest
 from tiny_shards import encode
 
 from data_pipelines.errors import DataError
+from data_pipelines.images.formats import IMAGE_EXTENSIONS
+from data_pipelines.io.listing import CAPTION_COLUMNS, IMAGE_COLUMNS, Wanted
 from data_pipelines.io.lists import open_list
 from data_pipelines.io.storage import Files
 from data_pipelines.stream.evalset import EvalSet
@@ -30,6 +32,9 @@ ARO = [{"image_path": f"val2014/{i}.png", "true_caption": "a on b", "false_capti
 SUGARCREPE = {
     str(2 * i): {"filename": f"{i}.png", "caption": "a b", "negative_caption": "b a"} for i in range(6)
 }  # not all numbers
+
+IMAGES = {"image": Wanted("image", "image", "", IMAGE_COLUMNS, True, IMAGE_EXTENSIONS)}
+CAPTIONS = {"text": Wanted("caption", "caption", "", CAPTION_COLUMNS)}
 
 
 @pytest.fixture
@@ -59,11 +64,11 @@ def folder(tmp_path):
 )
 def test_a_row_for_each_image(folder, files, name, image, fields):
     listing = open_list(str(folder / f"{name}.json"), files)
-    listing.use("", "", None)
+    listing.use(IMAGES, CAPTIONS, None)
     rows = list(listing.scan())
     assert [row.number for row in rows] == list(range(6)) and not any(row.problem for row in rows)
-    assert rows[4].image == image and fields.items() <= rows[4].fields.items()
-    assert rows[4].text == ("a b" if name == "sugarcrepe" else None)
+    assert rows[4].parts["image"] == image and fields.items() <= rows[4].fields.items()
+    assert rows[4].texts["text"] == ("a b" if name == "sugarcrepe" else None)
     again = pickle.loads(pickle.dumps(listing))
     assert len(pickle.dumps(listing)) < 1000, "a worker reads the document itself"
     assert again.read(3, 5) == rows[3:5]
@@ -98,7 +103,7 @@ def test_images_lie_below_root(folder, config):
 def test_what_is_something_else_is_named(tmp_path, files, content, message):
     (tmp_path / "list.json").write_text(content)
     with pytest.raises(DataError, match=message):
-        open_list(str(tmp_path / "list.json"), files).use("", "", None)
+        open_list(str(tmp_path / "list.json"), files).use(IMAGES, CAPTIONS, None)
 
 
 def test_a_row_that_is_no_object_is_left_out(folder, config):

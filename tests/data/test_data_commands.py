@@ -23,7 +23,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.examine.throughput import Speed
 from data_pipelines.examine.verify import UNREADABLE, spot_check, verify
 from data_pipelines.images.augment import Box
-from data_pipelines.images.decode import Options, training_image
+from data_pipelines.images.decode import training_image
 from data_pipelines.io.storage import Files
 from data_pipelines.sources import index, index_source, open_source
 from data_pipelines.sources.index import NotIndexed
@@ -187,7 +187,7 @@ def test_what_the_index_does_not_describe_is_found(tmp_path):
         with pytest.raises(DataError, match="stale index"):
             spot_check(source)
         found = []
-        findings = verify([source], Options(), lambda *fault: found.append(fault))
+        findings = verify([source], lambda *fault: found.append(fault))
     assert findings.samples == 30
     assert 1 <= findings.faults[UNREADABLE] <= 30
     assert all(name == "main" and str(path) in fault.key for name, fault in found)

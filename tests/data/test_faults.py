@@ -135,7 +135,7 @@ def test_faulty_samples(plain, tmp_path, cases, caption):
     path = tmp_path / "d.tar"
     truth, wrong = _with_faults(path, cases, caption)
     if caption == "json":
-        plain.text.templates = ((1.0, "{label}"),)
+        plain.inputs.text.templates = ((1.0, "{label}"),)
     plain.sources.main.urls = str(path)
     indexed = {name: fault for name, fault in wrong.items() if fault.indexed}
     expected = len(truth) + sum(fault.reason != EITHER for fault in wrong.values()) - len(indexed)

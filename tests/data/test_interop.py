@@ -139,7 +139,7 @@ def test_layout_of_img2dataset(tmp_path, whole, crawled, urls):
 def test_fields_of_img2dataset_filter_and_caption(tmp_path, whole, crawled):
     wide = read(whole, tmp_path / "*.tar", filter='width >= 200 and original_width > 900 and status == "success"')
     assert wide.keys() == {f"thing {i}" for i in crawled if i % 3}
-    whole.text.templates = ((1.0, "{caption} {width}"),)
+    whole.inputs.text.templates = ((1.0, "{caption} {width}"),)
     narrow = read(whole, tmp_path / "*.tar", filter="width < 200")
     assert narrow.keys() == {f"thing {i} 160" for i in crawled if not i % 3}
     with pytest.raises(DataError, match=r"widht.*did you mean 'width'"):

@@ -10,6 +10,8 @@ import pytest
 from tiny_shards import encode
 
 from data_pipelines.errors import DataError
+from data_pipelines.images.formats import IMAGE_EXTENSIONS
+from data_pipelines.io.listing import CAPTION_COLUMNS, IMAGE_COLUMNS, Wanted
 from data_pipelines.io.lists import open_list
 from data_pipelines.io.storage import Files
 
@@ -22,8 +24,17 @@ def files():
 
 def opened(path, files, image="", caption="", fields=None, columns=()):
     listing = open_list(str(path), files, columns)
-    listing.use(image, caption, fields)
+    images = Wanted("image", "image", image, IMAGE_COLUMNS, True, IMAGE_EXTENSIONS)
+    listing.use({"image": images}, {"text": Wanted("caption", "caption", caption, CAPTION_COLUMNS)}, fields)
     return listing
+
+
+def image_of(row):
+    return row.parts.get("image")
+
+
+def text_of(row):
+    return row.texts.get("text")
 
 
 def check_reads(listing):
@@ -32,7 +43,7 @@ def check_reads(listing):
     assert [row.number for row in rows] == list(range(len(rows)))
     for start, end in ((0, len(rows)), (1, 2), (63, 65), (100, 170), (len(rows) - 1, len(rows))):
         again = listing.read(start, end)
-        strip = lambda some: [row._replace(image=None, size=-1) for row in some]
+        strip = lambda some: [row._replace(parts={}, sizes={}) for row in some]
         assert strip(again) == strip(rows[start:end])
     return rows
 
@@ -44,8 +55,8 @@ def test_csv_with_quotes_line_ends_and_empty_lines(tmp_path, files):
     path.write_bytes("\r\n".join([*lines[:50], "", *lines[50:]]).encode())
     rows = check_reads(opened(path, files))
     assert len(rows) == 200
-    assert rows[7].image == "img/7.jpg"
-    assert rows[7].text == 'thing 7, with "quotes"\nand two lines'
+    assert image_of(rows[7]) == "img/7.jpg"
+    assert text_of(rows[7]) == 'thing 7, with "quotes"\nand two lines'
     assert rows[7].fields["width"] == "7"
     assert not any(row.problem for row in rows)
 
@@ -59,8 +70,8 @@ def test_damaged_rows_do_not_touch_their_neighbours(tmp_path, files):
     path.write_bytes(b"\n".join([b"image\tcaption", *rows]) + b"\n")
     found = check_reads(opened(path, files))
     assert {row.number: row.problem for row in found if row.problem} == {3: "bad text", 5: "too many values"}
-    assert (found[7].image, found[7].text) == ("7.jpg", None)
-    assert [found[i].text for i in (2, 4, 6, 8)] == ["thing 2", "thing 4", "thing 6", "thing 8"]
+    assert (image_of(found[7]), text_of(found[7])) == ("7.jpg", None)
+    assert [text_of(found[i]) for i in (2, 4, 6, 8)] == ["thing 2", "thing 4", "thing 6", "thing 8"]
 
 
 def test_a_quote_that_is_never_closed_costs_a_row_and_is_no_crash(tmp_path, files):
@@ -72,7 +83,7 @@ def test_a_quote_that_is_never_closed_costs_a_row_and_is_no_crash(tmp_path, file
     path.write_text("\n".join(["image,caption", *lines]))
     found = check_reads(opened(path, files))
     assert len(found) == 299 and [row.number for row in found if row.problem] == [40, 129, 199, 200, 298]
-    assert [found[i].text for i in (41, 60, 61, 130, 201)] == [
+    assert [text_of(found[i]) for i in (41, 60, 61, 130, 201)] == [
         "thing 41", "in two\nlines", "thing 62", "thing 131", "thing 202",
     ]  # fmt: skip
 
@@ -90,8 +101,8 @@ def test_a_quote_in_a_tab_separated_file_is_a_character(tmp_path, files):
     path.write_text("\n".join(["caption\timage", *lines]))
     found = check_reads(opened(path, files))
     expected = texts | {11: "", 13: 'said "so" twice', 20: "a\ttab", 30: "in two\nlines"}
-    assert [row.text for row in found] == [expected.get(i, f"thing {i}") for i in range(150)]
-    assert [row.image for row in found] == [f"{i}.jpg" for i in range(150)]
+    assert [text_of(row) for row in found] == [expected.get(i, f"thing {i}") for i in range(150)]
+    assert [image_of(row) for row in found] == [f"{i}.jpg" for i in range(150)]
 
 
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
@@ -99,14 +110,14 @@ def test_the_separator_is_found_in_the_header(tmp_path, files, separator):
     path = tmp_path / "list.csv"
     path.write_text(f"FilePath{separator}Title\na.jpg{separator}one\n")
     (row,) = opened(path, files).scan()
-    assert (row.image, row.text) == ("a.jpg", "one")
+    assert (image_of(row), text_of(row)) == ("a.jpg", "one")
 
 
 def test_a_file_without_a_header(tmp_path, files):
     path = tmp_path / "list.tsv"
     path.write_text("a thing\thttp://host/a.jpg\nanother\thttp://host/b.jpg\n")
     rows = list(opened(path, files, columns=("caption", "url")).scan())
-    assert [(row.image, row.text) for row in rows] == [
+    assert [(image_of(row), text_of(row)) for row in rows] == [
         ("http://host/a.jpg", "a thing"),
         ("http://host/b.jpg", "another"),
     ]
@@ -134,7 +145,7 @@ def test_a_folder_gives_labels_and_what_lies_beside_the_images(tmp_path, files):
     rows = list(listing.scan())
     assert [listing.name(row) for row in rows] == ["cats/1.png", "cats/2.png", "dogs/inner/3.PNG"]
     assert [row.fields["label"] for row in rows] == ["cats", "cats", "inner"]
-    assert [row.text for row in rows] == [None, "a small cat", None]
+    assert [text_of(row) for row in rows] == [None, "a small cat", None]
     assert rows[1].fields["width"] == 24
     assert listing.read(1, 3) == rows[1:]
 
@@ -157,8 +168,8 @@ def test_parquet_with_images_inside(tmp_path, files, holder):
     path = tmp_path / "data.parquet"
     pyarrow.parquet.write_table(pyarrow.table(dict(image=held, text=["a"] * 12)), path, row_group_size=5)
     listing = opened(path, files)
-    assert [row.image is None for row in listing.scan()] == [i == 4 for i in range(12)]
-    assert [row.image for row in listing.read(2, 8)] == images[2:8]
+    assert [image_of(row) is None for row in listing.scan()] == [i == 4 for i in range(12)]
+    assert [image_of(row) for row in listing.read(2, 8)] == images[2:8]
     assert listing.read(0, 1)[0].fields == dict(text="a")
 
 
@@ -167,7 +178,7 @@ def test_parquet_with_paths_where_there_are_no_bytes(tmp_path, files):
     rows = [dict(bytes=None, path="a.png"), dict(bytes=b"x", path=None), dict(bytes=None, path=None)]
     pyarrow.parquet.write_table(pyarrow.table(dict(image=rows, text=["a", "b", "c"])), path)
     listing = opened(path, files)
-    assert [row.image for row in listing.scan()] == ["a.png", b"x", None]
+    assert [image_of(row) for row in listing.scan()] == ["a.png", b"x", None]
 
 
 @pytest.mark.parametrize(

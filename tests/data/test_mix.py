@@ -78,8 +78,8 @@ def test_neither_slices_nor_sharding_change_a_row(alphas):
         word in program.as_text() for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce")
     )
     found = program(jax.device_put(IMAGES, sharding), jax.device_put(KEYS, sharding))
-    np.testing.assert_allclose(found["image"], image, atol=1e-6)
-    np.testing.assert_allclose(found["mix_weight"], weight, atol=1e-6)
+    np.testing.assert_allclose(found[0], image, atol=1e-6)
+    np.testing.assert_allclose(found[1], weight, atol=1e-6)
 
 
 def test_targets_are_mixed_alike():

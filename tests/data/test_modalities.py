@@ -180,6 +180,13 @@ def test_the_identity_is_what_a_model_sees(tokenizer_file):
         assert image.changed(**changes).identity() != image.identity(), changes
 
 
+def test_every_option_of_images_is_known_to_decide_what_is_shown_or_not():
+    """A new option is `shown`, or it is for training alone: then name it here."""
+    training = {"scale", "ratio", "flip", "policy", "jitter", "grey", "blur", "solarize", "erase", "mixup", "cutmix"}
+    training |= {"transform", "max_pixels", "required", "member", "type"}
+    assert set(make_image().entry()) == {*make_image().identity_options(), "naflex", "crop"} | training
+
+
 def test_raw_parts_of_a_user(tmp_path):
     image, batch = make_image(size=16), make_image(size=16).empty(3)
     (tmp_path / "a.png").write_bytes(encode(1))

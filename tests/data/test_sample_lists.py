@@ -8,8 +8,8 @@ from tiny_shards import encode, sample, write_tar
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files
-from data_pipelines.names import sample_name, shard_labels
 from data_pipelines.modalities import inputs_of
+from data_pipelines.names import sample_name, shard_labels
 from data_pipelines.sources import open_source
 from data_pipelines.sources.sample_lists import located, name_hashes, write_names
 from data_pipelines.stream.stream import open_stream

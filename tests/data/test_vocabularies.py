@@ -184,7 +184,9 @@ def test_the_command_reads_any_source(tmp_path, capsys):
     assert Tokenizer.load(tmp_path / "a.tar.tokenizer.json").encode(["a red heart"], 16)[1].sum() > 4
     recipe = tmp_path / "recipe.py"
     entry = dict(urls=str(tmp_path / "a.tar"))
-    body = f"    c = base.get_config()\n    c.data.sources = dict(x={entry})\n    return c\n"
+    inputs = "dict(image=dict(type='image'), text=dict(type='text'))"
+    body = f"    c = base.get_config()\n    c.data.inputs = {inputs}\n"
+    body += f"    c.data.sources = dict(x={entry})\n    return c\n"
     recipe.write_text(f"from xmodal.configs import base\n\n\ndef get_config():\n{body}")
     out = tmp_path / "a.tar.tokenizer.json"
     assert main(["data", "tokenizer", "--config", str(recipe), "--out", str(out), *common]) == 0, "the same file again"

@@ -59,7 +59,8 @@ class LooseImage(SimpleNamespace):
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self, name, value)
 
-    def update(self, **changes: Any) -> None:
+    def update(self, given: dict | None = None, **changes: Any) -> None:
         """Changes options; `naflex` in part."""
+        changes |= given or {}
         vars(self.naflex).update(changes.pop("naflex", {}))
         vars(self).update(changes)

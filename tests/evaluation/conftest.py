@@ -48,7 +48,7 @@ def contexts(world, alone, every_model):
     def context(own):
         data = own.context.data.copy_and_resolve_references()
         classes = (*KINDS, *(f"none {i}" for i in range(helpers.WIDTH - len(KINDS))))
-        data.label.update(field="kind", classes=classes)
+        data.inputs.label = dict(type="label", field="kind", classes=classes)
         return changed(own.context, model=every_model[0], tokenizer=every_model[2], data=data)
 
     return [(own, context(own)) for own in (alone, world)]

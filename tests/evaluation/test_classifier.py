@@ -15,7 +15,7 @@ from xmodal.evaluation.classification import Classification, average_precision, 
 def with_classes(world):
     """The world with classes: its 32 outputs are more than the kinds there are."""
     data = world.context.data.copy_and_resolve_references()
-    data.label.update(field="kind", classes=(*KINDS, *(f"none {i}" for i in range(29))))
+    data.inputs.label = dict(type="label", field="kind", classes=(*KINDS, *(f"none {i}" for i in range(29))))
     return changed(world.context, data=data)
 
 
@@ -37,13 +37,14 @@ def test_accuracy_of_the_pooled_output(world, alone, classes):
     assert got == again == one and got["classification/x/images"] == SAMPLES
     assert got["classification/x/chance/top5"] == 5 / 32
     assert 0 <= got["classification/x/top1"] <= got["classification/x/top5"] <= 1
-    classes.data.label.update(classes=(*KINDS[:2], *(f"none {i}" for i in range(30))))
-    fewer = evaluate(world, classes, Classification(world.urls, batch_size=16))
+    data = classes.data.copy_and_resolve_references()
+    data.inputs.label.classes = (*KINDS[:2], *(f"none {i}" for i in range(30)))
+    fewer = evaluate(world, changed(classes, data=data), Classification(world.urls, batch_size=16))
     assert fewer["classification/x/images"] == SAMPLES * 2 // 3, "samples of other classes are left out"
 
 
 def test_without_classes(world):
-    with pytest.raises(DataError, match=r"needs data\.label\.field"):
+    with pytest.raises(DataError, match=r"needs a label among data\.inputs"):
         Classification(world.urls).prepare("x", world.context)
 
 
@@ -61,7 +62,7 @@ def test_several_classes_have_average_precision():
 def test_the_recipe_learns_for_a_few_steps(tmp_path):
     flags = ["--config", "configs/vit_classify.py", "--config.schedule.total=3steps", "--config.schedule.warmup=0%",
              "--config.batch_size=16", "--config.evals.unseen_vendor.limit=32", "--config.log.tensorboard=False",
-             "--config.checkpoint.every=0", "--config.data.image.size=32"]  # fmt: skip
+             "--config.checkpoint.every=0", "--config.data.inputs.image.size=32"]  # fmt: skip
     tiny_runs.run(tmp_path, flags)
     results = json.loads((tmp_path / "results.json").read_text())["classification"]["unseen_vendor"]
     assert results["classes"] == 9 and results["images"] == 32

@@ -21,7 +21,7 @@ def bert(world):
     embed = dict(vocab_size=words.vocab_size, length=LENGTH)
     tower = presets.bert_tower(**helpers.SIZE, head="masked", embed=embed)
     data = world.context.data.copy_and_resolve_references()
-    data.text.length = LENGTH
+    data.inputs.text.length = LENGTH
     model = helpers.build(dict(text=tower))
     context = changed(world.context, model=model, tokenizer=words, data=data)
     return context, helpers.random_params(model)
@@ -39,10 +39,11 @@ def test_each_token_is_guessed_once_from_all_others(world, bert):
     got = evaluate(world, bert, hide="each", batch_size=16)
     records = MaskedText(world.urls, captions=("{lines}",)).open("x", context).records
     texts = list(dict.fromkeys(text for record in records for text in record.captions))
-    ids, valid = context.tokenizer.encode(texts, LENGTH)
-    rows, places = np.nonzero(valid & ~np.isin(ids, context.tokenizer.special_ids))
+    tokenizer = context.text.vocabulary
+    ids, valid = tokenizer.encode(texts, LENGTH)
+    rows, places = np.nonzero(valid & ~np.isin(ids, tokenizer.special_ids))
     hidden = ids[rows].copy()
-    hidden[np.arange(len(rows)), places] = context.tokenizer.mask_id
+    hidden[np.arange(len(rows)), places] = tokenizer.mask_id
     run = helpers.forward(context.model, "text.logits")
     logits = np.asarray(run(params, dict(text=hidden, text_valid=valid[rows]))["text.logits"], np.float64)
     logits, targets = logits[np.arange(len(rows)), places], ids[rows, places]

@@ -56,7 +56,7 @@ def poisoned(outputs, want):
 @pytest.mark.parametrize("kind", EVALUATORS)
 def test_weights_are_refused_with_the_parameter(kind, value, contexts, every_model, train):
     own, context = contexts[0]
-    model, params, tokenizer = every_model
+    model, params, _ = every_model
     path = "text/trunk/layers/0/1/mlp/fc1/kernel"
     spoil = lambda p, a: np.where(np.arange(a.size).reshape(a.shape) == 5, value, a) if p == path else a
     bad = map_paths(spoil, jax.device_get(params))
@@ -64,7 +64,7 @@ def test_weights_are_refused_with_the_parameter(kind, value, contexts, every_mod
     config = ConfigDict(dict(evals=dict(x=dict(type=kind, urls=own.urls, batch_size=16, **options_of(kind, train)))))
     config.data = context.data
     with jax.set_mesh(own.mesh):
-        _, run = open_evaluators(config, Live(model, config, own.mesh, tokenizer))["x"]
+        _, run = open_evaluators(config, Live(model, config, own.mesh, context.inputs))["x"]
         with pytest.raises(NotFinite, match=rf"evals\.x: the model holds weights that are NaN or infinite: {path}"):
             run(bad)
 
@@ -87,7 +87,7 @@ def test_a_metric_that_is_no_number_is_no_result(contexts, every_model, monkeypa
     config = ConfigDict(dict(evals=dict(x=dict(type="embeddings", urls=own.urls))))
     config.data = context.data
     with jax.set_mesh(own.mesh):
-        _, run = open_evaluators(config, Live(every_model[0], config, own.mesh, every_model[2]))["x"]
+        _, run = open_evaluators(config, Live(every_model[0], config, own.mesh, context.inputs))["x"]
         with pytest.raises(NotFinite, match=r"evals\.x: embeddings/x/image/uniformity is nan, which is no result"):
             run(every_model[1])
 

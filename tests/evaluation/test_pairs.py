@@ -17,9 +17,9 @@ from xmodal.evaluation.pairs import Pairs, winoground
 
 
 def embedded(world, texts):
-    embedder, dataset = Embedder(world.context, 16), world.context.open(world.urls)
+    embedder, dataset = Embedder(world.context, 16, ("image", "text")), world.context.open(world.urls)
     with jax.set_mesh(world.mesh):
-        return embedder.images(world.params, dataset), embedder.texts(world.params, texts)
+        return embedder.samples(world.params, dataset), embedder.texts(world.params, texts)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def test_two_images_and_two_captions(world, alone, winoground_list):
     kept = [i for i in range(20) if i != 2]
     sets = [world.context.open(source | dict(image=f"image_{j}"), ("{tag}",)) for j in range(2)]
     with jax.set_mesh(world.mesh):
-        embedder = Embedder(world.context, 16)
-        left, right = (embedder.images(world.params, part) for part in sets)
+        embedder = Embedder(world.context, 16, ("image", "text"))
+        left, right = (embedder.samples(world.params, part) for part in sets)
         first, second = (
             embedder.texts(world.params, [t.format(i) for i in kept]) for t in ("star {} moon", "moon {} star")
         )

@@ -14,7 +14,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.text.tokenizers import train_bpe
 from tests.data.tiny_shards import write_tar
 from xmodal.commands import word_map as command
-from xmodal.config import validate
+from xmodal.config import validate, with_inputs
 from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh
 from xmodal.evaluation import EvalContext
@@ -67,8 +67,10 @@ def stored(swap=False) -> Stored:
     )  # fmt: skip
     config.model.towers.text.projection_bias = False
     config.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
-    config.data.image.update(size=SIZE, crop="squash", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    config.data.text.length = 16
+    config.data.inputs = dict(
+        image=dict(type="image", size=SIZE, crop="squash", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        text=dict(type="text", length=16),
+    )
     table, names = np.full((tokenizer.vocab_size, 3), 0.1, np.float32), list(COLOURS)
     for i, name in enumerate(names):
         for tokens in tokenizer.tokens([name, f"{name} {name}"]):
@@ -79,7 +81,7 @@ def stored(swap=False) -> Stored:
         image=dict(embed=dict(kernel=kernel)), text=dict(embed=dict(embedding=table)),
         objectives=dict(contrastive=dict(logit_scale=np.float32(1.0))),
     )  # fmt: skip
-    return Stored(validate(config, base.get_config()), params, tokenizer, "colours")
+    return Stored(with_inputs(validate(config, base.get_config())), params, dict(text=tokenizer), "colours")
 
 
 def evaluate(evaluator, model, devices=8):
@@ -187,7 +189,7 @@ def test_a_model_says_whether_its_words_can_point():
     assert xmodal.Model(model).no_word_maps == "" and not xmodal.Model(model).aligns_words
     model.config.objectives.filip = dict(type="filip", between=("image", "text"), weight=1.0)
     assert xmodal.Model(model).aligns_words
-    model.config.model.towers.image.embed.image_size = model.config.data.image.size = PATCH
+    model.config.model.towers.image.embed.image_size = model.config.data.inputs.image.size = PATCH
     with pytest.raises(DataError, match="no word maps: the image tower makes a single patch of a picture"):
         xmodal.Model(model).word_map(np.zeros((4, 4, 3), np.uint8), "red")
     del model.config.model.towers.text, model.params["text"]

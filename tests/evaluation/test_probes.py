@@ -29,7 +29,8 @@ def train(tmp_path_factory):
 def features(world, urls):
     dataset = world.context.open(urls, ("{kind}",))
     with jax.set_mesh(world.mesh):
-        return Embedder(world.context, 16).images(world.params, dataset), [r.fields["kind"] for r in dataset.records]
+        embedder = Embedder(world.context, 16, ("image", "image"))
+        return embedder.samples(world.params, dataset), [r.fields["kind"] for r in dataset.records]
 
 
 @pytest.fixture(scope="module")

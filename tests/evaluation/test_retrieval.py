@@ -78,9 +78,9 @@ def expected_metrics(world, caption_list, by):
         for record in world.context.open(world.urls, (), 0).records
     ]
     texts = sorted({text for own in captions for text in own})
-    embedder = Embedder(world.context, 16)
+    embedder = Embedder(world.context, 16, ("image", "text"))
     with jax.set_mesh(world.mesh):
-        images = embedder.images(world.params, world.context.open(world.urls, (), 0))
+        images = embedder.samples(world.params, world.context.open(world.urls, (), 0))
         written = embedder.texts(world.params, texts)
     pairs = np.array([(i, texts.index(text)) for i, own in enumerate(captions) for text in own])
     sides = np.array(["left" if i < 20 else "right" for i in range(SAMPLES)])
@@ -114,7 +114,8 @@ def test_same_on_one_and_eight_devices_and_for_any_batch_size(world, alone):
     one = alone.evaluate(Retrieval(alone.urls, caption_list="lines", batch_size=SAMPLES)).metrics
     for batch_size in (7, 16):
         assert world.evaluate(Retrieval(world.urls, caption_list="lines", batch_size=batch_size)).metrics == one
-    embed = lambda w, size: Embedder(w.context, size).images(w.params, w.context.open(w.urls, (), 0))
+    embedder = lambda w, size: Embedder(w.context, size, ("image", "text"))
+    embed = lambda w, size: embedder(w, size).samples(w.params, w.context.open(w.urls, (), 0))
     with jax.set_mesh(alone.mesh):
         want = embed(alone, SAMPLES)
     with jax.set_mesh(world.mesh):
@@ -189,7 +190,7 @@ def test_the_scores_are_those_behind_the_figures(world):
         "image_to_text", "text_to_image", "image_to_text_of_left", "image_to_text_of_right"
     }  # fmt: skip
     data = world.context.data.copy_and_resolve_references()
-    data.text.lower = False
+    data.inputs.text.lower = False
     other = Retrieval(world.urls, caption_list="lines", batch_size=16, examples=0)
     with jax.set_mesh(world.mesh):
         cased = other.prepare("x", changed(world.context, data=data))(world.params)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import xmodal
-from data_pipelines.stream.rows import OtherText
+from data_pipelines.modalities import OtherText, inputs_of
 from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.preparation import CLEANING, Preparation
 from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests.data.tiny_shards import encode, write_tar
 from xmodal.__main__ import main
-from xmodal.config import make_spec, validate
+from xmodal.config import make_spec, validate, with_inputs
 from xmodal.configs import base
 from xmodal.distributed.mesh import make_mesh
 from xmodal.evaluation import EvalContext
@@ -49,14 +49,14 @@ def made(folder, clean, lower) -> Stored:
         text=presets.text_tower(4, 0, 1, embed=dict(vocab_size=tokenizer.vocab_size, length=LENGTH), **bare),
     )
     config.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
-    config.data.image.update(size=16, crop="squash")
-    config.data.text.update(length=LENGTH, lower=lower, clean=clean, tokenizer=str(folder / "tokenizer.json"))
+    text = dict(type="text", length=LENGTH, lower=lower, clean=clean, tokenizer=str(folder / "tokenizer.json"))
+    config.data.inputs = dict(image=dict(type="image", size=16, crop="squash"), text=text)
     config.data.lanes = 1
     config.data.sources = dict(main=dict(urls=str(folder / "odd.tar")))
-    config = validate(config, base.get_config())
+    config = with_inputs(validate(config, base.get_config()))
     params = Functional.build(make_spec(ModelSpec, config.model, where="model")).init(jax.random.key(0))
     params = jax.tree.map(np.asarray, params) | dict(objectives=dict(contrastive=dict(logit_scale=np.float32(1.0))))
-    return Stored(config, params, tokenizer, "odd")
+    return Stored(config, params, dict(text=tokenizer), "odd")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_text_is_the_same_tokens_everywhere(clean, lower, shards, rows):
             assert rows(lambda: evaluator.prepare("x", context)({})) == trained, name  # noqa: B023
         assert rows(lambda: Captioning(urls=urls).prepare("x", context)) == trained
         held_out = [record.captions[0] for record in context.open(urls).records]
-        assert rows(lambda: list(text_batches(held_out, context, 8))) == trained, "masked texts"
+        assert rows(lambda: list(text_batches(held_out, context, 8, "text"))) == trained, "masked texts"
 
     model = xmodal.Model(stored, mesh=context.mesh, batch_size=8)
     images = np.zeros((16, 16, 3), np.uint8)
@@ -156,7 +156,7 @@ def test_search_reads_texts_so_too(shards, rows, tmp_path):
 def test_a_teacher_reads_what_it_would_read_by_itself(shards):
     stored = made(shards, "none", False)
     config, theirs = stored.config.data, Preparation("canonicalize")
-    left = theirs.after(Preparation.of(config.text))
+    left = theirs.after(inputs_of(config)["text"].prepare)
     other = {"teacher": OtherText(stored.tokenizer, LENGTH, left)}
     with open_stream(config, batch_size=6, seed=0, texts=other) as stream:
         found = {tuple(row) for _ in range(4) for row in next(stream)["teacher"].tolist()}

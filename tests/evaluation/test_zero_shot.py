@@ -18,10 +18,10 @@ PROMPTS = ("{label}", "a {label}", "{label} thing")  # short: longer ones would 
 
 def reference(world, classes, prompts):
     """Scores [samples, classes] after CLIP's averaging of prompts."""
-    embedder, dataset = Embedder(world.context, 16), world.context.open(world.urls, (), 0)
+    embedder, dataset = Embedder(world.context, 16, ("image", "text")), world.context.open(world.urls, (), 0)
     columns = []
     with jax.set_mesh(world.mesh):
-        images = embedder.images(world.params, dataset)
+        images = embedder.samples(world.params, dataset)
         for name in classes:
             mean = np.mean([embedder.texts(world.params, [p.replace("{label}", name)])[0] for p in prompts], axis=0)
             columns.append(mean / np.linalg.norm(mean))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from data_pipelines.text.tokenizers import Tokenizer
+from data_pipelines.modalities import inputs_of
 from tests import tiny_runs
 from tests.data.tiny_shards import sample, write_tar
 from xmodal.config import load_config
@@ -46,11 +46,13 @@ def held_out(i: int) -> dict[str, bytes]:
     return sample(i) | dict(json=json.dumps(fields).encode())
 
 
-def changed(context: EvalContext, data=None, **changes) -> EvalContext:
+def changed(context: EvalContext, data=None, tokenizer=None, **changes) -> EvalContext:
     """The context of another model, tokenizer or section `data`."""
     config = context.live.config.copy_and_resolve_references()
     config.data = config.data if data is None else data
-    return EvalContext(dataclasses.replace(context.live, config=config, **changes))
+    tokenizers = context.inputs.tokenizers if tokenizer is None else dict(text=tokenizer)
+    inputs = inputs_of(config.data).with_tokenizers(tokenizers)
+    return EvalContext(dataclasses.replace(context.live, config=config, modalities=inputs, **changes))
 
 
 class World:
@@ -61,9 +63,9 @@ class World:
         config = load_config(arguments[1], arguments[2:])
         self.urls = str(write_tar(folder / "held_out.tar", {f"{i:03d}": held_out(i) for i in range(SAMPLES)}))
         self.mesh = make_mesh(config.mesh, jax.devices()[:devices])
-        tokenizer = Tokenizer.load(config.data.text.tokenizer)
-        losses = build_losses(resolve(config, tokenizer), self.mesh)
-        self.context = EvalContext(Live(losses.model, config, self.mesh, tokenizer))
+        inputs = inputs_of(config.data)
+        losses = build_losses(resolve(config, inputs), self.mesh, inputs)
+        self.context = EvalContext(Live(losses.model, config, self.mesh, inputs))
         self.params = jax.jit(losses.model.init)(jax.random.key(1))
 
     def evaluate(self, evaluator, params=None):

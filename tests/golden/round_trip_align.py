@@ -121,7 +121,7 @@ def main() -> None:
                 write_tokenizer(source)
             run("import", f"hf:{source}", "--out", str(own))
             run("export", "--workdir", str(own), "--to", "hf", "--out", str(out))
-            model, image = xmodal.load(own), xmodal.load(own).stored.config.data.image
+            model, image = xmodal.load(own), xmodal.load(own).stored.config.data.inputs.image
             squares = pictures(((image.resize or image.size,) * 2,) * 4)  # so that no library's resizing takes part
             odd = pictures(PHOTOS)
             if name == "ALIGN":

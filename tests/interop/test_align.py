@@ -41,7 +41,7 @@ def hugging_face(folder, name):
 def test_in_and_out_again(name, tmp_path):
     given = hugging_face(tmp_path / "in", name)
     stored = open_stored(f"hf:{given}")
-    image = stored.config.data.image
+    image = stored.config.data.inputs.image
     assert stored.spec.towers["image"].embed.image_size == image.size == PIXELS
     assert (image.crop, image.resize) == {
         "convnext": ("center", int(PIXELS / 0.8)), "efficientnet": ("squash", 0), "align": ("squash", 40)
@@ -55,7 +55,7 @@ def test_in_and_out_again(name, tmp_path):
         if "text_model.pooler" not in key:  # the reference does not read it
             np.testing.assert_allclose(before[key], after[key], rtol=1e-6 if key == "temperature" else 0, err_msg=key)
     again = open_stored(f"hf:{tmp_path / 'out'}")
-    assert again.spec == stored.spec and again.config.data.image == stored.config.data.image
+    assert again.spec == stored.spec and again.config.data.inputs.image == stored.config.data.inputs.image
     wanted = json.loads((given / "config.json").read_text())
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["model_type"] == wanted["model_type"] and written["architectures"] == wanted["architectures"]
@@ -67,7 +67,7 @@ def test_an_align_says_how_well_texts_fit(tmp_path):
     stored = open_stored(f"hf:{hugging_face(tmp_path / 'in', 'align')}")
     objective = stored.config.objectives.contrastive
     assert (objective.type, objective.label_smoothing, objective.logit_scale) == ("softmax", 0.1, 0.0)
-    assert stored.config.data.text.length == 12 and stored.spec.towers["text"].embed.length == 14
+    assert stored.config.data.inputs.text.length == 12 and stored.spec.towers["text"].embed.length == 14
     write_stored(stored, tmp_path / "own")
     model = xmodal.load(tmp_path / "own")
     pictures = [folders.picture(seed=i) for i in range(2)]

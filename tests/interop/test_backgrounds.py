@@ -11,6 +11,7 @@ from PIL import Image
 from data_pipelines.errors import DataError
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options, full_image, image_header, to_rgb, training_image
+from tests.data.tiny_inputs import LooseImage
 from tests.interop import folders
 from xmodal.configs import base
 from xmodal.inference import Model
@@ -33,7 +34,7 @@ def golden():
 
 def options(reference: str, golden) -> Options:
     """The options of an imported model of the reference."""
-    image = base.get_config().data.image
+    image = LooseImage()
     if reference == "open_clip":
         image.update(preprocessing.from_open_clip({}, SIZE, "here"))
     else:
@@ -76,9 +77,9 @@ def test_which_images_are_transparent(golden):
 
 
 def test_the_background_is_checked():
-    image = base.get_config().data.image
+    image = LooseImage()
     image.background = "whte"
-    with pytest.raises(DataError, match=r"data\.image\.background is 'whte'.*did you mean 'white'"):
+    with pytest.raises(DataError, match=r"data\.inputs\.image\.background is 'whte'.*did you mean 'white'"):
         Options.of(image)
 
 
@@ -105,23 +106,23 @@ def test_imported_models_show_it_to_the_towers(imported):
 
 def test_what_a_model_shows_is_part_of_what_it_is(imported, tmp_path):
     hf, done, open_clip = imported
-    assert (hf.config.data.image.background, open_clip.config.data.image.background) == ("white", "drop")
+    assert (hf.config.data.inputs.image.background, open_clip.config.data.inputs.image.background) == ("white", "drop")
     assert any("open_clip drops the alpha channel" in note for note in done.notes)
     assert any("image processor puts them on white" in n for n in export(open_clip, tmp_path / "hf", to="hf").notes)
     export(open_clip, tmp_path / "jax", to="jax")
     assert "without their alpha channel" in (tmp_path / "jax" / "README.md").read_text()
     as_white = dataclasses.replace(open_clip, config=open_clip.config.copy_and_resolve_references())
-    as_white.config.data.image.background = "white"
+    as_white.config.data.inputs.image.background = "white"
     assert as_white.fingerprint() != open_clip.fingerprint()
 
 
 def test_fine_tuning_goes_on_with_it_and_older_folders_show_white(imported, tmp_path):
     _, _, open_clip = imported
     write_stored(open_clip, tmp_path / "own")
-    assert open_stored(tmp_path / "own").config.data.image.background == "drop"
-    assert continue_from(base.get_config(), tmp_path / "own").data.image.background == "drop"
+    assert open_stored(tmp_path / "own").config.data.inputs.image.background == "drop"
+    assert continue_from(base.get_config(), tmp_path / "own").data.inputs.image.background == "drop"
     saved = json.loads((tmp_path / "own" / "config.json").read_text())
     del saved["data"]["image"]["background"]  # as older versions wrote it
     (tmp_path / "own" / "config.json").write_text(json.dumps(saved))
-    assert open_stored(tmp_path / "own").config.data.image.background == "white"
-    assert continue_from(base.get_config(), tmp_path / "own").data.image.background == "white"
+    assert open_stored(tmp_path / "own").config.data.inputs.image.background == "white"
+    assert continue_from(base.get_config(), tmp_path / "own").data.inputs.image.background == "white"

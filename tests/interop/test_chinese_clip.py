@@ -50,7 +50,7 @@ def test_chinese_texts_are_embedded_as_the_reference_does(vocab_only, tmp_path):
 def test_in_and_out_again(tmp_path):
     given = hugging_face(tmp_path / "in")
     stored = open_stored(f"hf:{given}")
-    image, text = stored.config.data.image, stored.config.data.text
+    image, text = stored.config.data.inputs.image, stored.config.data.inputs.text
     assert (image.size, image.crop, image.resize) == (PIXELS, "squash", 0) and text.length == 14
     assert stored.config.objectives.contrastive.type == "softmax"
     write_stored(stored, tmp_path / "own")
@@ -61,7 +61,7 @@ def test_in_and_out_again(tmp_path):
     for key in before:
         np.testing.assert_array_equal(before[key], after[key], err_msg=key)
     again = open_stored(f"hf:{tmp_path / 'out'}")
-    assert again.spec == stored.spec and again.config.data.image == stored.config.data.image
+    assert again.spec == stored.spec and again.config.data.inputs.image == stored.config.data.inputs.image
     read = lambda folder, name: json.loads((folder / name).read_text())
     config = read(tmp_path / "out", "config.json")
     assert (config["model_type"], config["architectures"]) == ("chinese_clip", ["ChineseCLIPModel"])
@@ -74,7 +74,7 @@ def test_a_tiny_recipe_is_trained_says_how_it_leaves_and_leaves(tmp_path, capsys
         image=presets.image_tower(16, 1, 2, patch_size=16, embed_dim=8),
         text=presets.bert_tower(16, 1, 2, pooler=False, embed_dim=8, projection_bias=False, dropout=0.0),
     )
-    config.data.image.size, config.data.text.length, config.data.threads, config.batch_size = 32, 8, 1, 32
+    config.data.inputs.image.size, config.data.inputs.text.length, config.data.threads, config.batch_size = 32, 8, 1, 32
     config.schedule.update(total="2steps", warmup="0%")
     config.checkpoint.update(every=0, best="")
     config.log.update(every=1, tensorboard=False)

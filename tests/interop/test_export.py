@@ -61,7 +61,7 @@ def test_bfloat16_weights(stored, tmp_path):
     assert 0 < done.differences["image"] < 5e-2
     assert all(str(a.dtype) == "bfloat16" for a in read(tmp_path / "out").values())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
-    assert not open_stored(tmp_path / "out").config.data.text.lower
+    assert not open_stored(tmp_path / "out").config.data.inputs.text.lower
 
 
 def test_open_clip_and_back(stored, tmp_path):

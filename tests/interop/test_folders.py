@@ -9,13 +9,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_pipelines.errors import DataError
+from data_pipelines.modalities import MODALITIES
+from data_pipelines.modalities.inputs import open_inputs
 from data_pipelines.text.preparation import Preparation
 from data_pipelines.text.tokenizers import train_bpe
 from tests.interop import folders
 from xmodal.__main__ import main
-from xmodal.building import preprocessor
 from xmodal.config import ConfigError
-from xmodal.configs.base import get_config
 from xmodal.interop.tables import InteropError
 from xmodal.interop.tokenizer_files import read_tokenizer, same_tokens, swap_ids, write_tokenizer
 from xmodal.stored.opening import open_stored, parse
@@ -119,7 +119,7 @@ def test_missing_tokenizer_and_processor(folder):
     (folder / "preprocessor_config.json").unlink()
     assert "no preprocessor_config.json, which says how" in refused(f"hf:{folder}")
     folders.write_json(folder / "processor_config.json", {"image_processor": processor})  # as transformers 5 writes it
-    mean = open_stored(f"hf:{folder}").config.data.image.mean
+    mean = open_stored(f"hf:{folder}").config.data.inputs.image.mean
     assert mean == (0.5, 0.4, 0.3)
     (folder / "tokenizer.json").unlink()
     message = refused(f"hf:{folder}")
@@ -235,25 +235,24 @@ def test_exchanged_ids_are_exchanged_everywhere():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("std", (0.2, 0.0, 0.2), r"data\.image\.std is \(0\.2, 0\.0, 0\.2\); expected a finite number above 0"),
-        ("std", (0.2, float("nan"), 0.2), r"data\.image\.std is"),
-        ("std", (0.2, -0.1, 0.2), r"data\.image\.std is"),
-        ("std", (0.2, 0.3), r"data\.image\.std is"),
-        ("mean", (0.2, float("inf"), 0.2), r"data\.image\.mean is .*expected a finite number for each of R, G, B"),
-        ("mean", (0.2, "0.2", 0.2), r"data\.image\.mean is"),
+        ("std", (0.2, 0.0, 0.2), r"data\.inputs\.image\.std is \(0\.2, 0\.0, 0\.2\); expected a finite number above 0"),
+        ("std", (0.2, float("nan"), 0.2), r"data\.inputs\.image\.std is"),
+        ("std", (0.2, -0.1, 0.2), r"data\.inputs\.image\.std is"),
+        ("std", (0.2, 0.3), r"data\.inputs\.image\.std is"),
+        ("mean", (0.2, float("inf"), 0.2), r"image\.mean is .*expected a finite number for each of R, G, B"),
+        ("mean", (0.2, "0.2", 0.2), r"data\.inputs\.image\.mean is"),
     ],
 )
 def test_pixels_are_normalised_by_what_they_can_be(folder, tmp_path, key, value, message):
     write_stored(open_stored(f"hf:{folder}"), tmp_path / "own")
-    edit(tmp_path / "own" / "config.json", **{f"data__image__{key}": value})
+    edit(tmp_path / "own" / "config.json", **{f"data__inputs__image__{key}": value})
     numbers = all(isinstance(x, float) for x in value) and len(value) == 3
-    of_its_type = rf"/config\.json: data\.image: {key}(: expected a tuple of 3|\[1\]: expected a number)"
+    of_its_type = rf"/config\.json: data\.inputs\.image\.{key}"
     with pytest.raises(ConfigError, match=f"{tmp_path}/own" + (f": {message}" if numbers else of_its_type)):
         open_stored(tmp_path / "own")
-    image = get_config().data.image
-    image[key] = value
+    entry = dict(type="image", size=32) | {key: value}
     with pytest.raises(DataError, match=f"^{message}"):
-        preprocessor(image)
+        open_inputs(dict(image=entry), MODALITIES)["image"].check()
     if numbers:
         edit(folder / "preprocessor_config.json", **{f"image_{key}": value})
         finite = all(map(math.isfinite, value))

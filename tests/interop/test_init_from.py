@@ -38,7 +38,7 @@ def task_from(where, change=lambda c: None, devices=1, **mesh):
     made = make_mesh(config.mesh, jax.devices()[:devices])
     with jax.set_mesh(made):
         stored = open_stored(where)
-        return build_task(config, made, stored.tokenizer, 64)
+        return build_task(config, made, stored.inputs, 64)
 
 
 def started(task):
@@ -86,7 +86,7 @@ def test_another_resolution_resizes_the_positions(imported):
     larger = folders.PIXELS[name] + 24
 
     def change(c):
-        c.data.image.size = c.model.towers.image.embed.image_size = larger
+        c.data.inputs.image.size = c.model.towers.image.embed.image_size = larger
 
     state = started(task_from(where, change))
     old = open_stored(where)
@@ -103,7 +103,7 @@ def test_shorter_texts_have_the_first_positions_and_longer_ones_none(imported):
 
     def change(length):
         def change(c):
-            c.data.text.length = c.model.towers.text.embed.length = length
+            c.data.inputs.text.length = c.model.towers.text.embed.length = length
 
         return change
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_named_and_can_be_excepted(imported):
         c.model.towers.image.trunk.pattern = json.loads(json.dumps(c.model.towers.image.trunk.to_dict()["pattern"]))
         c.model.towers.image.trunk.pattern[0][1]["act"] = "relu"
         c.objectives = dict(pairs=dict(type="softmax"))
-        c.data.image.mean = (0.1, 0.2, 0.3)
+        c.data.inputs.image.mean = (0.1, 0.2, 0.3)
 
     message = refused(where, change)
     for part in (
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_named_and_can_be_excepted(imported):
         "image/trunk/pattern/0/1/act: is 'relu', the weights have",
         "missing: objectives/pairs/logit_scale ()",
         "unexpected: objectives/contrastive/logit_scale",
-        "data.image.mean: is (0.1, 0.2, 0.3), the weights have (0.5, 0.4, 0.3)",
+        "data.inputs.image.mean: is (0.1, 0.2, 0.3), the weights have (0.5, 0.4, 0.3)",
         "init_from_except",
     ):
         assert part in message
@@ -148,10 +148,12 @@ def test_what_does_not_fit_is_named_and_can_be_excepted(imported):
 def test_another_tokenizer_is_refused(imported, tmp_path):
     where, _ = imported
     task = task_from(where)
-    other = json.loads(task.tokenizer.json)
+    tokenizer = task.inputs["text"].tokenizer
+    other = json.loads(tokenizer.json)
     vocab = other["model"]["vocab"]
     vocab["w10"], vocab["w11"] = vocab["w11"], vocab["w10"]
-    object.__setattr__(task, "tokenizer", type(task.tokenizer)(json.dumps(other)))
+    given = type(tokenizer)(json.dumps(other))
+    object.__setattr__(task, "inputs", task.inputs.with_tokenizers({"text": given}))
     with pytest.raises(ConfigError, match=r"is not the weights' tokenizer: the vocabularies differ \(99 and 99"):
         started(task)
 

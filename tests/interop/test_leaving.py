@@ -23,7 +23,7 @@ def line_of(recipe, paths=SCALE, **changes):
         if embed.get("type") == "token":
             embed.update(vocab_size=100, length=32)
         elif "image_size" in embed:
-            embed.image_size = config.data.image.size
+            embed.image_size = config.data.inputs.image.size
         if "vocab_size" in tower:
             tower.vocab_size = 100
     config.update(changes)

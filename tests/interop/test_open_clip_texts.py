@@ -71,13 +71,13 @@ def test_what_a_format_cannot_say_is_said(tmp_path):
         note = next(note for note in done.notes if "ftfy.fix_text mends them, and HTML entities" in note)
         assert note in (tmp_path / to / "README.md").read_text()
     for clean, words in (("none", "ftfy.fix_text and html.unescape, which"), ("basic", "ftfy.fix_text, which")):
-        stored.config.data.text.clean = clean
+        stored.config.data.inputs.text.clean = clean
         done = export(stored, tmp_path / clean, to="open_clip")
         (note,) = (note for note in done.notes if "open_clip cleans every text" in note)
         assert words in note and note in (tmp_path / clean / "README.md").read_text()
     stored = open_stored(f"open_clip:{write(tmp_path / 'last', 'last')}")
-    stored.config.data.text.length = LENGTH - 1
-    with pytest.raises(InteropError, match=r"data\.text\.length=11: open_clip pads texts to the 12 positions"):
+    stored.config.data.inputs.text.length = LENGTH - 1
+    with pytest.raises(InteropError, match=r"data\.inputs\.text\.length=11: open_clip pads texts to the 12 positions"):
         export(stored, tmp_path / "out", to="open_clip")
 
 
@@ -117,9 +117,9 @@ def test_what_is_not_done_here_is_refused_by_name(name, kind, changes, message, 
 
 def test_the_tokenizer_of_openais_models_is_meant_where_none_is_named(tmp_path):
     stored = open_stored(f"open_clip:{write(tmp_path / 'in', 'last', hf_tokenizer_name=None)}")
-    assert stored.config.data.text.clean == "lower" and stored.tokenizer.pad_id == 0
+    assert stored.config.data.inputs.text.clean == "lower" and stored.tokenizer.pad_id == 0
     lower = dict(hf_tokenizer_name=None, tokenizer_kwargs=dict(clean="canonicalize"))
-    assert open_stored(f"open_clip:{write(tmp_path / 'in', **lower)}").config.data.text.clean == "canonicalize"
+    assert open_stored(f"open_clip:{write(tmp_path / 'in', **lower)}").config.data.inputs.text.clean == "canonicalize"
     for kind in ("in", "named"):
         stored = open_stored(f"open_clip:{write(tmp_path / kind, **(lower if kind == 'in' else {}))}")
-        assert stored.config.data.text.length == LENGTH, "model_max_length is not asked for"
+        assert stored.config.data.inputs.text.length == LENGTH, "model_max_length is not asked for"

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 import xmodal
 from data_pipelines.text.preparation import Preparation
+from tests.data.tiny_inputs import LooseImage
 from tests.interop import folders
 from xmodal.configs import base
 from xmodal.interop import preprocessing
@@ -57,7 +58,7 @@ def pictures():
 def test_in_and_out_again(tmp_path):
     given = hugging_face(tmp_path / "in")
     stored = open_stored(f"hf:{given}")
-    image = stored.config.data.image
+    image = stored.config.data.inputs.image
     assert (image.crop, image.filter, image.naflex.lengths, image.naflex.patch_size) == ("whole", "bilinear", (24,), 4)
     done = export(stored, tmp_path / "out", to="hf")
     assert done.differences == {"image": 0.0, "text": 0.0}
@@ -84,7 +85,7 @@ def test_the_imported_folder_is_the_same_model_and_a_start_for_recipes(tmp_path)
     np.testing.assert_array_equal(own.embed_image(pictures()), model.embed_image(pictures()))
     found = model.zero_shot(pictures(), ["w9", "w8"])
     assert found.shape == (4, 2) and ((found > 0) & (found < 1)).all()
-    image = continue_from(base.get_config(), tmp_path / "own").data.image
+    image = continue_from(base.get_config(), tmp_path / "own").data.inputs.image
     assert (image.crop, image.naflex.lengths, image.naflex.patch_size) == ("whole", (24,), 4)
     assert image.mean == (0.5, 0.4, 0.3)
 
@@ -153,14 +154,14 @@ def test_fourteen_pixel_patches_leave_a_rest(tmp_path):
     folders.write_json(given / "config.json", config)
     save_file(weights, given / "model.safetensors")
     stored = open_stored(f"hf:{given}")
-    assert stored.spec.towers["image"].embed.grid == (4, 4) and stored.config.data.image.size == 48
+    assert stored.spec.towers["image"].embed.grid == (4, 4) and stored.config.data.inputs.image.size == 48
     done = export(stored, tmp_path / "out", to="hf")
     assert done.differences["image"] == 0.0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vision_config"]["image_size"] == 48
 
 
 def test_processors_return_as_they_came():
-    image = base.get_config().data.image
+    image = LooseImage()
     image.update(preprocessing.from_packing_processor(PROCESSOR, 4, "here"))
     back = preprocessing.to_processor(image, "Siglip2ImageProcessor", "Siglip2Processor")
     assert back.items() >= PROCESSOR.items() and "size" not in back

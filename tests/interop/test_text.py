@@ -20,7 +20,7 @@ NAMES = ("bert", "bert_masked")
 def test_in_and_out_again(name, tmp_path):
     given = folders.bert(tmp_path / "in", name)
     stored = open_stored(f"hf:{given}")
-    assert stored.config.data.text.length == folders.LENGTH and not stored.config.data.text.lower
+    assert stored.config.data.inputs.text.length == folders.LENGTH and not stored.config.data.inputs.text.lower
     done = export(stored, tmp_path / "out", to="hf")
     assert done.differences == {"text": 0.0}
     before, after = load_file(given / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")

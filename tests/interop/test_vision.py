@@ -40,7 +40,7 @@ def test_in_and_out_again(name, tmp_path):
     given = hugging_face(tmp_path / "in", name)
     stored = open_stored(f"hf:{given}")
     assert stored.tokenizer is None
-    tower, image = stored.spec.towers["image"], stored.config.data.image
+    tower, image = stored.spec.towers["image"], stored.config.data.inputs.image
     assert (image.size, image.resize) == (tower.embed.image_size, tower.embed.image_size + 4)
     done = export(stored, tmp_path / "out", to="hf")
     assert done.differences == {"image": 0.0}
@@ -78,9 +78,9 @@ def test_the_command_brings_in_what_embeds(tmp_path, capsys):
 
 def test_the_classes_keep_their_names(tmp_path):
     stored = open_stored(f"hf:{hugging_face(tmp_path / 'in', 'vit_classifier')}")
-    assert stored.config.data.label.classes == ("ant", "bee", "cat", "dog", "elk")
+    assert stored.config.data.inputs.label.classes == ("ant", "bee", "cat", "dog", "elk")
     write_stored(stored, tmp_path / "own")
-    assert open_stored(tmp_path / "own").config.data.label.classes == stored.config.data.label.classes
+    assert open_stored(tmp_path / "own").config.data.inputs.label.classes == stored.config.data.inputs.label.classes
     export(open_stored(tmp_path / "own"), tmp_path / "out", to="hf")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["id2label"]["3"] == "dog" and config["label2id"]["elk"] == 4

@@ -8,11 +8,11 @@ import pytest
 
 from data_pipelines.io.storage import Files
 from data_pipelines.sources import open_source
+from tests.data.tiny_inputs import data_section
 from tests.data.tiny_shards import write_tar
 from tests.search.conftest import GOOD, caption, embed, picture
 from tests.search.test_top_k import split, unit
 from xmodal.__main__ import main
-from xmodal.configs.base import get_config
 from xmodal.reporting.pairs_page import SHOWN, Pair, Side, render_pairs, spread
 from xmodal.search import matches as matching
 from xmodal.search.index import Index
@@ -33,7 +33,7 @@ def refused(capsys, *arguments, code=1):
 def kept(entry, **how):
     """Keys of the samples of a source."""
     with Files() as files:
-        source = open_source("main", entry | how, get_config().data, files)
+        source = open_source("main", entry | how, data_section(), files)
         table = source.blocks(10**6)
         return [sample.key for i in range(len(table)) for sample in source.read(table, i)]
 

@@ -7,10 +7,10 @@ import pytest
 
 from data_pipelines.stream.stream import open_stream
 from data_pipelines.text.tokenizers import train_bpe
+from tests.data.tiny_inputs import data_section
 from tests.search.conftest import GOOD, caption
 from tests.search.test_choosing import crowded, data, refused
 from tests.search.test_top_k import split
-from xmodal.configs.base import get_config
 from xmodal.search import neighbours
 from xmodal.search.index import Index
 from xmodal.search.neighbours import mean_cosine, neighbour_groups
@@ -58,17 +58,17 @@ def test_from_the_command_to_the_batch(made_index, made_shards, tmp_path, capsys
     assert "19 groups of 2 captions" in capsys.readouterr().out
     vectors = Index(made_index).vectors("text")
     pairs = [{GOOD[row] for row in group} for group in neighbour_groups(vectors, 2).tolist()]
-    config = get_config().data
+    config = data_section()
     config.sources.main = dict(urls=made_shards, groups=str(tmp_path / "groups.npy"))
     (tmp_path / "tokenizer.json").write_text(train_bpe([caption(i) for i in range(40)], 400).json)
-    config.text.update(tokenizer=str(tmp_path / "tokenizer.json"), length=24)
+    config.inputs.text.update(tokenizer=str(tmp_path / "tokenizer.json"), length=24)
     config.update(lanes=1)
-    config.image.size = 8
+    config.inputs.image.size = 8
     with open_stream(config, batch_size=38, seed=0, workdir=tmp_path) as stream:
         batch = next(stream)
         assert json.loads((tmp_path / "skipped.jsonl").read_text().splitlines()[-1])["reason"] == "in no whole group"
     ids = {caption(i): i for i in GOOD}
-    decode = stream._filler._tokenizer.decode
+    decode = stream.inputs["text"].tokenizer.decode
     shown = [ids[decode(row)] for row in batch["text"]]
     assert [set(pair) for pair in np.reshape(shown, (-1, 2)).tolist()] != pairs
     assert sorted(map(sorted, np.reshape(shown, (-1, 2)).tolist())) == sorted(map(sorted, pairs))

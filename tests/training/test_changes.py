@@ -36,7 +36,7 @@ def content(workdir):
 
 
 CHANGES = {  # of what is learned: options, and lines of the message
-    "data": (dict(data__text__lower=False), [r"data.text.lower: True -> False"]),
+    "data": (dict(data__inputs__text__lower=False), [r"data.inputs.text.lower: True -> False"]),
     "model": (dict(model__towers__text__trunk__drop_path=0.1), [r"model.towers.text.trunk.drop_path: 0.0 -> 0.1"]),
     "objectives": (dict(objectives__contrastive__weight=2.0), [r"objectives.contrastive.weight: 1.0 -> 2.0"]),
     "init": (dict(init_from="elsewhere"), [r"init_from: None -> 'elsewhere'"]),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import xmodal
+from data_pipelines.modalities import inputs_of
 from data_pipelines.stream.stream import open_stream
-from data_pipelines.text.tokenizers import Tokenizer, train_bpe
+from data_pipelines.text.tokenizers import train_bpe
 from tests import tiny_runs
 from xmodal.config import load_config
 from xmodal.configs import base
@@ -55,17 +56,18 @@ def teacher(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     (folder / "other.json").write_text(train_bpe([f"a thing called {i}" for i in range(60)], 300).json)
     changes = {
-        "evals": "{}", "data.text.tokenizer": folder / "other.json", "data.text.length": 12, "data.text.lower": True,
-        "data.image.size": 24, "data.image.mean": "(0.5, 0.4, 0.3)",
+        "evals": "{}", "data.inputs.text.tokenizer": folder / "other.json", "data.inputs.text.length": 12,
+        "data.inputs.text.lower": True,
+        "data.inputs.image.size": 24, "data.inputs.image.mean": "(0.5, 0.4, 0.3)",
     }  # fmt: skip
     task = task_of(tiny_runs.flags(data, **changes))
-    write(folder / "model", task.config, helpers.random_params(task.losses.model), task.tokenizer)
+    write(folder / "model", task.config, helpers.random_params(task.losses.model), task.inputs.tokenizers)
     return folder / "model"
 
 
-def write(folder, config, towers, tokenizer):
+def write(folder, config, towers, tokenizers):
     params = towers | {"objectives": {"contrastive": {"logit_scale": np.float32(2.5)}}}
-    write_stored(Stored(config, params, tokenizer, "a test"), folder)
+    write_stored(Stored(config, params, tokenizers, "a test"), folder)
 
 
 def flags(data, teacher, **changes):
@@ -74,15 +76,15 @@ def flags(data, teacher, **changes):
 
 def task_of(arguments):
     config = load_config(arguments[1], arguments[2:])
-    mesh, tokenizer = make_mesh(config.mesh, jax.devices()[:1]), Tokenizer.load(config.data.text.tokenizer)
+    mesh, inputs = make_mesh(config.mesh, jax.devices()[:1]), inputs_of(config.data)
     with jax.set_mesh(mesh):
-        opened = open_teacher(config, mesh, tokenizer)
-        return build_task(config, mesh, tokenizer, tiny_runs.SAMPLES, opened)
+        opened = open_teacher(config, mesh, inputs)
+        return build_task(config, mesh, inputs, tiny_runs.SAMPLES, opened)
 
 
 def test_the_teacher_sees_pictures_and_captions_as_it_was_trained_with_them(data, teacher):
     """Of a student whose size is the teacher's nothing is resized, and its embeddings are those of `xmodal.load`."""
-    task = task_of(flags(data, teacher, **{"data.image.size": 24}))
+    task = task_of(flags(data, teacher, **{"data.inputs.image.size": 24}))
     config = task.config
     with jax.set_mesh(task.mesh), open_stream(config.data, batch_size=16, seed=0, texts=task.teacher.texts) as stream:
         rows = next(stream)
@@ -90,7 +92,7 @@ def test_the_teacher_sees_pictures_and_captions_as_it_was_trained_with_them(data
         batch = to_global(rows, task.mesh)
         said = jax.jit(lambda w, b: task.teacher(w, task.losses.preprocess(b, None)))(task.teacher.params, batch)
     model = xmodal.load(teacher)
-    captions = [task.tokenizer.decode(ids) for ids in rows["text"]]
+    captions = [task.inputs.caption.vocabulary.decode(ids) for ids in rows["text"]]
     np.testing.assert_allclose(said["teacher.text"], model.embed_text(captions), atol=1e-5)
     np.testing.assert_allclose(said["teacher.image"], model.embed_image(list(rows["image"])), atol=1e-5)
     assert task.config.objectives.features.widths == (32, 32)
@@ -139,7 +141,7 @@ def test_interrupted_and_continued_is_the_same_and_needs_the_same_teacher(data, 
     copy.rename(tmp_path / "moved")
     assert "there is no folder" in tiny_runs.fail(tmp_path / "broken", arguments, capsys)
     other = open_stored(teacher)  # another model in its place
-    write(copy, other.config, jax.tree.map(lambda a: 2 * a, other.params), other.tokenizer)
+    write(copy, other.config, jax.tree.map(lambda a: 2 * a, other.params), other.tokenizers)
     assert "is not what this run has learned from" in tiny_runs.fail(tmp_path / "broken", arguments, capsys)
     shutil.rmtree(copy)
     (tmp_path / "moved").rename(copy)
@@ -150,7 +152,7 @@ def test_interrupted_and_continued_is_the_same_and_needs_the_same_teacher(data, 
     assert xmodal.load(tmp_path / "broken").embed_text("thing 3").shape == (1, 16)
     continued = continue_from(base.get_config(), tmp_path / "broken")  # and can be tuned as one
     continued.data.sources.main = dict(urls=str(data / "s-{00..01}.tar"))
-    again = build_task(continued, helpers.mesh(), Tokenizer.load(continued.data.text.tokenizer), tiny_runs.SAMPLES)
+    again = build_task(continued, helpers.mesh(), inputs_of(continued.data), tiny_runs.SAMPLES)
     with jax.set_mesh(again.mesh):
         placed = jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype), a.sharding), again.abstract_state())
         params = flatten_paths(start_from(again, placed)[0]["params"])
