@@ -303,7 +303,7 @@ def train_wordpiece(
         captions: the texts.
         vocab_size: ids at most, of which [PAD]=0, [UNK]=1, [CLS]=2, [SEP]=3, [MASK]=4 and the single characters are
             given.
-        lower: the tokenizer lower-cases texts; otherwise case is kept (`data.text.lower` lower-cases before).
+        lower: the tokenizer lower-cases texts; otherwise case is kept (`lower` of the input lower-cases before).
         special: more special tokens, after BERT's.
 
     Raises:

@@ -125,6 +125,8 @@ def _meaning(comments: Mapping[int, tuple[str, bool]], line: int) -> str:
 
 def _chapters() -> list[tuple[str, str, list[Entry]]]:
     """Returns (title, what it is about, entries) of the open sections."""
+    from data_pipelines.modalities import MODALITIES, Modality
+    from data_pipelines.modalities.image import NaflexOptions
     from data_pipelines.sources import SOURCES
     from data_pipelines.sources.base import SourceSpec
     from xmodal.evaluation import EVALUATORS, Evaluator
@@ -139,6 +141,11 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
 
     typed = lambda registry, shared: [Entry(f'type="{name}"', cls, shared) for name, cls in registry.items()]
     return [
+        (
+            "Inputs",
+            "`data.inputs.NAME`, what samples have and a batch holds, chosen by its `type`; more in [data.md](data.md).",
+            [Entry("every input", Modality), *typed(MODALITIES, Modality), Entry("`naflex` of an image", NaflexOptions)],
+        ),
         (
             "Models",
             "`model`; `xmodal.models.presets` makes it, and an override reaches any field of it, such as "
@@ -185,7 +192,8 @@ def fields(entry: Entry) -> Iterator[Item]:
     hints, shared = typing.get_type_hints(entry.cls), dataclasses.fields(entry.shared) if entry.shared else ()
     for field in dataclasses.fields(entry.cls):
         tag = field.name == "type" and len(typing.get_args(hints["type"])) == 1
-        if field.init and not tag and field.name not in {other.name for other in shared}:
+        hidden = field.metadata.get("option") is False or not field.init
+        if not hidden and not tag and field.name not in {other.name for other in shared}:
             yield Item(field.name, _kind(hints[field.name]), _default(field), _documented(entry.cls, field.name))
 
 

@@ -73,7 +73,7 @@ class Objective(abc.ABC):
       global_batch: the loss compares samples with one another, so it must see the whole batch at once; accumulation
         then goes through GradCache. Otherwise the loss is a sum over samples and may be cut anywhere.
       reads: entries of the view's batch that a loss over the global batch looks at, where they are there.
-      needs_labels: the loss reads `label` of the batch, which `data.label` describes.
+      needs_labels: the loss reads `label` of the batch, an input of type `label`.
       takes_mixed: the loss knows what to do with images that show two samples (`mix_weight` in the batch).
       takes_captions: the same of several captions of a sample (rows of their own in the outputs of a text tower).
     """

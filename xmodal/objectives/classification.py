@@ -14,7 +14,7 @@ from xmodal.objectives.base import Objective, weighed
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Objective):
-    """Cross entropy with the classes of `data.label`, mean over the global batch.
+    """Cross entropy with the classes of `data.inputs.label`, mean over the global batch.
 
     The classifier is the tower's projection: `embed_dim` of the tower is the number of classes.
 
