@@ -3,7 +3,7 @@
     python train.py --config configs/clap.py --workdir runs/clap
     python train.py --config configs/clap.py:stamps_images --workdir runs/clap_images
 
-Needs the extra `audio`: pip install "xmodal[audio]". Data: 4,940 recordings of 660 things in eight languages, in the
+Needs the extra `audio`: pip install "xmodal[audio]". Data: 4,983 recordings of 636 things in eight languages, in the
 repository (data_pipelines/stamps). Whisper's log-mel of 3 s is cut into patches as in AST (Gong et al. 2021).
 
 `:stamps` (default): what is said and how it is written. `:stamps_images`: what is said and what it looks like; all
@@ -14,7 +14,9 @@ Held out: recordings of known things by known voices (`unheard`), and things tha
 each recall stands that of candidates ranked by how close the recording is to their usual length
 (`sound_to_..._by_seconds`): what a model is worth is what it reaches beyond that.
 
-EXPECT
+Run here: some steps of both at small size (tests/test_recipe_clap.py), the front ends against the references
+(tests/models/test_spectrogram.py). Not run here: the whole recipe, some 780 steps. What `:stamps_images` has to beat,
+from the data: by length alone R@10 is 20.6 % of `unheard` (chance 3.8 %) and 34.1 % of `unseen` (chance 14.4 %).
 """
 
 from xmodal.configs import base

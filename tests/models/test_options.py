@@ -15,7 +15,7 @@ from xmodal.models.trunk import TrunkSpec
 SPECS = (Sublayer, TrunkSpec, TowerSpec, *(spec for spec, _ in EMBEDDERS.values()))
 # Options that matter in training alone wherever they stand; a spec that has one and does not say so is a fault.
 NAMES = {"dropout", "attn_dropout", "drop_path", "drop_connect", "patch_dropout", "momentum", "norm_momentum", "scan",
-         "remat", "init", "gate_init"}  # fmt: skip
+         "remat", "init", "gate_init", "mask_bands", "mask_frames"}  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.__name__)

@@ -12,6 +12,7 @@ from xmodal import keys as key_tools
 from xmodal.models import init
 from xmodal.models.conv import convolve
 from xmodal.models.layers import sincos_positions
+from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.spectrogram import FRONT_ENDS, FrontEnd, log_mel, valid_frames
 from xmodal.models.tokens import Tokens
 
@@ -41,7 +42,7 @@ class SpectrogramSpec:
     type: Literal["spectrogram"] = "spectrogram"
     kind: Literal["whisper", "kaldi", "clap"] = "whisper"
     rate: int = 0
-    samples: int = 0
+    samples: int = dataclasses.field(default=0, metadata=SHAPES)
     mels: int = 0
     mean: float = 0.0
     std: float = 0.0
@@ -50,8 +51,8 @@ class SpectrogramSpec:
     class_tokens: int = 1
     position: Literal["learned", "sincos", "none"] = "learned"
     mask_padding: bool = True
-    mask_bands: int = 0
-    mask_frames: int = 0
+    mask_bands: int = dataclasses.field(default=0, metadata=TRAINING)
+    mask_frames: int = dataclasses.field(default=0, metadata=TRAINING)
     input: str = "audio"
 
     @property
