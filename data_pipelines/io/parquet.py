@@ -173,9 +173,10 @@ class Parquet(Listing):
     def _chunk(self, group: int) -> Any:
         """Returns the footer's entry of the images of a row group."""
         path = f"{self._image}.bytes" if self._holder else self._image
-        entries = self._footer.row_group(group)
-        chunks = (entries.column(i) for i in range(entries.num_columns))
-        return next((chunk for chunk in chunks if chunk.path_in_schema == path), None)
+        with self._read_errors():  # names are decoded when they are asked for
+            entries = self._footer.row_group(group)
+            chunks = (entries.column(i) for i in range(entries.num_columns))
+            return next((chunk for chunk in chunks if chunk.path_in_schema == path), None)
 
     def _never_null(self, group: int) -> bool:
         chunk = self._chunk(group)
