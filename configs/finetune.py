@@ -7,7 +7,7 @@
     python -m xmodal export --workdir runs/tuned --to hf --out exported/tuned
 
 `pairs.csv` has the columns `image` (paths beside it) and `caption`; a folder of pictures with captions works, too, and
-shards with `--config.data.sources.train.type=tar` (docs/data.md). Behind the `@` stands an imported folder or a run.
+tar shards (docs/data.md). Behind the `@` stands an imported folder or a run.
 Model, loss, tokenizer and the preparation of pictures are those of the weights. Before the first step the held-out
 figures of the start are measured; the best checkpoint is kept.
 
@@ -43,10 +43,10 @@ def get_config(variant: str = "full"):
 
 
 def pairs(c):
-    c.data.sources = dict(train=dict(type="files", urls="pairs.csv", weight=1.0))
+    c.data.sources = dict(train=dict(urls="pairs.csv", weight=1.0))
     c.data.image.update(crop="random_resized", scale=(0.7, 1.0))
     c.data.lanes = 1  # lists of a few thousand pairs; more lanes serve more hosts
-    held_out = dict(type="files", urls="held_out.csv")
+    held_out = dict(urls="held_out.csv")
     c.evals = dict(held_out=dict(type="retrieval", source=held_out, every="10%"))
     c.checkpoint.update(every="10%", keep_last=1, best="retrieval/held_out/image_to_text/R@1")
     return c

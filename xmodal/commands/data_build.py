@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="folders, lists, shards; a data set; or a number")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder or url of the shards")
-    add_source_arguments(parser, "files by default")
+    add_source_arguments(parser, "told by the names by default")
     output = parser.add_argument_group("output")
     output.add_argument("--shard-bytes", type=_bytes, default="512Mi", metavar="SIZE", help="at most, such as 1G")
     output.add_argument("--shard-samples", type=int, default=10_000, metavar="N", help="at most")
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from data_pipelines.prepare.writer import ImageRule
     from data_pipelines.samples import has_images
     from data_pipelines.sources import open_source
+    from data_pipelines.sources.kinds import guess
     from data_pipelines.text.captions import Captions
     from xmodal.configs.base import get_config
 
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     config.modalities = modalities_of(args)
     config.text.lower = False  # shards keep the captions as they are; a recipe may lower them
     limits, images = Limits(args.shard_bytes, args.shard_samples), ImageRule(args.max_side, args.quality)
-    entry = source_entry(args, "files")
+    entry = source_entry(args, guess(args.inputs))
     options = dict(entry=entry, limits=vars(limits), images=vars(images) if has_images(config.modalities) else None)
     engine = _beam(args) if args.engine == "beam" else None
     with Files(attempts=args.attempts, timeout=args.timeout) as files:
