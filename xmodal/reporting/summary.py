@@ -138,6 +138,8 @@ def print_comparison(
       groups: runs that differ in the seed alone.
       group_lines: `comparison.group_lines` of them.
     """
+    if not lines:
+        return
     console = console or open_console()
     columns = ["set", "metric", *names, *(f"{name} - {names[0]}" for name in names[1:])]
     cell = lambda f: f and dataclasses.replace(f, chance=None)
