@@ -176,7 +176,7 @@ def test_trained_averaged_and_mean_weights(run, tmp_path):
     "flags, message",
     [
         (["--average", "2,3"], "has the checkpoints 2, 4"),
-        (["--average", "last:9"], "has the checkpoints 2, 4"),
+        (["--average", "last:9"], "has the checkpoints 2, 4; a run keeps the newest checkpoint.keep_last=N"),
         (["--average", "few"], "expected steps such as 100,200 or last:3"),
         (["--average", "2", "--step", "2"], "exclude each other"),
         (["--step", "3"], "Complete steps there: 2, 4"),

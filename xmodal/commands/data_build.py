@@ -94,9 +94,10 @@ def _beam(args: argparse.Namespace) -> Callable:
 
 
 def _report(manifest: dict, out: str) -> None:
-    from xmodal.reporting.formatting import size
+    from xmodal.reporting.formatting import counted, size
 
-    print(f"{manifest['samples']:,} samples in {len(manifest['shards'])} shards ({size(manifest['bytes'])}) in {out}")
+    samples, shards = counted(manifest["samples"], "sample"), counted(len(manifest["shards"]), "shard")
+    print(f"{samples} in {shards} ({size(manifest['bytes'])}) in {out}")
     if manifest["skipped"]:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in manifest["skipped"].items())
         print(f"left out: {reasons}; see {out.rstrip('/')}/skipped.jsonl", file=sys.stderr)
