@@ -68,7 +68,10 @@ def test_of_classes_with_equal_scores_the_first_is_taken():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(label_field="kinds"), "evals.x: the template '{kinds}' uses the field 'kinds', .*did you mean 'kind'"),
+        (
+            dict(label_field="kinds"),
+            "evals.x.source: the template '{kinds}' uses the field 'kinds', .*did you mean 'kind'",
+        ),
         (
             dict(label_field="kind", classes=("mars",)),
             "has one of the classes 'mars'; theirs are 'star', 'moon', 'sun'",

@@ -184,9 +184,7 @@ def test_weights_in_between(start, tuned, tmp_path, capsys):
 
 
 def test_variants_of_the_recipe(start):
-    with pytest.raises(
-        ConfigError, match=r"has no variant 'half'.*Variants: .*locked@DIR, small_full@DIR"
-    ):
+    with pytest.raises(ConfigError, match=r"has no variant 'half'.*Variants: .*locked@DIR, small_full@DIR"):
         load_config("configs/finetune.py:half")
     for variant in ("full@nowhere", "small_full"):
         told = r"there is no folder .*behind an `@`: configs/finetune.py:(small_)?full@DIR"
