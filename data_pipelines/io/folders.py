@@ -27,7 +27,9 @@ class Folder(Listing):
         self._ends = array("q", _ends(names))
         self.bytes = len(self._names)
         if not names:
-            raise DataError(f"no images ({', '.join(IMAGE_EXTENSIONS)}) in {path}")
+            tars = any(name.endswith(".tar") for name in os.listdir(path))
+            hint = f"; the tar shards there are named by {os.path.join(path, '*.tar')!r}" if tars else ""
+            raise DataError(f"no images ({', '.join(IMAGE_EXTENSIONS)}) in {path}{hint}")
 
     def use(self, image: str, caption: str, fields: Sequence[str] | None, images: bool = True) -> None:
         """See `Listing`."""

@@ -13,6 +13,7 @@ from data_pipelines.samples import has_images
 from data_pipelines.sources import index
 from data_pipelines.sources.base import Source, SourceSpec, read_spec
 from data_pipelines.sources.files import FilesSource
+from data_pipelines.sources.kinds import kind_of
 from data_pipelines.sources.measures import LIKENESS, KeyHash, Measure, TokenCount, first_of_each, likeness
 from data_pipelines.sources.sample_lists import listed
 from data_pipelines.sources.selected import Selected
@@ -141,7 +142,7 @@ def _plan(
     tokenizer: Tokenizer | None,
     uncaptioned: bool = False,
 ) -> _Opening:
-    kind = entry.get("type", "tar")
+    kind = kind_of(entry, where)
     if kind not in SOURCES:
         raise DataError(f"{where}.type is {kind!r}, not one of {', '.join(SOURCES)}{did_you_mean(str(kind), SOURCES)}")
     cls = SOURCES[kind]

@@ -60,6 +60,7 @@ class Captions:
         signature: of the rule of what is usable.
         rendering: of the rule of what captions look like.
         members: that hold image and caption, in tars.
+        where: path of the source in the config, for messages.
 
     Args:
         text: `config.data.text`: `templates`, `max_list`, `lower` and `clean`.
@@ -96,7 +97,7 @@ class Captions:
         self.fields = sorted({name for t in self._templates for name in t.fields} | own | {*kept_by})
         self._needs_json = bool(self._templates or group_key or keep or labels)
         self._class_member = labels is not None and labels.field == MEMBER
-        self._optional, self._where = optional, where
+        self._optional, self.where = optional, where
         self.lines = bool(text.lines) and self.from_text
         self._hinted = self.lines  # once is enough
         self._json_optional = optional or (self._class_member and self.fields == [MEMBER])
@@ -254,7 +255,7 @@ class Captions:
         if sum(map(bool, map(str.strip, lines))) > 1:
             self._hinted = True
             _log.warning(
-                f"{self._where}: a text has several lines, which become one caption; `lines` (data.text.lines) takes "
+                f"{self.where}: a text has several lines, which become one caption; `lines` (data.text.lines) takes "
                 "each line for a caption of its own, as in CLIP_benchmark's retrieval sets"
             )
         return self._prepare(text)

@@ -25,7 +25,7 @@ class Probe(Evaluator):
 
     Attributes:
       label_field: json field, column or feature that holds the class of a sample; `cls` is also the tar member.
-      train: samples to train on: tar shards, or an entry as in `data.sources`. `limit` holds for each set.
+      train: samples to train on: as `urls`, or an entry as in `data.sources`. `limit` holds for each set.
     """
 
     label_field: str = "label"
@@ -34,7 +34,7 @@ class Probe(Evaluator):
     def __post_init__(self):
         super().__post_init__()
         if not self.train:
-            raise ValueError("`train` names the samples to train on: tar shards, or an entry as in data.sources")
+            raise ValueError("`train` names the samples to train on: as `urls`, or an entry as in data.sources")
 
     @property
     def needs(self) -> frozenset[str]:
