@@ -86,7 +86,7 @@ def test_a_split_with_all_its_sentences(folder, config):
 def test_images_lie_below_root(folder, config):
     config.inputs.text.templates = ((1.0, "{negative_caption}"),)
     entry = dict(type="files", urls=str(folder / "sugarcrepe.json"))
-    with pytest.raises(DataError, match=r"no usable image .*no image: 6.*see `root`"):
+    with pytest.raises(DataError, match=r"no usable image .*no image: 6.*root=DIR"):
         EvalSet(entry, config)
     assert len(EvalSet(entry | dict(root=str(folder / "val2014")), config)) == 6
 

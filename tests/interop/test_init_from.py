@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from data_pipelines.modalities import inputs_of
 from tests import tiny_runs
 from tests.interop import folders
 from tests.recipes.tiny import SHARDED
