@@ -25,6 +25,7 @@ class Rules:
         inputs: of its samples.
         fields: of records that something uses.
         every_field: records hold all fields, used or not.
+        where: path of the source in the config, for messages.
         signature: of the rule of what is usable.
 
     Args:
@@ -37,8 +38,10 @@ class Rules:
         DataError: the condition or an option of an input cannot be used.
     """
 
-    def __init__(self, inputs: Inputs, group_key: str = "", *, keep: str = "", every_field: bool = False):
-        self.inputs, self.every_field, self._group_key = inputs, every_field, group_key
+    def __init__(
+        self, inputs: Inputs, group_key: str = "", *, keep: str = "", every_field: bool = False, where: str = ""
+    ):
+        self.inputs, self.every_field, self.where, self._group_key = inputs, every_field, where, group_key
         self._keep = expressions.parse(keep) if keep else None
         self.texts = {name: m for name, m in inputs.items() if m.text_member()}
         kept_by = set(self._keep.fields) if self._keep else set()

@@ -63,7 +63,10 @@ SETTINGS = {
         dict(evals__held_out__type="captioning"),
         r"evals.held_out: there is no tower 'caption'. .*Towers: image, text",
     ),
-    "held-out data": (dict(evals__held_out__urls="nowhere.tar"), r"evals.held_out: no shard matches 'nowhere.tar'"),
+    "held-out data": (
+        dict(evals__held_out__urls="nowhere.tar"),
+        r"evals.held_out.source: no shard matches 'nowhere.tar'",
+    ),
     "batch and devices": (
         dict(batch_size=12),
         r"batch_size=12 cannot be split .* 8 batch shards .*must be a multiple of 8; the nearest are 8 or 16",

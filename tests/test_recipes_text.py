@@ -78,5 +78,5 @@ def test_the_variants_differ_from_the_demo_in_their_text_tower_alone():
 def test_images_are_not_decoded_for_a_model_of_texts():
     config = bert.get_config()
     config.data.inputs.image = dict(type="image")
-    with pytest.raises(ConfigError, match=r"no tower of the model reads images: set data\.modalities=\('text',\)"):
+    with pytest.raises(ConfigError, match=r"no tower of the model reads data\.inputs\.image"):
         task_of(config)

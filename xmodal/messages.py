@@ -1,6 +1,10 @@
 """Errors that a person can mend, and the hints in them."""
 
 import difflib
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 
 MOVED = {  # sections that held what are options of inputs
@@ -15,6 +19,24 @@ class ConfigError(ValueError):
 
 class UsageError(ConfigError):
     """Arguments of a command that make no sense, alone or together; the exit code is 2, as argparse has it."""
+
+
+def program() -> str:
+    """Returns what a user types to start a command of xmodal, as this process was started."""
+    typed = sys.argv[0]
+    if os.path.basename(typed) == "xmodal":
+        return _as_typed(typed)
+    return f"{_as_typed(sys.executable or 'python')} -m xmodal"
+
+
+def _as_typed(path: str) -> str:
+    """Returns a program's name where the shell finds it by that, else its path, relative below the current folder."""
+    name = os.path.basename(path)
+    for known in (name, "python"):
+        if path == name or ((found := shutil.which(known)) and os.path.abspath(found) == os.path.abspath(path)):
+            return known
+    below = os.path.relpath(path)
+    return shlex.quote(path if below.startswith(os.pardir) else below)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

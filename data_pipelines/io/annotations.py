@@ -15,10 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
+from data_pipelines.io import encodings
 from data_pipelines.io.listing import CAPTION_COLUMNS, IMAGE_COLUMNS, Listing, Row, check_columns
 from data_pipelines.io.storage import Files, parent, printable
 
 _log = logging.getLogger(__name__)
+
+_SNIFFED = 2**16  # bytes at the start that tell the encoding
 
 
 class Annotations(Listing):
@@ -56,7 +59,9 @@ class Annotations(Listing):
     @functools.cached_property
     def _rows(self) -> list[Any]:
         try:
-            return _rows(_document(bytes(self._files.read(self.path, 0, self.bytes, self.version))), self.path)
+            content = bytes(self._files.read(self.path, 0, self.bytes, self.version))
+            encodings.check_utf8(self.path, content[:_SNIFFED])
+            return _rows(_document(content), self.path)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DataError):
                 raise

@@ -30,7 +30,9 @@ class Folder(Listing):
         self._ends = array("q", _ends(names))
         self.bytes = len(self._names)
         if not names:
-            raise DataError(f"no files ({', '.join(extensions)}) in {path}")
+            tars = any(name.endswith(".tar") for name in os.listdir(path))
+            hint = f"; the tar shards there are named by {os.path.join(path, '*.tar')!r}" if tars else ""
+            raise DataError(f"no files ({', '.join(extensions)}) in {path}{hint}")
 
     def use(self, parts: Mapping[str, Wanted], texts: Mapping[str, Wanted], fields: Sequence[str] | None) -> None:
         """See `Listing`: the files are those of the first input, the texts those beside them."""

@@ -11,6 +11,11 @@ from data_pipelines.io.parquet import Parquet
 from data_pipelines.io.storage import Files, printable
 from data_pipelines.io.text_lists import Csv, JsonLines
 
+_LINES: dict[str, type[Listing]] = {".csv": Csv, ".tsv": Csv, ".txt": Csv, ".jsonl": JsonLines, ".ndjson": JsonLines}
+_PARQUET = (".parquet", ".pq")
+_JSON = ".json"
+EXTENSIONS = (*_LINES, *_PARQUET, _JSON)
+
 
 def open_list(path: str, files: Files, columns: Sequence[str] = (), extensions: Sequence[str] = ()) -> Listing:
     """Opens a list by its extension, or a folder.
@@ -26,14 +31,13 @@ def open_list(path: str, files: Files, columns: Sequence[str] = (), extensions: 
     """
     if os.path.isdir(path):
         return Folder(path, extensions)
-    kinds = {".csv": Csv, ".tsv": Csv, ".txt": Csv, ".jsonl": JsonLines, ".ndjson": JsonLines}
     extension = os.path.splitext(printable(path))[1].lower()
-    if extension in (".parquet", ".pq"):
+    if extension in _PARQUET:
         return Parquet(path, files)
-    if extension == ".json":
+    if extension == _JSON:
         return Annotations(path, files, columns)
-    if extension not in kinds:
+    if extension not in _LINES:
         raise DataError(
             f"{printable(path)} is neither a folder nor a list: .csv, .tsv, .txt, .jsonl, .json or .parquet"
         )
-    return kinds[extension](path, files, columns)
+    return _LINES[extension](path, files, columns)

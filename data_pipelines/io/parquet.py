@@ -183,9 +183,10 @@ class Parquet(Listing):
     def _chunk(self, group: int, held: "_Held") -> Any:
         """Returns the footer's entry of a column of parts of a row group."""
         path = f"{held.column}.bytes" if held.struct else held.column
-        entries = self._footer.row_group(group)
-        chunks = (entries.column(i) for i in range(entries.num_columns))
-        return next((chunk for chunk in chunks if chunk.path_in_schema == path), None)
+        with self._read_errors():  # names are decoded when they are asked for
+            entries = self._footer.row_group(group)
+            chunks = (entries.column(i) for i in range(entries.num_columns))
+            return next((chunk for chunk in chunks if chunk.path_in_schema == path), None)
 
     def _never_null(self, group: int, held: "_Held") -> bool:
         chunk = self._chunk(group, held) if held.embedded else None

@@ -29,7 +29,12 @@ def find_file(path: str | os.PathLike) -> Path:
     for candidate in _candidates(str(path)):
         if os.path.isfile(candidate):
             return Path(candidate)
-    raise DataError(f"no file {str(path)!r} (looked at {', '.join(_candidates(str(path)))})")
+    raise DataError(f"no file {str(path)!r} (looked at {', '.join(_looked_at(str(path)))})")
+
+
+def find_folder(path: str) -> str | None:
+    """Returns the folder that `path` names, relative to the current directory or else to the repository root."""
+    return next(filter(os.path.isdir, _candidates(path)), None)
 
 
 def expand(urls: str | Iterable[str], files: Files) -> list[str]:
@@ -97,13 +102,13 @@ def _expand_one(pattern: str, files: Files) -> list[str]:
             missing = [path for path, group in zip(bases, matches) if not group]
             break
     if not found:
-        tried = " and ".join(_candidates(pattern))
+        tried = " and ".join(_looked_at(pattern))
         hint = (
             "; the emoji drawings are in xmodal's repository and not in the installed package: run in a checkout, or "
             f"copy its folder {_DRAWINGS} to here"
         )
         hint = hint if pattern.startswith(_DRAWINGS) else ""
-        raise DataError(f"no shard matches {pattern!r}: looked for {tried}{hint}")
+        raise DataError(f"no {_kind(pattern)} matches {pattern!r}: looked for {tried}{hint}")
     if missing:
         more = f" and {len(missing) - 1} more of {pattern!r} do" if len(missing) > 1 else f" of {pattern!r} does"
         raise DataError(f"shard {missing[0]}{more} not exist; {len(found)} of its shards do")
@@ -116,7 +121,7 @@ def _remote(name: str, files: Files) -> list[str]:
         return [name]  # whether it exists, and its size, one listing tells for all of them later
     found = files.glob(name)
     if not found:
-        raise DataError(f"no shard matches {printable(name)!r}")
+        raise DataError(f"no {_kind(name)} matches {printable(name)!r}")
     return found
 
 
@@ -148,3 +153,18 @@ def _candidates(path: str) -> list[str]:
     if os.path.isabs(path):
         return [path]
     return list(dict.fromkeys([os.path.abspath(path), str(REPOSITORY / path)]))
+
+
+def _looked_at(path: str) -> list[str]:
+    """Returns the candidates that a person may have meant: those in the repository only for a folder that it has."""
+    here, *shipped = _candidates(path)
+    top = Path(path).parts[0]
+    return [here, *(shipped if os.path.dirname(path) and (REPOSITORY / top).is_dir() else ())]
+
+
+def _kind(pattern: str) -> str:
+    """Returns what messages call that which a pattern names."""
+    name = printable(pattern).rstrip("}")
+    if name.endswith(".tar") or is_packed(name):
+        return "shard"
+    return "file" if os.path.splitext(name)[1] else "file or folder"

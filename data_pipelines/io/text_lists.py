@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.io import encodings
 from data_pipelines.io.lines import Lines, lines_of
 from data_pipelines.io.listing import (
     CAPTION_COLUMNS,
@@ -94,6 +95,7 @@ def _check_text(path: str, head: bytes) -> None:
         raise DataError(
             f"{printable(path)} {what}, and lists are read as UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE"
         )
+    encodings.check_utf8(path, head)
 
 
 class Csv(_Text):

@@ -128,7 +128,9 @@ def plan(source: Source, out: str, limits: Limits, images: ImageRule, rules: Rul
         )
     mean = source.bytes // max(source.samples, 1)
     target = max(1, min(_BLOCK_BYTES, limits.bytes, mean * limits.samples))
-    blocks, firsts = source.blocks(target), [0]
+    while len(blocks := source.blocks(target)) and target > 1 and blocks.count.max() > limits.samples:
+        target //= 2  # samples much smaller than the mean lie together
+    firsts = [0]
     size = samples = 0
     for number, (amount, count) in enumerate(zip(blocks.bytes.tolist(), blocks.count.tolist())):
         if samples and (size + amount > limits.bytes or samples + count > limits.samples):

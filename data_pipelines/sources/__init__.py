@@ -13,6 +13,7 @@ from data_pipelines.rules import Rules
 from data_pipelines.sources import index
 from data_pipelines.sources.base import Source, SourceSpec
 from data_pipelines.sources.files import FilesSource
+from data_pipelines.sources.kinds import kind_of
 from data_pipelines.sources.measures import LIKENESS, KeyHash, Measure, TokenCount, first_of_each, likeness
 from data_pipelines.sources.sample_lists import listed
 from data_pipelines.sources.selected import Selected
@@ -137,14 +138,14 @@ def _located(where: str) -> Iterator[None]:
 def _plan(
     where: str, entry: Mapping[str, Any], config: Any, inputs: Inputs | None, every_field: bool, lengths: bool
 ) -> _Opening:
-    kind = entry.get("type", "tar")
+    kind = kind_of(entry, where)
     if kind not in SOURCES:
         raise DataError(f"{where}.type is {kind!r}, not one of {', '.join(SOURCES)}{did_you_mean(str(kind), SOURCES)}")
     cls = SOURCES[kind]
     spec = read_spec(cls.Spec, entry, where)
     inputs = inputs_here(inputs_of(config) if inputs is None else inputs, spec, where)
     group_key = config.group_key if spec.group_key is None else spec.group_key
-    rules = Rules(inputs, group_key, keep=spec.filter, every_field=every_field)
+    rules = Rules(inputs, group_key, keep=spec.filter, every_field=every_field, where=where)
     if spec.unique and spec.unique not in LIKENESS:
         close = did_you_mean(spec.unique, LIKENESS)
         raise DataError(f"unique is {spec.unique!r}, not one of {', '.join(LIKENESS)}{close}")

@@ -27,7 +27,7 @@ class SourceSpec:
     """What every entry of `data.sources` may hold.
 
     Attributes:
-        type: how the data lie: see `data_pipelines.sources.SOURCES`.
+        type: how the data lie: see `data_pipelines.sources.SOURCES`; "" takes what the names tell (`kinds.kind_of`).
         weight: its share of the stream, in any unit; 0 leaves it out. A curriculum is ((start, weight), ...): from
             that many samples of the stream on (in a recipe any duration, such as "20%"), the first from 0.
         templates: as `templates` of the first text input, for this source; None takes those.
@@ -47,7 +47,7 @@ class SourceSpec:
             which are told apart less sharply.
     """
 
-    type: str = "tar"
+    type: str = ""
     weight: float | tuple = 1.0
     templates: tuple | None = None
     lines: bool | None = None

@@ -225,12 +225,22 @@ class FilesSource(Source):
         hint = ""
         if "no caption" in self.skipped:
             names = ", ".join(available) or "none"
-            hint = f". Name the column of the caption with `caption`, or give templates over the fields ({names})"
+            option = self._option("caption", "NAME")
+            hint = f". Name the column of the caption{option}, or give templates over the fields ({names})"
         elif NULL in self.skipped:
-            hint = ". `nulls` says which words stand for no value"
+            hint = f". The words that stand for no value are named{self._option('nulls', 'WORDS')}"
         elif "no image" in self.skipped:
-            hint = f". Relative paths start from {self.spec.root or self._lists[0].folder or '.'}: see `root`"
+            root = self.spec.root or self._lists[0].folder or "."
+            hint = f". Relative paths start from {root}: name another folder{self._option('root', 'DIR')}"
+        elif "bad text" in self.skipped:
+            hint = ". Texts are read as UTF-8: convert others, such as with `iconv -f GB18030 -t UTF-8`"
         raise DataError(f"no usable image in {where} ({reasons}){hint}")
+
+    def _option(self, key: str, value: str) -> str:
+        """Says how a key of this entry is set, whether a recipe or a data command names it."""
+        both = key in ("caption", "root") and self.rules.where.startswith("data.sources.")
+        command = f" (a data command: --{key} {value})" if both else ""
+        return f" with --config.{self.rules.where}.{key}={value}{command}"
 
 
 def _origin(listing: Listing, row: Row) -> str:
@@ -272,9 +282,8 @@ def _lists(urls: str | tuple, files: Files) -> list[str]:
     found: list[str] = []
     for pattern in [urls] if isinstance(urls, str) else urls:
         for name in [pattern] if is_remote(pattern) else paths.expand_braces(os.path.expanduser(pattern)):
-            places = [name] if os.path.isabs(name) else [os.path.abspath(name), str(paths.REPOSITORY / name)]
-            folder = next((place for place in places if os.path.isdir(place)), None)
-            found.extend([folder] if folder and not is_remote(name) else paths.expand(name, files))
+            folder = None if is_remote(name) else paths.find_folder(name)
+            found.extend([folder] if folder else paths.expand(name, files))
     repeated = [path for path, count in Counter(found).items() if count > 1]
     if repeated:
         raise DataError(f"{printable(repeated[0])} is named twice by {urls}; its samples would count twice")

@@ -287,7 +287,8 @@ def _check(index: Index, urls: str | Iterable[str], rules: Rules, files: Files) 
     if not index.samples:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in index.skipped.items()) or "they hold no samples"
         raise DataError(
-            f"no usable sample in the {len(index.shards)} shards of {where} ({reasons}){_hint(index, files)}"
+            f"no usable sample in {where}, {len(index.shards)} shard{'s' * (len(index.shards) > 1)} ({reasons})"
+            f"{_hint(index, files)}"
         )
 
 

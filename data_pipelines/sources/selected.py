@@ -37,15 +37,24 @@ class Selected(Source):
         keep: bool [samples of the source].
         name: of the part; None takes that of the source.
         reason: why the others are left out, which is then counted; None where they are in another part.
+        account: what the source itself leaves out is counted here; False where another part does.
     """
 
-    def __init__(self, source: Source, keep: np.ndarray, *, name: str | None = None, reason: str | None = None):
-        self._source, self._keep, self._reason = source, keep, reason
+    def __init__(
+        self,
+        source: Source,
+        keep: np.ndarray,
+        *,
+        name: str | None = None,
+        reason: str | None = None,
+        account: bool = True,
+    ):
+        self._source, self._keep, self._reason, self._account = source, keep, reason, account
         self.name, self.spec, self.rules = name or source.name, source.spec, source.rules
         self.keyed, self.samples, self.bytes, self.shards = source.keyed, int(keep.sum()), source.bytes, source.shards
         self.lengths = None if source.lengths is None else source.lengths[keep]
         self._left_out = len(keep) - self.samples
-        self.skipped = dict(source.skipped)
+        self.skipped = dict(source.skipped) if account else {}
         if reason and self._left_out:
             self.skipped[reason] = self._left_out
 
@@ -87,6 +96,7 @@ class Selected(Source):
 
     def faults(self) -> Iterator[Fault]:
         """See `Source`."""
-        yield from self._source.faults()
+        if self._account:
+            yield from self._source.faults()
         if self._reason and self._left_out:
             yield from faults_of(self._source, ~self._keep, self._reason)

@@ -84,7 +84,7 @@ class EvalSet:
         """Reads the records and checks what files hold.
 
         Args:
-            data: patterns of tar shards, or an entry as in `data.sources`.
+            data: patterns of shards, folders or lists, or an entry as in `data.sources`.
             config: the `data` section of a config.
             limit: use the first so many usable samples; 0 uses all.
             where: what the data are called in messages: their path in the config.

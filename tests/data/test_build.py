@@ -1,6 +1,7 @@
 """Builds: the same bytes for any number of workers and interruptions, and an account of every row of the input."""
 
 import argparse
+import io
 import json
 import os
 import queue
@@ -9,8 +10,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 from servers import FaultyServer, serving
 from tiny_inputs import data_section, make_rules
 from tiny_shards import encode
@@ -18,6 +21,7 @@ from tiny_shards import encode
 from data_pipelines.errors import DataError
 from data_pipelines.io.storage import Files, join
 from data_pipelines.prepare.building import Limits, build, build_shard, plan
+from data_pipelines.prepare.hold_out import linked
 from data_pipelines.prepare.writer import ImageRule
 from data_pipelines.sources import open_source
 from data_pipelines.workers import interrupts_to
@@ -180,7 +184,7 @@ def test_the_command_builds_from_class_folders_lists_and_numbers(files, tmp_path
         path.write_bytes(encode(i, size=(60, 40)))
     command = ["data", "build", str(tmp_path / "classes"), "--out", str(tmp_path / "a"), "--template", "a {label}"]
     assert main([*command, "--max-side", "30", "--workers", "1"]) == 0
-    assert "6 samples in 1 shards" in capsys.readouterr().out
+    assert "6 samples in 1 shard (" in capsys.readouterr().out
     assert set(read_back(files, tmp_path / "a")) == {"a cat", "a dog"}
     made = ["data", "build", "40", "--type", "synthetic", "--scale", "0.1", "--out", str(tmp_path / "b")]
     assert main([*made, "--shard-samples", "15", "--workers", "1"]) == 0
@@ -188,6 +192,67 @@ def test_the_command_builds_from_class_folders_lists_and_numbers(files, tmp_path
     again = ["data", "build", str(tmp_path / "b" / "*.tar"), "--type", "tar", "--out", str(tmp_path / "c")]
     assert main([*again, "--filter", 'label == "dog"', "--workers", "1"]) == 0
     assert {fields["label"] for _, _, fields in read_back(files, tmp_path / "c").values()} == {"dog"}
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A list of 60 images in three files each: a PNG, a JPEG of it, and one of half its size."""
+    folder, lines = tmp_path / "in", ["image,caption"]
+    folder.mkdir()
+    for i in range(60):
+        image = Image.open(io.BytesIO(encode(i, size=(96, 80))))
+        for kind, options, size in (("png", {}, (96, 80)), ("jpg", dict(quality=80), (96, 80)), ("webp", {}, (48, 40))):
+            image.resize(size).save(folder / f"{i}.{kind}", **options)
+            lines.append(f"{i}.{kind},thing {i}")
+    (folder / "empty.png").touch()
+    (folder / "list.csv").write_text("\n".join([*lines, "empty.png,nothing"]))
+    return folder / "list.csv"
+
+
+def test_copies_are_on_one_side_of_what_is_held_out(files, copied, tmp_path, capsys):
+    command = ["data", "build", str(copied), "--hold-out", "25%", "--shard-samples", "20"]
+    main([*command, "--workers", "1", "--out", str(tmp_path / "a")])
+    said = capsys.readouterr()
+    assert f"--config.data.sources.train.urls='{tmp_path}/a/train/*.tar' \\\n" in said.out
+    assert f"--config.evals.held_out.source.urls='{tmp_path}/a/held_out/*.tar'\n" in said.out
+    assert said.err.count("left out: empty image: 1") == 1
+    main([*command, "--workers", "2", "--out", str(tmp_path / "b")])
+    sides = {}
+    for part in ("train", "held_out"):
+        assert contents(tmp_path / "a" / part) == contents(tmp_path / "b" / part)
+        manifest = json.loads((tmp_path / "a" / part / "manifest.json").read_text())
+        assert all(shard["samples"] <= 20 for shard in manifest["shards"])
+        source = built_source(files, tmp_path / "a" / part, every_field=True)
+        blocks = source.blocks(10**6)
+        for record in (sample.record for i in range(len(blocks)) for sample in source.read(blocks, i)):
+            sides.setdefault(record.text, []).append(part)
+    assert len(sides) == 60 and all(len(found) == 3 for found in sides.values())
+    assert all(len(set(found)) == 1 for found in sides.values())
+    assert 5 <= sum(found[0] == "held_out" for found in sides.values()) <= 26
+
+
+def test_hashes_of_few_other_bits_are_linked():
+    numbers = np.random.default_rng(0).integers(0, 2**64, 300, np.uint64)
+    near = numbers[:100] ^ np.uint64(0b1000_0000_0001_0000_0000_0000_0000_0001)
+    far = numbers[100:200] ^ np.uint64(0b1111)
+    groups = linked(np.concatenate([numbers, near, far, near[:50] ^ np.uint64(2**63)]))
+    assert (groups[:100] == groups[300:400]).all() and len(set(groups[:300].tolist())) == 300
+    assert not (groups[100:200] == groups[400:500]).any()
+    assert (groups[:50] == groups[500:]).all(), "through another"
+
+
+def test_texts_are_held_out_by_what_they_say(files, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(caption=f"Thing {i % 40}")) + "\n" for i in range(120)))
+    main(["data", "build", str(tmp_path / "a.jsonl"), "--texts", "--hold-out", "0.3", "--out", str(tmp_path / "o")])
+    counts = {}
+    for part in ("train", "held_out"):
+        config = data_section()
+        config.inputs = dict(text=dict(type="text"))
+        source = open_source("built", dict(urls=str(tmp_path / "o" / part / "*.tar")), config, files)
+        blocks = source.blocks(10**6)
+        counts[part] = {sample.record.text for i in range(len(blocks)) for sample in source.read(blocks, i)}
+        assert source.samples == 3 * len(counts[part])
+    assert not counts["train"] & counts["held_out"] and 4 <= len(counts["held_out"]) <= 20
 
 
 def test_what_cannot_be_fetched_is_in_the_account(tmp_path, capsys):
@@ -239,6 +304,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, capsys, out):
         (["a", "b", "--type", "tfds"], 2, "one input and not 2"),
         (["x", "--type", "file"], 1, "did you mean 'files'"),
         (["x.csv", "--runner", "DirectRunner"], 2, "--engine beam"),
+        (["3", "--type", "synthetic", "--scale", "0.1", "--hold-out", "1%"], 1, "of 3 samples none is held out"),
+        (["x.csv", "--hold-out", "110%"], 2, "'110%' is not a share such as 10% or 0.1"),
         (["x.csv", "--workers", "0"], 2, "must be above 0"),
         (["9", "--type", "synthetic", "--out", "shards-{a,b}"], 1, "makes it a pattern"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -75,6 +76,16 @@ def test_damaged_lists(folder, name, fuzz_cases):
     for seed in range(fuzz_cases):
         (folder / name).write_bytes(damaged(content, seed))
         survives(lambda: read(folder / name, "files"), (DataError,), f"{name} {seed}")
+
+
+@pytest.mark.parametrize("name", ["embedded.parquet", "paths.parquet"])
+def test_names_of_columns_that_are_no_text(folder, name):
+    content = lists()[name]
+    places = [match.start() for match in re.finditer(b"image", content)]
+    assert len(places) > 1, "the schema and each row group name it"
+    for place in places:
+        (folder / name).write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        survives(lambda: read(folder / name, "files"), (DataError,), f"{name} {place}")
 
 
 @pytest.mark.parametrize("layout", ["rows", "coco", "karpathy", "columns"])

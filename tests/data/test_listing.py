@@ -23,7 +23,7 @@ def files():
 
 
 def opened(path, files, image="", caption="", fields=None, columns=()):
-    listing = open_list(str(path), files, columns)
+    listing = open_list(str(path), files, columns, IMAGE_EXTENSIONS)
     images = Wanted("image", "image", image, IMAGE_COLUMNS, True, IMAGE_EXTENSIONS)
     listing.use({"image": images}, {"text": Wanted("caption", "caption", caption, CAPTION_COLUMNS)}, fields)
     return listing

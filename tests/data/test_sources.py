@@ -159,7 +159,7 @@ def test_wrong_entries_are_named(files, entry, message):
 
 def test_no_usable_row_says_why(files, tmp_path):
     (tmp_path / "list.csv").write_text("image,caption\na.png,one\n")
-    with pytest.raises(DataError, match=r"no usable image.*no image: 1.*see `root`"):
+    with pytest.raises(DataError, match=r"no usable image.*no image: 1.*root=DIR"):
         open_it(files, type="files", urls=str(tmp_path / "list.csv"))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(encode(1))

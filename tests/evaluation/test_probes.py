@@ -108,7 +108,7 @@ def test_draws_are_nested_balanced_and_different():
     ("cls", "fields", "message"),
     [
         (LinearProbe, dict(train="none.tar"), r"evals\.x\.train: no shard matches"),
-        (LinearProbe, dict(label_field="knid"), r"evals\.x: the template '{knid}' uses .*did you mean 'kind'"),
+        (LinearProbe, dict(label_field="knid"), r"evals\.x\.source: the template '{knid}' uses .*did you mean 'kind'"),
         (LinearProbe, dict(val_share=0.0), r"val_share=0\.0 .* leaves no sample to choose the penalty by"),
         (FewShot, dict(shots=(0,)), r"shots=\(0,\), draws=5: at least one sample"),
     ],

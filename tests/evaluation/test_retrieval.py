@@ -203,7 +203,10 @@ def test_the_scores_are_those_behind_the_figures(world):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(caption_list="line"), "evals.x: the template '{line}' uses the field 'line', .*did you mean 'lines'"),
+        (
+            dict(caption_list="line"),
+            "evals.x.source: the template '{line}' uses the field 'line', .*did you mean 'lines'",
+        ),
         (dict(caption_list="kind"), "no list of texts in its field 'kind'.*fields there: .*lines"),
         (dict(by="sides"), "by: no sample of .* has the field 'sides'.*fields there: .*side"),
         (dict(captions=("{lable}",)), "uses the field 'lable'"),

@@ -68,7 +68,10 @@ def test_of_classes_with_equal_scores_the_first_is_taken():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(label_field="kinds"), "evals.x: the template '{kinds}' uses the field 'kinds', .*did you mean 'kind'"),
+        (
+            dict(label_field="kinds"),
+            "evals.x.source: the template '{kinds}' uses the field 'kinds', .*did you mean 'kind'",
+        ),
         (
             dict(label_field="kind", classes=("mars",)),
             "has one of the classes 'mars'; theirs are 'star', 'moon', 'sun'",
@@ -154,7 +157,12 @@ def test_the_same_on_one_and_eight_devices_and_for_any_batch_size(world, alone):
         assert found.scores["zero_shot/x"].digest == one.scores["zero_shot/x"].digest
 
 
-@pytest.mark.parametrize("entry", [{}, dict(urls="a.tar", source=dict(urls="b.tar"))])
-def test_an_evaluation_has_one_set(entry):
-    with pytest.raises(ConfigError, match=r"evals\.x: give either `urls` of tar shards, or `source`"):
-        make_spec(ZeroShot, entry, "evals.x")
+def test_an_evaluation_has_one_set():
+    with pytest.raises(ConfigError, match=r"evals\.x: give `urls` of shards, folders or lists, or `source`"):
+        make_spec(ZeroShot, {}, "evals.x")
+    both = make_spec(ZeroShot, dict(urls="a.csv", source=dict(urls="b.csv", root="photos")), "evals.x")
+    with pytest.raises(DataError, match=r"too \(urls='b.csv'\): set --config\.evals\.x\.source\.urls"):
+        both.entry("x")
+    assert make_spec(ZeroShot, dict(urls="a.csv", source=dict(root="p")), "evals.x").entry("x") == dict(
+        urls="a.csv", root="p"
+    )

@@ -12,7 +12,9 @@ import xmodal
 from tests import tiny_runs
 from tests.interop import folders
 from xmodal.__main__ import main
+from xmodal.commands import export_model
 from xmodal.interop import export as export_lib
+from xmodal.interop import preprocessing
 from xmodal.interop.export import export
 from xmodal.interop.tables import InteropError
 from xmodal.interop.weights import Weights
@@ -53,7 +55,30 @@ def test_hugging_face_gets_back_what_it_gave(stored, tmp_path):
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 12 and settings["pad_token"] == ("<pad>" if clip else "<eos>")
     assert ("attention_mask" in settings["model_input_names"]) == clip, "SigLIP sees its padding"
-    assert "differ" not in (tmp_path / "out" / "README.md").read_text().split("## Export")[0]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "differ" not in card.split("## Export")[0] and "\n# out\n" in card
+    if clip:
+        assert 'candidate_labels=["a cat", "a dog"], hypothesis_template="{}")' in card
+
+
+def test_files_of_an_export_have_the_usual_mode(stored, tmp_path):
+    export(stored, tmp_path / "out", to="hf")
+    (tmp_path / "mine").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert modes == {(tmp_path / "mine").stat().st_mode}
+
+
+def test_what_pipelines_make_of_transparent_images_is_noted():
+    (note,) = preprocessing.pipeline_note(dict(background="white"))
+    assert "shown them on white, and transformers' pipelines drop the alpha channel" in note
+    assert not preprocessing.pipeline_note(dict(background="drop"))
+
+
+def test_the_labels_of_the_card_are_in_the_language_of_the_data():
+    gallery = lambda *texts: {"retrieval/x": {"image_to_text": [{"image": "data:", "truth": list(texts)}]}}
+    assert export_model._mostly_chinese(gallery("红色的心", "a 笑脸"))
+    assert not export_model._mostly_chinese(gallery("a red heart", "笑脸"))
+    assert not export_model._mostly_chinese(gallery("赤いハート")) and not export_model._mostly_chinese({})
 
 
 def test_bfloat16_weights(stored, tmp_path):
@@ -177,7 +202,7 @@ def test_trained_averaged_and_mean_weights(run, tmp_path):
     "flags, message",
     [
         (["--average", "2,3"], "has the checkpoints 2, 4"),
-        (["--average", "last:9"], "has the checkpoints 2, 4"),
+        (["--average", "last:9"], "has the checkpoints 2, 4; a run keeps the newest checkpoint.keep_last=N"),
         (["--average", "few"], "expected steps such as 100,200 or last:3"),
         (["--average", "2", "--step", "2"], "exclude each other"),
         (["--step", "3"], "Complete steps there: 2, 4"),

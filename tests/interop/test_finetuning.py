@@ -184,9 +184,15 @@ def test_weights_in_between(start, tuned, tmp_path, capsys):
 
 
 def test_variants_of_the_recipe(start):
-    with pytest.raises(ConfigError, match=r"has no variant 'half'.*Variants: full@DIR, lora@DIR, locked@DIR"):
+    with pytest.raises(ConfigError, match=r"has no variant 'half'.*Variants: .*locked@DIR, small_full@DIR"):
         load_config("configs/finetune.py:half")
-    with pytest.raises(InteropError, match="there is no folder"):
-        finetune.get_config("full@nowhere")
+    for variant in ("full@nowhere", "small_full"):
+        told = r"there is no folder .*behind an `@`: configs/finetune.py:(small_)?full@DIR"
+        with pytest.raises(InteropError, match=told):
+            finetune.get_config(variant)
+    small, large = (finetune.get_config(f"{prefix}lora@{start[1]}") for prefix in ("small_", ""))
+    assert (small.batch_size, small.schedule.total, small.optimizer.lr) == (64, "15epochs", 5e-3)
+    assert (large.batch_size, large.schedule.total, large.optimizer.lr) == (128, "3epochs", 2e-4)
+    assert small.data == large.data and small.model == large.model
     config = finetune.get_config(f"emoji_lora@{start[1]}")
     assert config.init_from == str(start[1]) and "unseen_vendor" in config.evals

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from data_pipelines.modalities import inputs_of
 from tests import tiny_runs
 from tests.interop import folders
 from tests.recipes.tiny import SHARDED
@@ -38,7 +39,7 @@ def task_from(where, change=lambda c: None, devices=1, **mesh):
     made = make_mesh(config.mesh, jax.devices()[:devices])
     with jax.set_mesh(made):
         stored = open_stored(where)
-        return build_task(config, made, stored.inputs, 64)
+        return build_task(config, made, inputs_of(config.data).with_tokenizers(stored.tokenizers), 64)
 
 
 def started(task):
@@ -148,7 +149,7 @@ def test_what_does_not_fit_is_named_and_can_be_excepted(imported):
 def test_another_tokenizer_is_refused(imported, tmp_path):
     where, _ = imported
     task = task_from(where)
-    tokenizer = task.inputs["text"].tokenizer
+    tokenizer = task.inputs["text"].vocabulary
     other = json.loads(tokenizer.json)
     vocab = other["model"]["vocab"]
     vocab["w10"], vocab["w11"] = vocab["w11"], vocab["w10"]

@@ -12,7 +12,7 @@ from test_run_report import EVIL, Page
 
 from xmodal.__main__ import main
 from xmodal.reporting.bootstrap import differences
-from xmodal.reporting.comparison import document, group_lines, lines, open_compared, seed_groups, settings
+from xmodal.reporting.comparison import comparable, document, group_lines, lines, open_compared, seed_groups, settings
 from xmodal.reporting.comparison_page import render
 from xmodal.reporting.files import write_json
 from xmodal.reporting.metrics import MetricsWriter
@@ -229,3 +229,28 @@ def test_few_queries_give_no_warning(tmp_path, queries):
         )
         differences(plain, plain)
         lines(open_compared([tmp_path / "a", tmp_path / "b"]))
+
+
+def test_a_step_of_a_run_is_compared_with_its_end(runs, capsys):
+    opened = open_compared([f"{runs[0]}@100", runs[0]])
+    assert [run.name for run in opened] == ["a@100", "a"] and len(seed_groups(opened)) == 2
+    (line,) = [line for line in comparable(lines(opened)) if line.metric == "R@5"]
+    assert line.figures[0].value == pytest.approx(0.1) and line.figures[0].interval is None
+    assert line.differences[0].value == pytest.approx(line.figures[1].value - 0.1)
+    with pytest.raises(SystemExit):
+        main(["compare", f"{runs[0]}@7", str(runs[0])])
+    assert "a evaluated nothing at step 7; it did at 100, 200" in capsys.readouterr().err
+
+
+def test_runs_without_a_common_evaluation_say_so(runs, tmp_path, capsys):
+    write_results(tmp_path, results_of({}, {"zero_shot/x/top1": 0.5, "zero_shot/x/top5": 0.7}), name="other.json")
+    pages = [tmp_path / "c.html", tmp_path / "c.json"]
+    main(["compare", str(runs[0]), str(tmp_path / "other.json"), "--html", str(pages[0]), "--json", str(pages[1])])
+    said = capsys.readouterr().out
+    assert said == (
+        "other has no evaluation in common with a.\n"
+        "Figures that a alone has and that are left out: 7.\n"
+        f"Figures that other alone has and that are left out: 2.\n{pages[0]}\n{pages[1]}\n"
+    )
+    assert "other has no evaluation in common with a." in pages[0].read_text()
+    assert len(json.loads(pages[1].read_text())["figures"]) == 9

@@ -1,15 +1,20 @@
 """What a person sees in a terminal and what lands in a log file."""
 
+import argparse
 import io
 import re
 
 import pytest
 from rich.console import Console
 
+from xmodal.commands import evaluate, train
+from xmodal.evaluation import EvalResult
 from xmodal.reporting.formatting import compact, duration, number, percent, size, words
 from xmodal.reporting.progress import Progress
 from xmodal.reporting.results import Figure, evaluation_tables, nest, read_results, results_of, write_results
 from xmodal.reporting.summary import print_evaluation, print_summary, print_table
+from xmodal.reporting.terminal import Output
+from xmodal.training import command
 
 RESULTS = {
     "retrieval/unseen_vendor/images": 1811.0,
@@ -192,3 +197,22 @@ def test_evaluation_tables_have_a_row_per_direction_and_chance_beside_each_figur
     assert "zero-shot (in brackets: chance; below: 95 % interval)" in shown(console)
     print_evaluation(nest(RESULTS), console)
     assert "retrieval (in brackets: chance)" in shown(console) and "53.0 % (0.55 %)" in shown(console)
+
+
+def test_a_reader_that_went_away_ends_a_run_with_a_line(tmp_path, monkeypatch, capsys):
+    def printed(*_):
+        Output().on_broken_pipe()
+
+    monkeypatch.setattr(command, "run_training", printed)
+    with pytest.raises(BrokenPipeError):
+        train.run(argparse.Namespace(config="r.py", overrides=[], workdir=tmp_path, accept_changes=False))
+    assert capsys.readouterr().err.startswith("error: standard output was closed by its reader (such as `| head`), so")
+
+
+def test_evaluations_are_told_as_they_come(capsys):
+    def evaluator(params):
+        assert capsys.readouterr().out == "evaluating held_out\n"
+        return EvalResult({"retrieval/held_out/image_to_text/R@1": 0.25, "retrieval/held_out/images": 9.0})
+
+    found = evaluate._told("held_out", evaluator, {})
+    assert capsys.readouterr().out == "  retrieval · held out · image → text  R@1 25.0 %\n" and len(found.metrics) == 2

@@ -134,7 +134,8 @@ def test_what_does_not_belong_into_a_folder_is_refused(index_copy, made_shards, 
     arrays[name] = arrays[name] + 1e-3
     save_file(arrays, other / "model.safetensors")
     model = ("--model", f"hf:{model_folder}")
-    assert "other model (fingerprint" in refused(capsys, made_shards, "--model", f"hf:{other}", *common)
+    told = refused(capsys, made_shards, "--model", f"hf:{other}", *common)
+    assert "other model (fingerprint" in told and "or delete the folder or name another with --out" in told
     assert "other model (compute" in refused(capsys, made_shards, *model, *common, "--compute", "bfloat16")
     assert "other data (digest" in refused(capsys, made_shards.replace("*", "a"), *model, *common)
     assert "other options (dtype" in refused(capsys, made_shards, *model, *common, "--dtype", "float32")

@@ -13,6 +13,7 @@ from data_pipelines.text.tokenizers import Tokenizer, train_bpe
 from tests.interop import test_vision as vision
 from tests.search.conftest import GOOD, caption, embed, picture
 from xmodal.__main__ import main
+from xmodal.search import query as querying
 from xmodal.search.index import Index
 from xmodal.search.page import document
 from xmodal.search.query import Query, Searcher
@@ -153,3 +154,19 @@ def test_a_script_that_the_model_never_saw_is_said(searcher, made_index, monkeyp
     assert searcher.warning("w9 w20") is None and searcher.warning("") is None
     monkeypatch.setattr(searcher.model, "tokenizer", bpe)
     assert searcher.warning("\u7b11\u8138")
+
+
+def test_words_that_are_spelled_letter_by_letter_are_said(searcher, monkeypatch, made_index, capsys):
+    captions = [f"\u7ea2\u5fc3\u548c\u7b11\u8138 {i}" for i in range(99)]
+    chinese = Tokenizer(train_bpe([*captions, *"abcdefghijklmnopqrstuvwxyz"], 420).json)
+    english = Tokenizer(train_bpe([f"a red heart number {i}" for i in range(200)], 400).json)
+    warning = warning_of(chinese, "a red heart", captions)
+    assert "letter by letter" in warning and "\u9010\u4e2a\u5b57\u6bcd" in warning.zh
+    assert warning_of(chinese, "\u7b11\u8138 xy", captions) is None, "no word"
+    assert warning_of(chinese, "a red heart", ["a red heart"]) is None, "the data are of this script"
+    assert warning_of(english, "a red heart", captions) is None, "the tokenizer knows the words"
+    monkeypatch.setattr(querying.Searcher, "warning", lambda self, text: warning)
+    main(["search", "w9", "--index", str(made_index)])
+    assert "warning: The model can hardly read this" in capsys.readouterr().err
+    main(["search", "w9", "--index", str(made_index), "--json"])
+    assert json.loads(capsys.readouterr().out)["warning"] == warning

@@ -115,6 +115,17 @@ def test_questions_are_answered(server):
     assert like[0]["row"] == 12
 
 
+@pytest.mark.parametrize("text", ["\u957f\u9888\u9e7f", "\u5168\u5934", "\u00e9t\u00e9"])
+def test_bytes_of_the_address_are_utf8_or_refused(server, text):
+    head = b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answer = raw(server, b"GET /api/search?text=" + text.encode() + head)
+    assert answer.startswith(b"HTTP/1.1 200 "), answer[:300]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["query"]["text"] == text
+    for other in (text.encode("utf-16-le"), b"%B3%A4", "\u957f\u9888\u9e7f".encode("gb18030")):
+        answer = raw(server, b"GET /api/search?text=" + other.replace(b"\0", b"") + b"\xff" + head)
+        assert answer.startswith(b"HTTP/1.1 400 ") and b"not UTF-8" in answer
+
+
 def test_a_connection_is_used_again(server):
     connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
     for row in (0, 1, len(GOOD) - 1):

@@ -52,6 +52,12 @@ def test_a_living_run_keeps_its_folder(tmp_path, other):
         RunLock(tmp_path)
 
 
+def test_a_folder_in_place_of_the_lock_is_named(tmp_path):
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(TrainingError, match=r"run\.lock is a folder, and a run keeps a file of that name: delete it"):
+        RunLock(tmp_path)
+
+
 def test_locks_of_dead_runs_are_taken_over(tmp_path, other):
     began = lock_module._began(other.pid)
     other.kill()

@@ -3,6 +3,7 @@
 python -m xmodal compare runs/a runs/b
 python -m xmodal compare runs/a runs/b runs/c --html compare.html --json compare.json
 python -m xmodal compare clip.json siglip.json --names CLIP SigLIP
+python -m xmodal compare runs/tuned@0 runs/tuned                 # before and after training: did tuning help?
 
 Where two have the scores of the same queries (results.scores.npz beside the results), the queries are resampled
 together: a paired bootstrap.
@@ -14,7 +15,7 @@ import pathlib
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or files that `eval --json` wrote")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, RUN@STEP, or files of `eval --json`")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call them")
     parser.add_argument("--html", type=pathlib.Path, metavar="FILE", help="also write a page, with learning curves")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the comparison as JSON")
@@ -42,9 +43,13 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"compare: {error}") from None
     found = comparison.lines(runs)
     groups = comparison.seed_groups(runs)
-    print_comparison([run.name for run in runs], found, None, groups, comparison.group_lines(groups, found))
+    shared = comparison.comparable(found)
+    print_comparison([run.name for run in runs], shared, None, groups, comparison.group_lines(groups, shared))
+    for note in comparison.notes(runs, found):
+        print(note)
     if args.html:
         write_text(args.html, render(runs, found))
         print(args.html)
     if args.json:
         write_json(args.json, comparison.document(runs, found))
+        print(args.json)

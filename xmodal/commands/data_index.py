@@ -68,11 +68,12 @@ def _index(name: str, entry: Any, config: Any, files: Any, args: argparse.Namesp
     """Indexes a source, and opens it as a run would: what was written must be what is read."""
     from data_pipelines.examine.verify import spot_check
     from data_pipelines.sources import index_source, open_source
+    from data_pipelines.sources.kinds import kind_of
 
     found = index_source(name, entry, config.data, files, lengths=True, workers=args.workers, engine=scan)
     source = open_source(name, entry, config.data, files, lengths=True)
     if found is None:
-        kind = entry.get("type", "tar")
+        kind = kind_of(entry, name)
         print(f"{name}: data of the type {kind!r} need no index; they are looked through when they are opened")
         scan.shards += source.shards
     else:

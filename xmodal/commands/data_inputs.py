@@ -95,7 +95,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, workers: bool = True, to
         parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json, where no recipe names one")
     if workers:
         parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes; all cores by default")
-    add_source_arguments(parser, "tar by default if all names end in .tar, or else files")
+    add_source_arguments(parser, "told by the names by default")
     parser.epilog = "--config.KEY=VALUE sets any option of configs/base.py, with or without a recipe."
 
 
@@ -146,8 +146,10 @@ def load_data(args: argparse.Namespace) -> ConfigDict:
         _refuse_source_arguments(args)
         config = load_config(args.config, args.overrides)
     else:
+        from data_pipelines.sources.kinds import guess
+
         config = load_config(base.__file__, args.overrides, inputs_of(args))
-        config.data.sources = {NAME: source_entry(args, _guess(args.inputs))}
+        config.data.sources = {NAME: source_entry(args, guess(args.inputs))}
     if getattr(args, "tokenizer", None):
         name_tokenizers(config, args.tokenizer, again=True)
     if not entries(config):
@@ -211,12 +213,6 @@ def processes(args: argparse.Namespace) -> int:
     from data_pipelines.host import cores
 
     return args.workers or cores()
-
-
-def _guess(inputs: list[str]) -> str:
-    from data_pipelines.io.packed import ENDINGS
-
-    return "tar" if all(name.partition("?")[0].endswith((".tar", *ENDINGS)) for name in inputs) else "files"
 
 
 def _refuse_source_arguments(args: argparse.Namespace) -> None:

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
 def _embed(args: argparse.Namespace) -> None:
     from data_pipelines.io.urls import is_remote
     from xmodal.distributed.runtime import set_compile_cache
+    from xmodal.reporting.formatting import counted
     from xmodal.search.making import Options, make, plan
     from xmodal.search.models import open_model
 
@@ -67,7 +68,8 @@ def _embed(args: argparse.Namespace) -> None:
     with open_sources(config, every_field=True, inputs=_inputs(config, what)) as sources:
         job = plan(pathlib.Path(args.out), sources, options, title_of(args))
         began = time.perf_counter()
-        print(f"{sum(source.samples for source in sources):,} samples in {len(job.spans):,} parts", flush=True)
+        samples = sum(source.samples for source in sources)
+        print(f"{counted(samples, 'sample')} in {counted(len(job.spans), 'part')}", flush=True)
         done = make(job, known, share, threads=config.data.threads, readers=config.data.readers)
     _report(pathlib.Path(args.out), done, time.perf_counter() - began)
 

@@ -12,12 +12,15 @@ model wants it.
 """
 
 import argparse
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xmodal.commands.weights import add_weight_arguments, are_mixed, chosen
 
 if TYPE_CHECKING:
+    from xmodal.evaluation.base import EvalResult
     from xmodal.stored.base import Stored
 
 
@@ -119,10 +122,24 @@ def evaluate(
         _choose(config, only, suite or (model.origin if isinstance(model, Stored) else model))
         evaluators = open_evaluators(config, subject.live)
         metrics, scores, details = {}, {}, {}
-        for _, evaluator in evaluators.values():
-            found = evaluator(subject.live.params)
+        for name, (_, evaluator) in evaluators.items():
+            found = _told(name, evaluator, subject.live.params)
             metrics, scores, details = metrics | found.metrics, scores | found.scores, details | found.details
     return Evaluation(results_of(head, metrics, scores, details, intervals), scores)
+
+
+def _told(name: str, evaluator: "Callable[[Any], EvalResult]", params: Any) -> "EvalResult":
+    """Runs one evaluator, and says so before and after; of several processes the first one speaks."""
+    import jax
+
+    from xmodal.reporting.during import evaluation_lines
+
+    say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
+    say(f"evaluating {name}")
+    found = evaluator(params)
+    for line in evaluation_lines(None, found.metrics):
+        say(f"  {line}")
+    return found
 
 
 def _choose(config: Any, only: list[str] | None, where: object) -> None:

@@ -10,7 +10,10 @@ What was written is read back and compared with the live model before the folder
 """
 
 import argparse
+import dataclasses
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from xmodal.commands.weights import add_weight_arguments, chosen
 
@@ -28,10 +31,14 @@ def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     from xmodal.interop.export import export
     from xmodal.interop.model_card import Card
+    from xmodal.reporting.gallery import read_gallery
     from xmodal.reporting.summary import print_summary
 
     stored, weights = chosen(args.workdir, args)
-    done = export(stored, args.out, to=args.to, dtype=args.dtype, card=Card(weights, _figures(args, stored)))
+    card = Card(weights, _figures(args, stored))
+    if _mostly_chinese(read_gallery(args.workdir)):
+        card = dataclasses.replace(card, labels=("猫", "狗"))
+    done = export(stored, args.out, to=args.to, dtype=args.dtype, card=card)
     print_summary(
         f"xmodal export · {done.folder}",
         {
@@ -49,3 +56,24 @@ def _figures(args: argparse.Namespace, stored) -> dict:
 
     results = {} if stored.step is None or args.ema is not None else read_results(args.workdir)
     return results if results.get("step") == stored.step else {}
+
+
+def _mostly_chinese(gallery: Any) -> bool:
+    """Whether the texts of a run's held-out examples are Chinese: more ideographs than other letters, and no kana."""
+    written = "".join(_texts(gallery))
+    ideographs = sum("\u4e00" <= letter <= "\u9fff" for letter in written)
+    kana = any("\u3040" <= letter <= "\u30ff" for letter in written)
+    return 2 * ideographs > sum(map(str.isalpha, written)) and not kana
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Yields the captions of a gallery, wherever they stand in it."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if name in ("text", "truth", "generated") and not isinstance(value, Mapping):
+                yield from [value] if isinstance(value, str) else value
+            else:
+                yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)

@@ -143,8 +143,9 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
     return [
         (
             "Inputs",
-            "`data.inputs.NAME`, what samples have and a batch holds, chosen by its `type`; more in [data.md](data.md).",
-            [Entry("every input", Modality), *typed(MODALITIES, Modality), Entry("`naflex` of an image", NaflexOptions)],
+            "`data.inputs.NAME`, what samples have and batches hold, chosen by its `type`; more in [data.md](data.md).",
+            [Entry("every input", Modality), *typed(MODALITIES, Modality),
+             Entry("`naflex` of an image", NaflexOptions)],
         ),
         (
             "Models",

@@ -11,6 +11,7 @@ the normalised sum of their embeddings, (1 - weight) times the text and weight t
 import argparse
 import json
 import pathlib
+import sys
 import time
 
 ENGINES = ("auto", "numpy", "jax", "faiss")
@@ -53,9 +54,12 @@ def run(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     hits = searcher.search(query)
     seconds = time.perf_counter() - began
+    warning = searcher.warning(args.text)
     if args.json:
         asked = dict(text=args.text, image=str(args.image or ""), weight=args.weight, among=query.among)
-        print(json.dumps(dict(query=asked, results=[hit.as_json() for hit in hits]), ensure_ascii=False, indent=2))
+        found = dict(query=asked) | (dict(warning=warning) if warning else {})
+        found |= dict(results=[hit.as_json() for hit in hits])
+        print(json.dumps(found, ensure_ascii=False, indent=2))
         return
     rows = [
         [
@@ -69,3 +73,5 @@ def run(args: argparse.Namespace) -> None:
     ]
     print_table(f"{args.index}: {len(searcher.index):,} samples", ["", "cosine", "caption", "key", "shard"], rows)
     print(f"{seconds:.2f} s, loading the embeddings included")
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)

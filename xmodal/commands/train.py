@@ -7,6 +7,7 @@ The same command continues a run that was interrupted. `--config FILE.py:VARIANT
 """
 
 import argparse
+import sys
 
 from xmodal.folders import run_folder
 
@@ -25,4 +26,12 @@ def run(args: argparse.Namespace) -> int:
     """Runs the recipe to its last step; returns the exit code."""
     from xmodal.training.command import run_training
 
-    return run_training(args.config, args.overrides, args.workdir, args.accept_changes)
+    try:
+        return run_training(args.config, args.overrides, args.workdir, args.accept_changes)
+    except BrokenPipeError:
+        print(
+            "error: standard output was closed by its reader (such as `| head`), so the run ended; the same command "
+            "goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        raise

@@ -89,7 +89,8 @@ def _steps(where: str, args: argparse.Namespace) -> list[int]:
         raise UsageError(f"--average {args.average}: expected steps such as 100,200 or last:3") from None
     missing = [step for step in steps if step not in there]
     if missing or not steps or (colon and len(steps) != int(number)):
+        few = "; a run keeps the newest checkpoint.keep_last=N of them: raise that to average more" if colon else ""
         raise ConfigError(
-            f"--average {args.average}: {where} has the checkpoints {', '.join(map(str, there)) or 'none'}"
+            f"--average {args.average}: {where} has the checkpoints {', '.join(map(str, there)) or 'none'}{few}"
         )
     return steps

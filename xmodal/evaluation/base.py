@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from data_pipelines.errors import DataError
+from data_pipelines.io.urls import without_secrets
 from data_pipelines.modalities import Inputs, Label, Text
 from data_pipelines.stream.evalset import EvalSet
 from data_pipelines.text.preparation import Preparation
@@ -16,6 +17,8 @@ from xmodal.distributed.mesh import assert_same_data
 from xmodal.live import Live
 from xmodal.models.model import Functional
 from xmodal.reporting.scores import Scores
+
+_PLACES = ("urls", "dataset", "samples")  # keys of `data.sources` that say where samples come from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Evaluator(abc.ABC):
     """One evaluation. Subclasses are frozen dataclasses whose fields are the keys of the config entry.
 
     Attributes:
-      urls: held-out tar shards; or else:
+      urls: held-out shards, folders or lists: short for the `urls` of `source`, which then names none.
       source: held-out data of any kind, as an entry of `data.sources`.
       captions: templates over the json fields or columns; () is the .txt member or the caption column.
       lines: each line of that text is a caption; None takes what the run trains with.
@@ -161,8 +164,8 @@ class Evaluator(abc.ABC):
     limit: int = 0
 
     def __post_init__(self):
-        if bool(self.urls) == bool(self.source):
-            raise ValueError("give either `urls` of tar shards, or `source`, an entry as in data.sources")
+        if not self.urls and not self.source:
+            raise ValueError("give `urls` of shards, folders or lists, or `source`, an entry as in data.sources")
 
     def open(
         self,
@@ -183,15 +186,31 @@ class Evaluator(abc.ABC):
           instead: a field that samples need in place of a caption, where the entry does not say what captions are.
           label: as for `EvalContext.open`.
           files: as for `EvalContext.open`.
-          data: other samples than those of the entry: tar shards, or an entry as in `data.sources`.
+          data: other samples than those of the entry: `urls`, or an entry as in `data.sources`.
           where: key of `data` in the entry.
 
         Raises:
-          DataError: as `EvalSet`.
+          DataError: as `EvalSet`, or both `urls` and `source` name samples.
         """
-        where = f"evals.{name}.{where or 'source'}" if data or self.source else f"evals.{name}"
         captions = self.captions or ((f"{{{instead}}}",) if instead else ())
-        return context.open(data or self.source or self.urls, captions, self.limit, where, label, files, self.lines)
+        data, where = data or self.entry(name), f"evals.{name}.{where or 'source'}"
+        return context.open(data, captions, self.limit, where, label, files, self.lines)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """Returns the held-out samples as an entry of `data.sources`; `urls` and `source` are one.
+
+        Raises:
+          DataError: both name samples.
+        """
+        if not self.urls:
+            return dict(self.source)
+        if named := next((key for key in _PLACES if self.source.get(key)), ""):
+            raise DataError(
+                f"evals.{name}.urls is set, and evals.{name}.source names samples, too ({named}="
+                f"{without_secrets(repr(self.source[named]))}): set --config.evals.{name}.source.urls=... instead of "
+                f"--config.evals.{name}.urls"
+            )
+        return dict(self.source) | dict(urls=self.urls)
 
     @property
     @abc.abstractmethod

@@ -38,8 +38,8 @@ class Pairs(BetweenTowers):
         super().__post_init__()
         if bool(self.wrong) == bool(self.images):
             raise ValueError("give either `wrong`, fields with wrong captions, or `images`, two columns of `source`")
-        if self.images and (len(self.images) != 2 or len(self.captions) != 2 or not self.source):
-            raise ValueError("two `images` need two `captions`, and a `source` whose `image` can be either")
+        if self.images and (len(self.images) != 2 or len(self.captions) != 2):
+            raise ValueError("two `images` need two `captions`")
 
     def prepare(self, name: str, context: EvalContext) -> Callable[[Mapping], EvalResult]:
         """See `Evaluator`."""
@@ -95,7 +95,8 @@ class Pairs(BetweenTowers):
 
     def _two_images(self, name: str, context: EvalContext, embedder: Embedder):
         sets = [
-            self.open(name, context, data=self.source | dict(image=column), where="source") for column in self.images
+            self.open(name, context, data=self.entry(name) | dict(image=column), where="source")
+            for column in self.images
         ]
         places = [{(record.shard, record.key): i for i, record in enumerate(dataset.records)} for dataset in sets]
         both = [own for own in places[0] if own in places[1]]  # an example counts if both its images can be used

@@ -26,7 +26,7 @@ class Probe(Evaluator):
     Attributes:
       tower: whose embeddings are the features.
       label_field: json field, column or feature that holds the class of a sample; `cls` is also the tar member.
-      train: samples to train on: tar shards, or an entry as in `data.sources`. `limit` holds for each set.
+      train: samples to train on: as `urls`, or an entry as in `data.sources`. `limit` holds for each set.
     """
 
     tower: str = "image"
@@ -36,7 +36,7 @@ class Probe(Evaluator):
     def __post_init__(self):
         super().__post_init__()
         if not self.train:
-            raise ValueError("`train` names the samples to train on: tar shards, or an entry as in data.sources")
+            raise ValueError("`train` names the samples to train on: as `urls`, or an entry as in data.sources")
 
     @property
     def needs(self) -> frozenset[str]:

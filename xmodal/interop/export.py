@@ -74,7 +74,8 @@ def export(stored: Stored, out: Path, *, to: str, dtype: str = "f32", card: Card
     with whole_folder(out) as folder:
         reread, notes = writers[to](stored, folder, dtype)
         differences = compare(Model(stored, dtype="float32", batch_size=8), reread(), TOLERANCE[dtype])
-        write_card(folder, to, stored, dtype, differences, card or Card(), notes)
+        card = dataclasses.replace(card or Card(), title=Path(out).resolve().name)
+        write_card(folder, to, stored, dtype, differences, card, notes)
     return Exported(Path(out), to, differences, tuple(notes))
 
 
@@ -142,7 +143,7 @@ def _write_hf(stored: Stored, folder: Path, dtype: str) -> tuple[Callable[[], Mo
         image = stored.config.data.inputs.image
         processor = preprocessing.to_processor(image, family.image_processor, family.processor)
         _write_json(folder / "preprocessor_config.json", processor)
-        notes += preprocessing.background_note(image, processor)
+        notes += preprocessing.background_note(image, processor) or preprocessing.pipeline_note(image)
         if image.naflex.lengths:
             notes += _packing_notes(image)
         elif image.crop != "squash" and image.rounding != "down":

@@ -25,10 +25,14 @@ class Card:
     Attributes:
       weights: which they are, such as "step 500, averaged weights".
       results: nested figures of these very weights; {} when there are none.
+      labels: two classes for the examples, in the language of the model.
+      title: of the card; "" takes the name of the place that the model comes from.
     """
 
     weights: str = ""
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    labels: tuple[str, str] = ("a cat", "a dog")
+    title: str = ""
 
 
 _USE = {
@@ -36,7 +40,7 @@ _USE = {
 from transformers import pipeline
 
 classify = pipeline("zero-shot-image-classification", model="DIR")
-classify("picture.jpg", candidate_labels=["a cat", "a dog"])
+classify("picture.jpg", candidate_labels=LABELS, hypothesis_template="{}")
 ```""",
     "open_clip": """```python
 import open_clip
@@ -117,11 +121,11 @@ def write_card(
             entry.pop(place, None)
     (folder / "xmodal_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     library = {"hf": "transformers", "open_clip": "open_clip", "xmodal": "xmodal", "jax": "jax"}[to]
-    task, use = _use(stored, to)
+    task, use = _use(stored, to, card)
     head = ["---", f"library_name: {library}", f"pipeline_tag: {task}", "tags: [xmodal]", "---"]
     parts = [
         "\n".join(head),
-        f"# {Path(stored.origin).name}",
+        f"# {card.title or Path(stored.origin).name}",
         f"Exported by xmodal {xmodal.__version__}"
         + (f": {card.weights}." if card.weights else "."),
         "## Use", use,
@@ -133,23 +137,29 @@ def write_card(
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _use(stored: Stored, to: str) -> tuple[str, str]:
+def _use(stored: Stored, to: str, card: Card) -> tuple[str, str]:
     """Returns what the model is for, in the Hub's words, and how it is used."""
     if to == "xmodal":
         kind = "image" if "image" in inputs_of(stored.config.model.towers).values() else "text"
-        return "feature-extraction", _USE[to].format(kind=kind, example=dict(image="picture.jpg", text="a cat")[kind])
+        return "feature-extraction", _USE[to].format(
+            kind=kind, example=dict(image="picture.jpg", text=card.labels[0])[kind]
+        )
     if to == "hf" and list(stored.spec.towers) == ["text"]:
         if stored.spec.towers["text"].head == "masked":
             return "fill-mask", _USE_TEXTS.format(head="ForMaskedLM", output="logits")
         return "feature-extraction", _USE_TEXTS.format(head="", output="last_hidden_state")
     if to == "jax" or "text" in stored.spec.towers:
-        use = _USE[to] if to != "jax" else _jax_use(stored)
+        use = _USE[to].replace("LABELS", _quoted(card.labels)) if to != "jax" else _jax_use(stored)
         if to == "hf" and pipeline_misfit(family_for(stored.spec), stored):
             use = _USE_SIGMOID.format(length=stored.config.data.inputs.text.length)
         return "zero-shot-image-classification", use
     if any(objective.type == "classification" for objective in stored.config.objectives.values()):
         return "image-classification", _USE_IMAGES.format(head="ForImageClassification", output="logits")
     return "image-feature-extraction", _USE_IMAGES.format(head="", output="pooler_output")
+
+
+def _quoted(labels: Sequence[str]) -> str:
+    return f"[{', '.join(json.dumps(label, ensure_ascii=False) for label in labels)}]"
 
 
 def _jax_use(stored: Stored) -> str:

@@ -206,6 +206,22 @@ def background_note(image: Mapping[str, Any], processor: Mapping[str, Any] | Non
     return [f"transparent images: this model {ours}, and {whose} {does}; convert them to RGB before"]
 
 
+def pipeline_note(image: Mapping[str, Any]) -> list[str]:
+    """Says, as a list of one line, that pipelines of transformers show transparent images in another way.
+
+    They open images with `load_image`, whose `convert("RGB")` drops the alpha channel before the processor sees it.
+
+    Args:
+      image: the options of the image input.
+    """
+    if image["background"] == "drop":
+        return []
+    return [
+        f"transparent images: this model is shown them on {image['background']}, and transformers' pipelines drop the "
+        f"alpha channel: paste them on {image['background']} before, or use model and processor without a pipeline"
+    ]
+
+
 def read_json(path: Path) -> dict:
     """Reads a JSON object; raises an InteropError that names the file."""
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,11 @@ def refuse_pickles(path: Path) -> None:
 
 def write_weights(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Writes arrays to a safetensors file."""
+    path.touch()  # the library makes files that their owner alone can read; this one has the usual mode
+    mode = path.stat().st_mode
     # The library writes memory as it lies: a transposed view would come back scrambled.
     save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, path, metadata=dict(metadata or {}))
+    path.chmod(stat.S_IMODE(mode))
 
 
 def cast(arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from scipy import stats
 from xmodal.reporting.bootstrap import LEVEL, Difference, differences
 from xmodal.reporting.files import read_json
 from xmodal.reporting.formatting import words
+from xmodal.reporting.messages import Message, say
 from xmodal.reporting.report import Run, read_run
 from xmodal.reporting.results import FILE, Figure, figure_groups
 from xmodal.reporting.scores import Scores, read_scores
@@ -93,7 +94,8 @@ def open_compared(places: Sequence[str | Path], names: Sequence[str] = ()) -> li
     """Opens runs to compare.
 
     Args:
-      places: run folders, or result files as `eval --json` writes them.
+      places: run folders, or result files as `eval --json` writes them. `RUN@STEP` is what a run measured at one step,
+        0 before training; of a step there are no intervals.
       names: what they are called, one each; by default as the folders or files.
 
     Raises:
@@ -104,6 +106,9 @@ def open_compared(places: Sequence[str | Path], names: Sequence[str] = ()) -> li
 
 
 def _open(path: Path, name: str) -> Compared:
+    folder, at, step = str(path).rpartition("@")
+    if at and step.isdecimal() and not path.exists():
+        return Compared(name, _at(Path(folder), int(step)), {})
     if path.is_dir():
         run, file = read_run(path), path / FILE
     elif path.is_file():
@@ -121,6 +126,17 @@ def _open(path: Path, name: str) -> Compared:
         if any(not math.isclose(node.get(key, math.nan), value, abs_tol=1e-6) for key, value in own.figures().items()):
             del scores[group]
     return Compared(name, run, scores)
+
+
+def _at(folder: Path, step: int) -> Run:
+    """Returns a run with the results of one step in place of the last ones."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no run folder {folder}")
+    run = read_run(folder)
+    if not (results := run.at(step)):
+        known = ", ".join(map(str, run.evaluated)) or "none"
+        raise ValueError(f"{folder} evaluated nothing at step {step}; it did at {known}")
+    return run._replace(results=results)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -153,6 +169,25 @@ def lines(runs: Sequence[Compared], method: str = "bca") -> list[Line]:
         apart = [d and d._replace(chance=number in repeats) for number, d in enumerate(apart, 1)]
         result.append(Line(path, metric, figures, tuple(apart)))
     return result
+
+
+def comparable(found: Sequence[Line]) -> list[Line]:
+    """Returns the lines that at least two of the runs have."""
+    return [line for line in found if sum(figure is not None for figure in line.figures) > 1]
+
+
+def notes(runs: Sequence[Compared], found: Sequence[Line]) -> list[Message]:
+    """Says which runs have no evaluation in common with the first, and how many figures a run alone has."""
+    told = []
+    for number, run in enumerate(runs[1:], 1):
+        if not any(line.figures[0] and line.figures[number] for line in found):
+            told.append(say("{name} has no evaluation in common with {first}.", name=run.name, first=runs[0].name))
+    for number, run in enumerate(runs):
+        alone = [line for line in found if line.figures[number] and not comparable([line])]
+        if alone:
+            told.append(say("Figures that {name} alone has and that are left out: {count}.", name=run.name,
+                            count=len(alone)))  # fmt: skip
+    return told
 
 
 def seed_groups(runs: Sequence[Compared]) -> list[Group]:

@@ -8,11 +8,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from xmodal.reporting.bootstrap import Difference
-from xmodal.reporting.comparison import Compared, Group, GroupLine, Line, group_lines, seed_groups, settings
+from xmodal.reporting.comparison import (
+    Compared,
+    Group,
+    GroupLine,
+    Line,
+    comparable,
+    group_lines,
+    notes,
+    seed_groups,
+    settings,
+)
 from xmodal.reporting.curves import scalar_names
 from xmodal.reporting.formatting import compact, difference, figure, is_share, spread
 from xmodal.reporting.markup import Markup, el, join
-from xmodal.reporting.messages import dotted, say, term
+from xmodal.reporting.messages import Message, dotted, say, term
 from xmodal.reporting.page import card, document, table
 from xmodal.reporting.results import CHANCE, Figure
 from xmodal.reporting.svg import COLOURS, Series, chart, ticks
@@ -38,10 +48,10 @@ def render(runs: Sequence[Compared], lines: Sequence[Line]) -> str:
         el("h1", title),
         el("div", [_run(i, run, runs[0]) for i, run in enumerate(runs)], class_="cards"),
     )
-    groups = seed_groups(runs)
+    groups, shared = seed_groups(runs), comparable(lines)
     sections = [
-        (say("Over seeds"), _groups(groups, group_lines(groups, lines))),
-        (say("Metrics"), _figures(runs, lines)),
+        (say("Over seeds"), _groups(groups, group_lines(groups, shared))),
+        (say("Metrics"), _figures(runs, shared, notes(runs, lines))),
         (say("Learning curves"), _curves(runs)),
         (say("Settings"), _settings(runs)),
     ]
@@ -94,8 +104,8 @@ def _groups(groups: Sequence[Group], lines: Sequence[GroupLine]) -> Markup | Non
     return join(blocks)
 
 
-def _figures(runs: Sequence[Compared], lines: Sequence[Line]) -> Markup:
-    blocks = []
+def _figures(runs: Sequence[Compared], lines: Sequence[Line], told: Sequence[Message]) -> Markup:
+    blocks = [el("p", note, class_="soft") for note in told]
     for evaluator, own in itertools.groupby(lines, key=lambda line: line.path[0]):
         blocks.append(el("div", el("h3", term(evaluator)), _table(runs, list(own)), class_="block"))
     return join(blocks)

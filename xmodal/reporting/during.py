@@ -60,11 +60,11 @@ class Evaluations:
         return step, sign * value
 
 
-def evaluation_lines(step: int, metrics: Mapping[str, float], before: Before | None = None) -> list[str]:
+def evaluation_lines(step: int | None, metrics: Mapping[str, float], before: Before | None = None) -> list[str]:
     """One line for each group of metrics: what was measured at a step, and the change since an earlier evaluation.
 
     Args:
-      step: at which the weights were measured.
+      step: at which the weights were measured; None says nothing of it.
       metrics: flat names of one evaluator, `retrieval/val/image_to_text/R@1` -> value; chance levels are left out.
       before: what to compare with; None compares with nothing.
     """
@@ -79,7 +79,8 @@ def evaluation_lines(step: int, metrics: Mapping[str, float], before: Before | N
             if old is not None and math.isfinite(old) and math.isfinite(found.value):
                 text += f" ({difference(name, found.value - old)})"
             shown.append(text)
-        lines.append(f"step {step}  {' · '.join(map(words, path))}  {', '.join(shown)}{since}")
+        head = "" if step is None else f"step {step}  "
+        lines.append(f"{head}{' · '.join(map(words, path))}  {', '.join(shown)}{since}")
     return lines
 
 
@@ -113,11 +114,12 @@ def closing(
       commands: what a user does next, a line each.
     """
     when = datetime.datetime.now().strftime("%H:%M:%S")
-    name, at, value = best or ("", 0, 0.0)
+    name, at, value = best or ("", step, 0.0)
     where = "0, before training, of which no checkpoint is kept" if at == 0 else at
+    newest = () if at in (0, step) else (f"they take the newest checkpoint; --step {at} names the best one",)
     return {
         "finished": f"step {step}, {number(samples)} samples, at {when}",
         "report": str(workdir / "report.html"),
         "best step": f"{where} ({name} {figure(name.rsplit('/', 1)[-1], value)})" if best else "",
-        "next": tuple(commands),
+        "next": (*commands, *newest),
     }

@@ -59,6 +59,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 shard`, `2,000 shards`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def words(name: str) -> str:
     """A key as words: `image_to_text` -> `image → text`, `unseen_vendor` -> `unseen vendor`, `top5` -> `top-5`."""
     name = re.sub(r"^top(\d+)$", r"top-\1", name)

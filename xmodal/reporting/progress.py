@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xmodal.reporting.formatting import duration, number
+from xmodal.reporting.terminal import Output
 
 BUSY = 0.1  # share of data wait above which the figure is coloured
 
@@ -44,7 +45,7 @@ class Progress:
           now: the time of day of plain lines, injected by tests.
         """
         self._total, self._step, self._enabled = total_steps, start_step, enabled
-        self._console = console or Console(highlight=False)
+        self._console = console or Output()
         self._clock, self._now = clock, now
         self._began: tuple[float, int] | None = None  # time and step of the first update: after compilation
         self._last = (-float("inf"), start_step)  # time and step of the last plain line

@@ -76,7 +76,16 @@ class Run(NamedTuple):
     @property
     def start(self) -> dict[str, Any]:
         """Nested results of the weights that the run started from, empty of one that started from scratch."""
-        return _last_evaluation([row for row in self.rows if row["step"] == 0])
+        return self.at(0)
+
+    @property
+    def evaluated(self) -> list[int]:
+        """Steps at which something was evaluated, in their order."""
+        return sorted({row["step"] for row in self.rows if any(name.startswith("eval/") for name in row)})
+
+    def at(self, step: int) -> dict[str, Any]:
+        """Nested results of the evaluations at one step, empty where there were none; 0 is before training."""
+        return _last_evaluation([row for row in self.rows if row["step"] == step])
 
 
 def build_report(workdir: str | os.PathLike) -> Path:

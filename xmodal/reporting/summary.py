@@ -19,6 +19,7 @@ from rich.text import Text
 from xmodal.reporting.bootstrap import Difference
 from xmodal.reporting.formatting import difference, number, spread, words
 from xmodal.reporting.results import Figure, evaluation_tables
+from xmodal.reporting.terminal import Output
 
 if TYPE_CHECKING:
     from xmodal.reporting.comparison import Group, GroupLine, Line
@@ -52,9 +53,9 @@ def print_summary(title: str, sections: Mapping[str, object], console: Console |
 
 def open_console() -> Console:
     """Returns standard output; as wide as its terminal, as `COLUMNS` says, or as suits a log file."""
-    console = Console(highlight=False)
+    console = Output()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=LOG_WIDTH)
+        console = Output(width=LOG_WIDTH)
     return console
 
 
@@ -138,6 +139,8 @@ def print_comparison(
       groups: runs that differ in the seed alone.
       group_lines: `comparison.group_lines` of them.
     """
+    if not lines:
+        return
     console = console or open_console()
     columns = ["set", "metric", *names, *(f"{name} - {names[0]}" for name in names[1:])]
     cell = lambda f: f and dataclasses.replace(f, chance=None)

@@ -6,6 +6,7 @@ taken, the connection that has waited longest for its client gives way to the ne
 
 import contextlib
 import io
+import re
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 CONNECTIONS = 64  # at a time
 IDLE, HEAD, BODY, ANSWER = 30.0, 10.0, 30.0, 30.0  # seconds between requests, and for each part of one
 HEAD_BYTES = 2**17
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 BODY_BYTES = 2**28  # of all bodies that are being received
 
 
@@ -110,7 +112,11 @@ class BoundedHandler(BaseHTTPRequestHandler):
                 self.server.hold(-self._held)
 
     def parse_request(self) -> bool:
-        """Reads the head; what follows is an answer, for which the client waits."""
+        """Reads the head; what follows is an answer, for which the client waits.
+
+        Bytes of the address that are not ASCII, as curl sends what is typed, are taken for percent-encoded ones.
+        """
+        self.raw_requestline = _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], self.raw_requestline)
         try:
             return super().parse_request()
         finally:

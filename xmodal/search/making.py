@@ -323,7 +323,7 @@ def _begin(job: Job, known: Known) -> dict[str, Any]:
             if then != now:
                 raise DataError(
                     f"{job.folder} was begun with other {section} ({key}: {then!r} then, {now!r} now). Use the same "
-                    "model, data and options, or name another folder with --out"
+                    "model, data and options, or delete the folder or name another with --out"
                 )
     return found
 

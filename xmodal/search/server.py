@@ -265,7 +265,11 @@ class _Handler(BoundedHandler):
         if key[1] != "/":
             self._check_origin()
         try:
-            found = parse_qs(query, keep_blank_values=True, max_num_fields=20)
+            found = parse_qs(query, keep_blank_values=True, max_num_fields=20, errors="strict")
+        except UnicodeDecodeError:
+            raise Refused(
+                http.HTTPStatus.BAD_REQUEST, say("the address is not UTF-8: write the text in UTF-8, percent-encoded")
+            ) from None
         except ValueError:
             raise Refused(http.HTTPStatus.BAD_REQUEST, "too many parameters") from None
         body = self._read(body_left) if body_left else b""

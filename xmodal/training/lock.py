@@ -151,6 +151,8 @@ def refuse_second(workdir: str | os.PathLike) -> None:
 
 def _take(path: Path, me: Owner) -> None:
     """Writes the lock, or takes over one that is left."""
+    if path.is_dir():
+        raise TrainingError(f"{path} is a folder, and a run keeps a file of that name: delete it or move it away")
     for _ in range(10):
         try:
             _create(path, me)

@@ -13,19 +13,26 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.modalities import Inputs, Reread
+from data_pipelines.io.urls import without_secrets
+from data_pipelines.modalities import Inputs, Reread, inputs_of
 from data_pipelines.stream.contents import contents
 from data_pipelines.stream.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
 from xmodal.interop.leaving import leaves_as, target
+from xmodal.messages import program
 from xmodal.models.batch_norm import STATISTICS
 from xmodal.paths import flatten_paths
 from xmodal.reporting.batches import print_batch
 from xmodal.reporting.flops import count_flops
-from xmodal.reporting.formatting import compact, number, percent, size
+from xmodal.reporting.formatting import compact, counted, number, percent, size
 from xmodal.reporting.summary import print_summary, print_table
+from xmodal.training.optimizer import Row
 from xmodal.training.task import Task
+
+_TYPED = ("image", "caption", "root", "split")  # keys of a source that are options of data commands
+_SHARP = " (a fine-tuned model begins above it: its temperature is already sharp)"
+_FEW_STEPS, _FEW_EVALUATIONS = 50, 4  # of a fine-tuning run, below which it is told so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +113,37 @@ def next_commands(config: ConfigDict, abstract: dict, workdir: Path) -> tuple[st
     """
     to = target(config, flatten_paths(abstract["params"]))
     folder, name = shlex.quote(str(workdir)), workdir.resolve().name  # "." has no name
-    export = f"python -m xmodal export --workdir {folder} --to {to} --out {shlex.quote(f'exported/{name}')}"
-    search = f"python -m xmodal embed SHARDS --model {folder} --out {shlex.quote(f'indexes/{name}')}"
+    export = f"{program()} export --workdir {folder} --to {to} --out {shlex.quote(f'exported/{name}')}"
+    search = f"{program()} embed {_source_as_typed(config)} --model {folder} --out {shlex.quote(f'indexes/{name}')}"
     aligned = any("between" in objective for objective in config.objectives.values())  # its embeddings can be compared
     return (export, search) if aligned else (export,)
+
+
+def _source_as_typed(config: ConfigDict) -> str:
+    """The first source as arguments of a data command; SHARDS for one that those cannot name, such as a made one."""
+    entry = next(iter(config.data.sources.values()), {})
+    urls = entry.get("urls") or entry.get("dataset")
+    if not urls:
+        return "SHARDS"
+    words = [urls] if isinstance(urls, str) else list(urls)
+    words += ["--type", "tfds"] if "dataset" in entry else []
+    for key in _TYPED:
+        words += [f"--{key}", entry[key]] if entry.get(key) else []
+    inputs, own = inputs_of(config.data), entry.get("templates")
+    caption = inputs.caption
+    if templates := own if own is not None else caption.templates if caption is not None else ():
+        words += ["--template", templates[0][1]]
+    return without_secrets(shlex.join([*words, *["--texts"] * (not inputs.stored)]))
 
 
 def _data(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The rows that say what is read and what of it is left out."""
     skipped = {reason: count for reason, count in summary["skipped"].items() if count}
     return {
-        "data": f"{summary['samples']:,} samples ({summary['epoch_size']:,} per epoch) in {summary['shards']:,} shards "
-        f"of {size(summary['bytes'])}, {summary['lanes']} lanes",
+        "data": f"{summary['samples']:,} samples ({summary['epoch_size']:,} per epoch) in "
+        f"{counted(summary['shards'], 'shard')} of {size(summary['bytes'])}, {counted(summary['lanes'], 'lane')}",
         "left out": skipped,
-        "readers": f"{summary['threads']} threads, up to {size(summary['memory_bytes'])} of memory",
+        "readers": f"{counted(summary['threads'], 'thread')}, up to {size(summary['memory_bytes'])} of memory",
     }
 
 
@@ -146,6 +170,42 @@ def _teacher(task: Task) -> str:
     local = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
     reads = "its own tokens" if task.teacher.texts else "the same tokens"
     return f"{name}: {compact(sum(a.size for a in leaves))} frozen parameters, {size(local)} per device, {reads}"
+
+
+def trained_how(rows: Sequence[Row]) -> list[list[object]]:
+    """Returns a table of what is trained how; rows that would look alike are one."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for row in rows:
+        first, last = (float(np.atleast_1d(row.lr)[i]) for i in (0, -1))
+        rate = f"{first:.3g}" if first == last else f"{first:.2g} to {last:.2g}"
+        looks = (row.part, row.rule or "(default)", row.method, rate, f"{row.weight_decay:g}")
+        counts = found.setdefault(looks, [0, 0])
+        counts[0] += row.arrays
+        counts[1] += row.params
+    return [[part, rule, arrays, compact(size), *rest] for (part, rule, *rest), (arrays, size) in found.items()]
+
+
+def _chance(task: Task) -> dict[str, str]:
+    """The loss of guessing, by objective; of weights with a temperature the first loss is higher."""
+    tuned, scaled = bool(task.config.init_from), task.max_logit_scales()
+    losses = task.chance_losses().items()
+    return {name: f"{loss:.3f}{_SHARP * (tuned and name in scaled)}" for name, loss in losses}
+
+
+def _few_steps(task: Task) -> str:
+    """Says that a fine-tuning run is too short to learn, or evaluated after nearly every step; "" of others."""
+    config, total = task.config, task.total_steps
+    if not config.init_from:
+        return ""
+    every = [task.steps(entry.get("every", "25%"), f"evals.{name}.every") for name, entry in config.evals.items()]
+    often = total > _FEW_EVALUATIONS and any(0 < steps <= 2 for steps in every)
+    if total >= _FEW_STEPS and not often:
+        return ""
+    evaluated = ", and an evaluation after nearly every one" if often else ""
+    return (
+        f"only {counted(total, 'step')}{evaluated}: lower batch_size (now {config.batch_size}) or lengthen "
+        f"schedule.total (now {config.schedule.total})"
+    )
 
 
 def print_startup(
@@ -181,7 +241,8 @@ def print_startup(
             f"{number(task.total_samples)} samples, {config.schedule.decay}",
             "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}",
             "leaves as": leaves_as(config, flatten_paths(abstract["params"])),
-            "chance loss": {name: f"{loss:.3f}" for name, loss in task.chance_losses().items()},
+            "chance loss": _chance(task),
+            "note": _few_steps(task),
             "start": f"continues from step {start}" if start else "fresh",
             "changed": tuple(changes),
         },
@@ -191,18 +252,7 @@ def print_startup(
     print_table(
         "what is trained how",
         ["part", "rule", "arrays", "parameters", "method", "lr x", "weight decay"],
-        [
-            [
-                r.part,
-                r.rule or "(default)",
-                r.arrays,
-                compact(r.params),
-                r.method,
-                f"{r.lr[0]:.2g} to {r.lr[-1]:.2g}" if isinstance(r.lr, tuple) else f"{r.lr:.3g}",
-                f"{r.weight_decay:g}",
-            ]
-            for r in task.plan.rows
-        ],
+        trained_how(task.plan.rows),
     )
     if task.mesh.devices.size > 1:
         placed = jax.tree.map(lambda s: s.sharding, abstract["params"])
