@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
+import xmodal
+from data_pipelines.errors import DataError
 from tests import tiny_runs
 from xmodal.configs import clap
 
@@ -37,3 +40,9 @@ def test_it_trains_and_is_evaluated(variant, tmp_path):
             assert 0 <= found[group]["R@1"] <= found[group]["R@10"] <= 1, group
             assert 0 < found[group]["chance"]["R@1"] < 1
     assert json.loads((tmp_path / "run" / "results.json").read_text())
+    live = xmodal.load(tmp_path / "run").live
+    waves = [(np.random.default_rng(i).normal(size=9000).astype(np.float32) / 9, 8000) for i in range(3)]
+    vectors = live.embed_rows("sound", lambda start, stop: live.preparing.rows("sound", waves[start:stop]), 3)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    with pytest.raises(DataError, match=r"audio number 1 cannot be used: silent audio"):
+        live.preparing.rows("sound", [waves[0], (np.zeros(9000, np.float32), 8000)])

@@ -94,12 +94,12 @@ class CrossRetrieval(BetweenTowers):
         if not self.control:
             return None
         try:
-            own, theirs = (np.array(_values(dataset, field, "control"), np.float64) for field in self.control)
+            asked, listed = (np.array(_values(dataset, field, "control"), np.float64) for field in self.control)
         except ValueError:
             raise DataError(
                 f"control: a field of {self.control} is no number in every sample of {dataset.where}"
             ) from None
-        return ranking.ranks(-np.abs(own[:, None] - theirs[items]), right, np)
+        return ranking.ranks(-np.abs(asked[:, None] - listed[items]), right, np)
 
 
 class _Plan(NamedTuple):
