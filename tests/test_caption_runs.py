@@ -46,7 +46,7 @@ def test_a_run_learns_from_several_captions(data, tmp_path, monkeypatch):
         (
             "coca",
             dict(sigmoid=dict(type="sigmoid")),
-            r"captions=2 needs towers without wiring, .*towers\.caption reads",
+            r"num_items=2 needs towers without wiring, .*towers\.caption reads",
         ),
     ],
 )
@@ -56,4 +56,4 @@ def test_what_takes_one_caption_refuses_more(data, variant, objectives, message)
     config.objectives = objectives or config.objectives
     resolved = resolve(config, inputs_of(config.data))
     with pytest.raises(ConfigError, match=message):
-        build_losses(resolved, make_mesh(config.mesh, jax.devices()[:1]))
+        build_losses(resolved, make_mesh(config.mesh, jax.devices()[:1]), inputs_of(config.data))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import xmodal
 from data_pipelines import modalities
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import inputs_of
@@ -106,10 +107,17 @@ def test_held_out_sets_have_it(config):
     assert "text" not in batch and held_out.records[1].captions == ["thing 1"]
 
 
-def test_a_run_trains_and_evaluates_it(config, tmp_path, capsys):
+def test_a_run_trains_evaluates_and_embeds_it(config, tmp_path, capsys):
     results = tiny_runs.run_config(tmp_path / "run", config)
     assert results["retrieval"]["held_out"]["image_to_text"]["R@10"] > 0
     assert re.search(r"numbers +8 x 6 +int32 +data\.inputs\.numbers", capsys.readouterr().out)
+    model = xmodal.load(tmp_path / "run")
+    assert set(model.inputs) == {"numbers", "text"}
+    found = model.embed("numbers", [numbers(i) for i in range(3)])
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(model.embed("numbers", [numbers(2)])[0], found[2], atol=1e-6)
+    with pytest.raises(DataError, match="digits number 1 cannot be used"):
+        model.embed("numbers", [numbers(0), [1, 2]])
 
 
 def test_its_options_are_checked_as_all_others(config):

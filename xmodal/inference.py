@@ -6,6 +6,7 @@ This is the friendly layer; `xmodal.live.Live` does the work.
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,10 +88,24 @@ class Model:
         Raises:
           DataError: a picture cannot be read; the message says which.
         """
-        pictures = [pictures] if isinstance(pictures, Picture) else list(pictures)
-        prepare = lambda start, stop: self.prepare_images(pictures[start:stop], start)
-        found = self.embed_rows("image", prepare, len(pictures))
-        return check_rows(found, "the embedding", lambda i: named(i, pictures[i]))
+        return self.embed("image", [pictures] if isinstance(pictures, Picture) else list(pictures))
+
+    def embed(self, name: str, parts: Sequence[Any]) -> np.ndarray:
+        """Embeds what any input takes that a tower reads alone.
+
+        Args:
+          name: of the input, one of `inputs`.
+          parts: what the input's `evaluate` takes: files, arrays, texts.
+
+        Returns:
+          Unit vectors, float32 [parts, dim].
+
+        Raises:
+          DataError: a part cannot be read; the message says which.
+        """
+        prepare = lambda start, stop: self.live.preparing.rows(name, parts[start:stop], start)
+        found, noun = self.embed_rows(name, prepare, len(parts)), self.live.modalities[name].noun
+        return check_rows(found, "the embedding", lambda i: named(i, parts[i], noun))
 
     def embed_text(self, texts: str | Iterable[str]) -> np.ndarray:
         """Embeds texts, one or several, to unit vectors, float32 [texts, dim]."""

@@ -132,7 +132,7 @@ def test_what_cannot_be_fetched_is_a_fault_of_its_sample(files, tmp_path):
     assert source.skipped == {"unsupported url": 1}
     expected = {2: "fetch failed", 6: "no image", 7: "empty image"}
     assert {i: sample.fault for i, sample in enumerate(samples) if sample.fault} == expected
-    assert all(samples[i].image == encode(i) for i in (0, 1, 3, 4, 5))
+    assert all(samples[i].parts["image"] == encode(i) for i in (0, 1, 3, 4, 5))
 
 
 def test_a_list_that_changed_is_an_error(files, listed):

@@ -110,7 +110,7 @@ def test_the_commands_take_texts_alone(tmp_path, capsys):
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps(dict(text=t, number=i)) + "\n" for i, t in enumerate([*TEXTS, ""])))
     main(["data", "build", str(path), "--texts", "--out", str(tmp_path / "shards"), "--workers", "1"])
-    assert "48 samples in 1 shards" in capsys.readouterr().out
+    assert "48 samples in 1 shard (" in capsys.readouterr().out
     shards = str(tmp_path / "shards" / "*.tar")
     main(["data", "verify", shards, "--texts", "--workers", "1"])
     assert "48 samples read: all can be used" in capsys.readouterr().out

@@ -158,8 +158,8 @@ def test_health_of_both_towers_or_of_one(world, alone):
     one = world.evaluate(EmbeddingHealth(world.urls, towers=("image",), batch_size=16)).metrics
     assert one == {key: value for key, value in got.items() if "image" in key or "samples" in key}
     assert EmbeddingHealth(world.urls, towers=("image",)).needs == {"image.pooled"}
-    with pytest.raises(ConfigError, match="expected 'image', 'text' or both"):
-        make_spec(EmbeddingHealth, dict(urls=world.urls, towers=("audio",)), "evals.x")
+    with pytest.raises(ConfigError, match="expected one tower, or two"):
+        make_spec(EmbeddingHealth, dict(urls=world.urls, towers=("image", "image")), "evals.x")
 
 
 def test_the_samples_are_those_of_the_world():

@@ -166,6 +166,8 @@ def test_our_own_folder_is_checked(folder, tmp_path):
     edit(own / "config.json", model__towers__text__trunk__depth=2, xmodal__format=9)
     assert "has format 9" in refused(own)
     edit(own / "config.json", xmodal__format=1)
+    assert "has format 1; this version of xmodal reads format 2" in refused(own), "of before data.inputs"
+    edit(own / "config.json", xmodal__format=2)
     (own / "tokenizer.json").unlink()
     assert "has no tokenizer.json" in refused(own)
 
@@ -239,7 +241,7 @@ def test_exchanged_ids_are_exchanged_everywhere():
         ("std", (0.2, float("nan"), 0.2), r"data\.inputs\.image\.std is"),
         ("std", (0.2, -0.1, 0.2), r"data\.inputs\.image\.std is"),
         ("std", (0.2, 0.3), r"data\.inputs\.image\.std is"),
-        ("mean", (0.2, float("inf"), 0.2), r"image\.mean is .*expected a finite number for each of R, G, B"),
+        ("mean", (0.2, float("inf"), 0.2), r"data\.inputs\.image\.mean is .*a finite number for each of R, G, B"),
         ("mean", (0.2, "0.2", 0.2), r"data\.inputs\.image\.mean is"),
     ],
 )
@@ -252,7 +254,7 @@ def test_pixels_are_normalised_by_what_they_can_be(folder, tmp_path, key, value,
         open_stored(tmp_path / "own")
     entry = dict(type="image", size=32) | {key: value}
     with pytest.raises(DataError, match=f"^{message}"):
-        open_inputs(dict(image=entry), MODALITIES)["image"].check()
+        open_inputs(dict(image=entry), MODALITIES)["image"].check(device=True)
     if numbers:
         edit(folder / "preprocessor_config.json", **{f"image_{key}": value})
         finite = all(map(math.isfinite, value))

@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_named_and_can_be_excepted(imported):
 
     def excepted(c):
         change(c)
-        c.init_from_except = ("text/.*", "objectives/.*", "image/trunk/pattern/.*", "data/image/mean")
+        c.init_from_except = ("text/.*", "objectives/.*", "image/trunk/pattern/.*", "data/inputs/image/mean")
 
     state, stored = started(task_from(where, excepted)), open_stored(where)
     np.testing.assert_array_equal(

@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_named(model):
     run, params = model
     with pytest.raises(ValueError, match="expects packed patches of 8 pixels and image_grid"):
         run(params, dict(image=batch()["image"]))
-    with pytest.raises(ValueError, match=r"set data\.inputs\.image\.naflex"):
+    with pytest.raises(ValueError, match=r"set naflex of the image input"):
         run(params, batch() | dict(image=np.zeros((6, LENGTH, 48), np.float32)))
     with pytest.raises(ValueError, match="no class token, norm or stem"):
         presets.naflex(helpers.image("clip"))

@@ -68,7 +68,7 @@ def test_from_the_command_to_the_batch(made_index, made_shards, tmp_path, capsys
         batch = next(stream)
         assert json.loads((tmp_path / "skipped.jsonl").read_text().splitlines()[-1])["reason"] == "in no whole group"
     ids = {caption(i): i for i in GOOD}
-    decode = stream.inputs["text"].tokenizer.decode
+    decode = stream.inputs["text"].vocabulary.decode
     shown = [ids[decode(row)] for row in batch["text"]]
     assert [set(pair) for pair in np.reshape(shown, (-1, 2)).tolist()] != pairs
     assert sorted(map(sorted, np.reshape(shown, (-1, 2)).tolist())) == sorted(map(sorted, pairs))

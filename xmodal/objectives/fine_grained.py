@@ -184,8 +184,8 @@ class Flair(SigmoidContrastive):
 
     Each caption pools the patches of an image by an attention of its own, and must tell whether both belong together.
     With several `num_items` of the text, all captions of an image are its positives, and the first one of each other
-    image may be its negative; the loss is the mean over these captions, as in the published code. The paper's second loss, between
-    whole images and all captions, is the objective `sigmoid` beside it, both at half the weight.
+    image may be its negative; the loss is the mean over these captions, as in the published code. The paper's second
+    loss, between whole images and all captions, is the objective `sigmoid` beside it, both at half the weight.
 
     Attributes:
       heads: of the attention that pools.
