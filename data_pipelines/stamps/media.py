@@ -62,7 +62,7 @@ def _rasterize(svg: str) -> bytes | None:
     for text in (svg, sized):
         try:
             return bytes(resvg_py.svg_to_bytes(svg_string=text, width=_RASTER))
-        except Exception:  # its errors have no class of their own
+        except Exception:  # resvg raises bare exceptions
             continue
     return None
 

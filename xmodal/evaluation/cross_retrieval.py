@@ -23,7 +23,7 @@ class CrossRetrieval(BetweenTowers):
       between: two towers. The first embeds what files hold; a second one of texts embeds the first caption.
       group: json field; samples with the same value are right for one another. "": each sample for itself alone.
       item: json field; samples with the same value show the second tower the same, which is one candidate: the first
-        sample that has it. "": each sample has its own.
+        sample that has it. "": each sample is a candidate.
       by: json field; recall is also given per value of it, among the same candidates.
       control: json fields with a number, of the queries and of the candidates, such as ("seconds", "usual_seconds").
         Recall is also given for candidates ranked by how close their number is: what a model is worth is what it
