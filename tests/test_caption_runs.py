@@ -41,7 +41,7 @@ def test_a_run_learns_from_several_captions(data, tmp_path, monkeypatch):
         (
             "clip",
             dict(sigmoid=dict(type="sigmoid", between=("text", "image"))),
-            r"with .*=2 the tower that reads texts comes second",
+            r"with .*=2 the tower that reads 'text' comes second",
         ),
         (
             "coca",
