@@ -107,14 +107,16 @@ def test_two_processes_are_one_run_and_stop_together(reference, arguments, tmp_p
     assert_same(rows, reference, tolerance=5e-3)
 
 
-@pytest.mark.parametrize("where", ["data.sources", "evals.held_out"])
-def test_processes_that_see_other_data_end_at_once(arguments, tmp_path, where):
+@pytest.mark.parametrize(
+    ("option", "where"),
+    [("data.sources.main.urls", "data.sources"), ("evals.held_out.urls", "evals.held_out.source")],
+)
+def test_processes_that_see_other_data_end_at_once(arguments, tmp_path, option, where):
     """A copy that is not complete, on one of two machines: each process reads its own rows, so nothing else shows."""
     (tmp_path / "data").mkdir()
     data = tiny_runs.make_data(tmp_path / "data")
     shard = data / "s-01.tar"
     shard.write_bytes(shard.read_bytes().replace(b"thing 30", bytes(8)))  # the size is the same
-    option = "data.sources.main.urls" if where == "data.sources" else f"{where}.urls"
     other = [*arguments, f"--config.{option}={data}/s-{{00..01}}.tar"]
     for number, (code, _, error) in enumerate(end(start_two(tmp_path / "run", (arguments, other)))):
         assert code == 1 and "Traceback" not in error, error
