@@ -142,7 +142,8 @@ def jitter(batch, keys):
 
 def mixing(batch, keys):
     """Another one, which makes of each two samples two mixed ones."""
-    return jitter(batch, keys) | mix_images(batch["image"], key_tools.fold(keys, "mix"), mixup=0.8, cutmix=1.0)
+    mixed, weight = mix_images(batch["image"], key_tools.fold(keys, "mix"), mixup=0.8, cutmix=1.0)
+    return jitter(batch, keys) | dict(image=mixed, mix_weight=weight)
 
 
 @functools.cache
