@@ -61,7 +61,7 @@ def locked_dinov2(where):
     config.init_from, config.init_from_except = str(where), lit.NEW
     image = stored.config.model.towers.image
     config.model.towers.image = image
-    config.model.towers.text.embed_dim = image.trunk.width
+    config.model.towers.text.heads.pooled.embed_dim = image.trunk.width
     config.data.image.update(size=PIXELS, mean=stored.config.data.image.mean, std=stored.config.data.image.std)
     config.evals, config.batch_size, config.checkpoint.best = {}, 16, ""
     return config

@@ -53,7 +53,7 @@ def test_what_stands_in_the_way_is_named():
         text=presets.clip_text("Ti", pool="mean", embed=dict(vocab_size=9, length=8)),
     )
     assert leaves_as(c, SCALE) == "xmodal, jax only; hf clip would need other text/pool"
-    c.model.towers.text.pool = "eos"
+    c.model.towers.text.heads.pooled.pool = "eos"
     line = "hf clip, xmodal, jax; open_clip cannot hold it: open_clip uses quick_gelu in both towers or in none"
     assert leaves_as(c, SCALE).startswith(line)
 

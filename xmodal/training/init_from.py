@@ -27,7 +27,7 @@ from xmodal.training.task import Task
 _FREE = re.compile(
     r".*/(dropout|attn_dropout|drop_path|drop_connect|patch_dropout|momentum|norm_momentum|scan|remat(/\d+)?|init"
     r"|gate_init|layer_scale|image_size|position_size|position_filter|positions|ragged|vocab_size|length|head|depth"
-    r"|pattern/.*/lora(/.*)?)"
+    r"|pattern/.*/lora(/.*)?|heads/(?!pooled/).*)"
 )
 _TOKENS = "text/embed/embedding"
 
@@ -113,7 +113,7 @@ def _meanings(stored: Stored, task: Task, patterns: tuple[str, ...]) -> list[str
                 for line in differences(*pair, name, ("is", "the weights have"))
                 if not _FREE.fullmatch(option := line.partition(": ")[0]) and not matches(option, patterns)
             ]
-    taken = any(getattr(t.embed, "type", "") == "token" for t in spec.towers.values()) and stored.tokenizer is not None
+    taken = any(t.embed is not None and t.embed.decodes for t in spec.towers.values()) and stored.tokenizer is not None
     if taken and not matches(_TOKENS, patterns) and (other := same_tokens(task.tokenizer, stored.tokenizer)):
         problems.append(
             f"data.text.tokenizer: {task.config.data.text.tokenizer} is not the weights' tokenizer: {other}; except "

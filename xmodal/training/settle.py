@@ -9,7 +9,8 @@ from data_pipelines.samples import has_images
 from data_pipelines.stream.source_columns import source_names
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError
-from xmodal.models.embed import EMBEDDERS, NaflexSpec, TokenSpec, inputs_of
+from xmodal.models.embed import EMBEDDERS, TokenSpec, inputs_of
+from xmodal.models.heads import LogitsSpec
 from xmodal.objectives import OBJECTIVES, Objective
 
 
@@ -23,20 +24,22 @@ def resolve(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
     _check_images(config)
     for name, tower in config.model.towers.items():
         where, embed = f"model.towers.{name}", tower.get("embed")
-        if tower.get("head", "none") == "linear":
-            _fill_vocabulary(tower, tokenizer if _predicts_texts(config.model.towers, name) else None, where)
+        for head, entry in tower.get("heads", {}).items():
+            if entry.get("type") == LogitsSpec.type and entry.get("map", LogitsSpec.map) == "linear":
+                texts = _predicts_texts(config.model.towers, name)
+                _fill_vocabulary(entry, tokenizer if texts else None, f"{where}.heads.{head}")
         if not embed:
             continue
-        squares = hasattr(EMBEDDERS.get(embed.type, (None,))[0], "image_size")
-        if squares or embed.type == NaflexSpec.type:
-            _check_packing(embed, config.data.image, where)
-        if embed.type == NaflexSpec.type:
+        takes = EMBEDDERS[embed.type].takes if embed.type in EMBEDDERS else ""
+        if takes in ("pixels", "patches"):
+            _check_packing(takes, config.data.image, where)
+        if takes == "patches":
             packing = Naflex.of(config.data.image)
             _fill(embed, "patch_size", packing.patch_size, f"{where}.embed.patch_size", "data.image.naflex.patch_size")
             _fill(embed, "length", packing.length, f"{where}.embed.length", "data.image.naflex.length")
-        elif squares:
+        elif takes == "pixels":
             _fill(embed, "image_size", config.data.image.size, f"{where}.embed.image_size", "data.image.size")
-        elif embed.type == TokenSpec.type:
+        elif takes == "ids":
             own = embed.get("input", TokenSpec.input) == TokenSpec.input
             _fill_vocabulary(embed, tokenizer if own else None, f"{where}.embed")
             if own:
@@ -51,7 +54,9 @@ def _predicts_texts(towers: Mapping[str, Mapping], name: str, seen: tuple[str, .
     """Whether the logits of a tower are those of `data.text`: what it embeds, or else the last tower that it reads."""
     if (embedded := inputs_of(towers).get(name)) is not None:
         return embedded == TokenSpec.input
-    reads = [other for other in towers.get(name, {}).get("reads", ())[-1:] if other not in seen]
+    edges = towers.get(name, {}).get("reads", {})
+    order = sorted(edges, key=lambda other: (edges[other].get("order", 0), other))
+    reads = [other for other in order[-1:] if other not in seen]
     return any(_predicts_texts(towers, other, (*seen, name)) for other in reads)
 
 
@@ -86,10 +91,10 @@ def _check_images(config: ConfigDict) -> None:
                           "nor decodes them")  # fmt: skip
 
 
-def _check_packing(embed: ConfigDict, image: ConfigDict, where: str) -> None:
+def _check_packing(takes: str, image: ConfigDict, where: str) -> None:
     """Raises a ConfigError when the data are squares and the tower takes packed patches, or the other way round."""
     packed = bool(image.naflex.lengths)
-    if packed != (embed.type == NaflexSpec.type):
+    if packed != (takes == "patches"):
         makes, takes = ("packed patches", "squares") if packed else ("squares", "packed patches")
         raise ConfigError(
             f"data.image.naflex.lengths={image.naflex.lengths} makes {makes}, and {where}.embed takes {takes}: set the "

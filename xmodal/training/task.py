@@ -215,8 +215,10 @@ def _check_labels(config: ConfigDict, spec: ModelSpec, tower: str, where: str) -
         raise ConfigError(f"{where} needs the classes of the samples: set data.label.field and data.label.classes")
     classes, width = len(label.classes) or label.count, spec.towers[tower].embed_dim
     if width != classes:
-        raise ConfigError(f"{where}: data.label has {classes} classes, and model.towers.{tower}.embed_dim is {width}; "
-                          "make them agree")  # fmt: skip
+        raise ConfigError(
+            f"{where}: data.label has {classes} classes, and model.towers.{tower}.heads.pooled.embed_dim is {width}; "
+            "make them agree"
+        )
 
 
 def _check_mixing(config: ConfigDict, objectives: Mapping[str, Objective], mesh: jax.sharding.Mesh) -> None:
@@ -249,22 +251,17 @@ def _check_captions(config: ConfigDict, spec: ModelSpec, objectives: Mapping[str
         if first == "text" or second != "text":
             raise ConfigError(f"objectives.{name}.between={objective.between}: with {where} the tower that reads texts "
                               "comes second")  # fmt: skip
-    if wired := [name for name, tower in spec.towers.items() if tower.reads or tower.attends]:
+    if wired := [name for name, tower in spec.towers.items() if tower.wired]:
         raise ConfigError(
             f"{where} needs towers without wiring, and model.towers.{wired[0]} reads or attends to others"
         )
 
 
 def _check_need(spec: ModelSpec, need: str, where: str) -> None:
-    tower, _, what = need.partition(".")
-    if tower not in spec.towers:
-        known = ", ".join(spec.towers)
-        raise ConfigError(f"{where}: there is no tower {tower!r}.{did_you_mean(tower, spec.towers)} Towers: {known}")
-    if (what == "pooled" and spec.towers[tower].pool == "none") or (
-        what in ("logits", "masked_logits") and spec.towers[tower].head == "none"
-    ):
-        setting = "pool" if what == "pooled" else "head"
-        raise ConfigError(f"{where}: needs {need}, so model.towers.{tower}.{setting} must not be 'none'")
+    try:
+        spec.check_output(need)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def build_entry(registry: Mapping[str, type], entry: ConfigDict, where: str) -> Any:

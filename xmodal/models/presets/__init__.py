@@ -6,7 +6,18 @@ ones Turc et al. 2019). Vocabulary, text length and image size are 0 here: they 
 data section.
 """
 
-from xmodal.models.presets.base import VIT, dual_tower, fusion, lookup, trunk, with_lora, without_lora
+from xmodal.models.presets.base import (
+    VIT,
+    dual_tower,
+    fusion,
+    heads,
+    lookup,
+    trunk,
+    with_head,
+    with_lora,
+    without_heads,
+    without_lora,
+)
 from xmodal.models.presets.convolutions import (
     CLIP_RESNET,
     CONVNEXT,
@@ -60,6 +71,7 @@ __all__ = [
     "efficientnet",
     "efficientnet_tower",
     "fusion",
+    "heads",
     "image_tower",
     "lookup",
     "modern_text",
@@ -72,6 +84,8 @@ __all__ = [
     "text_tower",
     "trunk",
     "vit",
+    "with_head",
     "with_lora",
+    "without_heads",
     "without_lora",
 ]

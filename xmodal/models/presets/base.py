@@ -33,7 +33,17 @@ STYLES = {
     "modern": dict(act="silu", norm_eps=1e-6, init="bert"),
 }
 
-_ATTENTION = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")  # fields of attention
+_ATTENTION = (
+    "kv_heads",
+    "head_dim",
+    "rope",
+    "relative",
+    "joined",
+    "softcap",
+    "qk_norm",
+    "key_bias",
+    "attn_dropout",
+)  # fields of attention
 
 
 def size_of(variant: str) -> str:
@@ -61,7 +71,18 @@ def trunk(
       **changes: fields of `TrunkSpec`, or of every `Sublayer` where the trunk has no such field.
     """
     base = STYLES[style]
-    trunk_fields = ("final_norm", "norm", "norm_eps", "drop_path", "init", "condition_width", "scan", "remat")
+    trunk_fields = (
+        "final_norm",
+        "final_adaln",
+        "final_routes",
+        "norm",
+        "norm_eps",
+        "drop_path",
+        "init",
+        "condition_width",
+        "scan",
+        "remat",
+    )
     whole = {k: changes.pop(k) for k in trunk_fields if k in changes}
     common = dict(norm_eps=whole.get("norm_eps", base["norm_eps"]), norm=whole.get("norm", "ln")) | changes
     mlp = dict(kind="mlp", act=base["act"]) | {k: v for k, v in common.items() if k not in _ATTENTION}
@@ -84,6 +105,42 @@ def dual_tower(*, dtype: str = "float32", **towers) -> ConfigDict:
 def fusion(*, dtype: str = "float32", **towers) -> ConfigDict:
     """Towers that read or attend to one another: CoCa, GIT, Flamingo."""
     return ConfigDict(dict(dtype=dtype, towers=towers), convert_dict=True)
+
+
+def heads(
+    *, pool: str = "none", head: str = "none", embed_dim: int = 0, projection_bias: bool = False, **pooled
+) -> dict:
+    """The usual heads of a tower: its embedding, that of each of its tokens, and logits over a vocabulary.
+
+    Args:
+      pool: of the embedding; "none" leaves it out.
+      head: map of the logits, "linear", "tied" or "masked" (which gives them at places that are hidden, too); "none"
+        leaves them out.
+      embed_dim: width of the shared space, or number of classes; 0: no projection.
+      projection_bias: of that projection.
+      **pooled: other fields of `PooledSpec`.
+    """
+    found = dict(local=dict(type="local"))
+    if pool != "none":
+        shared = dict(embed_dim=embed_dim, projection_bias=projection_bias)
+        found["pooled"] = dict(type="pooled", pool=pool) | shared | pooled
+    if head != "none":
+        found["logits"] = dict(type="logits", map=head, vocab_size=0)
+        found["logit_factors"] = dict(type="logit_factors")
+    if head == "masked":
+        found["masked_logits"] = dict(type="masked_logits")
+    return found
+
+
+def with_head(tower: Mapping, name: str, **changes) -> dict:
+    """Returns a copy of a tower with fields of one head changed, or with one more head (which needs its `type`)."""
+    found = dict(tower.get("heads", {}))
+    return dict(tower) | dict(heads=found | {name: dict(found.get(name, {})) | changes})
+
+
+def without_heads(tower: Mapping, *names: str) -> dict:
+    """Returns a copy of a tower without these heads, such as "pooled" for a tower that others only read."""
+    return dict(tower) | dict(heads={name: head for name, head in tower["heads"].items() if name not in names})
 
 
 def with_lora(
