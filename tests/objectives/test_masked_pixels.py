@@ -18,12 +18,7 @@ OBJECTIVE = MaskedPixels(patch_size=PATCH, rate=0.75)
 def towers(**embed):
     """He et al. 2021: a ViT, and a narrower decoder with mask tokens and a head of pixels."""
     encoder = presets.without_heads(helpers.image("vit", embed=SIZE | dict(position="sincos") | embed), "pooled")
-    decoder = dict(
-        embed=dict(type="mask_tokens", patch_size=PATCH, prefix_tokens=1, **SIZE),
-        trunk=presets.trunk(12, 1, 2, style="vit"),
-        reads=dict(image=dict(type="linear")),
-        heads=dict(pixels=dict(type="pixels", patch_size=PATCH)),
-    )
+    decoder = presets.pixel_decoder(12, 1, 2, patch_size=PATCH, embed=SIZE)
     return dict(image=encoder, decoder=decoder)
 
 

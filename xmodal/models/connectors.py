@@ -66,8 +66,9 @@ class ConnectorSpec(Kind):
         return tokens
 
     def width(self, source: int, width: int) -> int:
-        """Width of what comes out; cross attention takes any width, so it asks for none (0)."""
-        return width or source
+        """Width that cross attention gets, which takes any: that of the source, unless the edge maps it to `width`."""
+        del width
+        return source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +77,17 @@ class LinearSpec(ConnectorSpec):
 
     type: Literal["linear"] = "linear"
 
+    def width(self, source, width):
+        """See `ConnectorSpec`."""
+        return width
+
     def build(self, source, width, scheme, draw):
         """See `ConnectorSpec`."""
         return Connector(self, source, width, scheme, draw, linear=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearNormSpec(ConnectorSpec):
+class LinearNormSpec(LinearSpec):
     """A linear map and a norm (GIT, Wang et al. 2022, section 3.1)."""
 
     type: Literal["linear_norm"] = "linear_norm"
@@ -93,7 +98,7 @@ class LinearNormSpec(ConnectorSpec):
 
 
 @dataclasses.dataclass(frozen=True)
-class ResamplerSpec(ConnectorSpec):
+class ResamplerSpec(LinearSpec):
     """Any number of tokens to a fixed one: learned latents attend to the tokens and to themselves, layer by layer.
 
     The Perceiver resampler (Flamingo, Alayrac et al. 2022, section 2.1 and figure 5). Items are resampled one by one.

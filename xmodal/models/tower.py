@@ -121,18 +121,15 @@ class Tower(nnx.Module):
             {name: edge.build(sources[name], into or sources[name].width, chosen, draw) for name, edge in wired}
         )
         self.connectors = edges([(name, spec.reads[name]) for name in spec.read_order], width)
-        # Cross attention takes context of any width: an edge that changes it goes to the tower's.
-        plain = lambda edge: type(edge) is ConnectorSpec
-        self.contexts = nnx.Dict()
-        for name, edge in sorted(spec.attends.items()):
-            into = sources[name].width if plain(edge) else width
-            self.contexts[name] = edge.build(sources[name], into, chosen, draw)
+        widths = {name: edge.width(sources[name].width, width) for name, edge in sorted(spec.attends.items())}
+        self.contexts = nnx.Dict(
+            {name: spec.attends[name].build(sources[name], into, chosen, draw) for name, into in widths.items()}
+        )
         self.conditions = edges(sorted(spec.condition.items()), spec.trunk.condition_width)
-        widths = {sources[n].width if plain(edge) else width for n, edge in spec.attends.items()}
-        if len(widths) > 1:
-            raise ValueError(f"contexts of the widths {sorted(widths)} are attended to: give their edges a linear map")
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"contexts of the widths {widths} are attended to: give their edges a linear map")
         grid, prefix = (spec.embed.grid, spec.embed.prefix) if spec.embed else (None, 0)
-        self.trunk = spec.trunk.placed(grid or (0, 0), prefix).build(max(widths, default=0), draw)
+        self.trunk = spec.trunk.placed(grid or (0, 0), prefix).build(max(widths.values(), default=0), draw)
         self._build_heads(Site(spec, spec.trunk.mlp, chosen, draw))
 
     def _build_heads(self, site: Site) -> None:

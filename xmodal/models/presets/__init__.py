@@ -32,7 +32,7 @@ from xmodal.models.presets.convolutions import (
     resnet,
     resnet_tower,
 )
-from xmodal.models.presets.images import classifier, dinov2, image_tower, naflex, vit
+from xmodal.models.presets.images import classifier, dinov2, image_tower, naflex, pixel_decoder, vit
 from xmodal.models.presets.texts import (
     BERT,
     CHINESE_CLIP_TEXT,
@@ -78,6 +78,7 @@ __all__ = [
     "modern_text_tower",
     "naflex",
     "no_trunk",
+    "pixel_decoder",
     "resnet",
     "resnet_tower",
     "siglip_text",

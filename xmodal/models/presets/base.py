@@ -97,7 +97,7 @@ def trunk(
 def dual_tower(*, dtype: str = "float32", **towers) -> ConfigDict:
     """Two or more towers without wiring: CLIP, ALIGN, SigLIP."""
     for name, tower in towers.items():
-        if tower.get("reads") or tower.get("attends"):
+        if any(tower.get(edges) for edges in ("reads", "attends", "condition")):
             raise ValueError(f"tower {name!r} is wired to another: use presets.fusion")
     return fusion(dtype=dtype, **towers)
 

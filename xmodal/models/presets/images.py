@@ -61,6 +61,28 @@ def classifier(tower: Mapping, classes: int) -> dict:
     return with_head(tower, "pooled", embed_dim=classes, projection_bias=True)
 
 
+def pixel_decoder(
+    width: int = 512, depth: int = 8, heads: int = 16, *, patch_size: int = 16, reads: str = "image",
+    embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """The decoder of a masked autoencoder (He et al. 2021, table 1), for the objective `masked_pixels`.
+
+    Args:
+      width: of the residual stream.
+      depth: layers.
+      heads: attention heads.
+      patch_size: pixels of the encoder's patches.
+      reads: the encoder, such as `vit("B16", style="vit", embed=dict(position="sincos"))`.
+      embed: updates the embedder `mask_tokens`, such as `prefix_tokens=0` for an encoder without class token.
+      **changes: fields of the trunk or its sublayers, see `trunk`.
+    """
+    return dict(
+        embed=dict(type="mask_tokens", image_size=0, patch_size=patch_size) | dict(embed or {}),
+        trunk=trunk(width, depth, heads, **(dict(style="vit") | changes)),
+        reads={reads: dict(type="linear")}, heads=dict(pixels=dict(type="pixels", patch_size=patch_size)),
+    )  # fmt: skip
+
+
 def dinov2(variant: str = "B14", *, registers: int = 0, **changes) -> dict:
     """DINOv2's image tower (Oquab et al. 2023): LayerScale, SwiGLU in "g14", positions of 518 pixels resampled.
 
