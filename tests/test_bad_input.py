@@ -42,12 +42,12 @@ SETTINGS = {
         r"objectives.contrastive: there is no tower 'txt'. Did you mean 'text'\? Towers: image, text",
     ),
     "towers of different widths": (
-        dict(model__towers__text__embed_dim=16),
+        dict(model__towers__text__heads__pooled__embed_dim=16),
         r"objectives.contrastive: the towers must pool to the same width, not {'image': 32, 'text': 16}: set",
     ),
     "unpooled tower": (
-        dict(model__towers__image__pool="none"),
-        r"objectives.contrastive: needs image.pooled, so model.towers.image.pool must not be 'none'",
+        dict(model__towers__image__heads={}),
+        r"objectives.contrastive: needs image.pooled, and the tower 'image' gives tokens: set model",
     ),
     "mixed images in odd rows": (
         dict(data__inputs__image__mixup=0.2, batch_size=24, data__lanes=4),
@@ -122,7 +122,7 @@ SETTINGS = {
     ),
     "tokenizer larger than the model": (
         dict(model__towers__text__embed__vocab_size=100),
-        r"model.towers.text.embed.vocab_size is 100, but the tokenizer's is \d+: set it to 0",
+        r"model.towers.text.embed.vocab_size is 100, but the vocabulary of .*text\.tokenizer is \d+: set it to 0",
     ),
 }
 
