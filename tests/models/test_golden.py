@@ -233,7 +233,7 @@ def test_models_that_the_reference_cannot_express_are_refused():
     assert [line.split(":")[0].strip() for line in sorted(lines)] == [
         "image/embed/pre_norm",
         "image/trunk/pattern/0/0/qk_norm",
-        "text/pool",
+        "text/heads/pooled/pool",
     ]
     with pytest.raises(ValueError, match="'blip' cannot be converted: known are clip, siglip"):
         huggingface.model_config(dict(model_type="blip"))

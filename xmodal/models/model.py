@@ -132,7 +132,7 @@ class CrossModalModel(nnx.Module):
             name, _, what = wanted.partition(".")
             tokens, tower = call.run(name), getattr(self, name)
             with jax.named_scope(name):
-                outputs[wanted] = tokens if what == "tokens" else tower.read(what, tokens, batch)
+                outputs[wanted] = tokens if what == "tokens" else tower.read(what, tokens, call.batch_of(name))
         if STATISTICS in want:
             outputs[STATISTICS] = call.moments
         if caches is not None:
@@ -190,14 +190,12 @@ class _Call:
         read = {other: self.run(other) for other in live(spec.reads)}
         attended = {other: self.run(other) for other in live(spec.attends)}
         condition = {other: self._pooled(other) for other in live(spec.condition)}
-        batch, items = self.batch, {other: self.model.spec.items(other, self.batch) for other in (*read, *attended)}
+        batch, items = self.batch_of(name), {o: self.model.spec.items(o, self.batch) for o in (*read, *attended)}
         there = {
             other: self.batch[f"{embed.input}_there"]
             for other, n in items.items()
             if n > 1 and (embed := self.model.spec.towers[other].embed) and f"{embed.input}_there" in self.batch
         }
-        if (own := self.model.spec.items(name, self.batch)) > 1:
-            batch = as_rows(batch, spec.embed.input, own)
         rows = self._rows(spec, batch, items, read | attended, condition)
         # Rows of a sample with several texts or images have keys of their own.
         keys = key_tools.fold(self.keys, name)
@@ -213,7 +211,12 @@ class _Call:
 
     def _pooled(self, name: str) -> jax.Array:
         """The vector that conditions another tower."""
-        return getattr(self.model, name).read("pooled", self.run(name), self.batch)
+        return getattr(self.model, name).read("pooled", self.run(name), self.batch_of(name))
+
+    def batch_of(self, name: str) -> Mapping:
+        """The batch as a tower sees it: several items that a sample has of its input are rows."""
+        items = self.model.spec.items(name, self.batch)
+        return as_rows(self.batch, self.model.spec.towers[name].embed.input, items) if items > 1 else self.batch
 
     def _rows(self, spec: TowerSpec, batch: Mapping, items: Mapping, seen: Mapping, condition: Mapping) -> int:
         """Sequences of a tower: rows of its array, or else of what it is wired to, or else samples of the batch."""
