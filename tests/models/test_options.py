@@ -6,7 +6,7 @@ import pytest
 
 from xmodal.models.connectors import CONNECTORS
 from xmodal.models.embed import EMBEDDERS
-from xmodal.models.heads import HEADS
+from xmodal.models.heads import HEADS, LocalSpec, LogitsSpec, PooledSpec
 from xmodal.models.options import SHAPES, TRAINING, free_paths, training
 from xmodal.models.presets.base import ATTENTION_FIELDS, TRUNK_FIELDS
 from xmodal.models.resnet import ResNetSpec
@@ -44,3 +44,11 @@ def test_the_paths_of_what_need_not_agree():
     assert {"x/remat/0", "x/remat/1", "x/momentum"} <= set(
         free_paths(ResNetSpec(remat=("none", "full", "full", "none")), "x")
     )
+
+
+def test_of_the_heads_the_embedding_alone_must_agree():
+    heads = dict(pooled=PooledSpec(embed_dim=4), logits=LogitsSpec(vocab_size=9), local=LocalSpec())
+    found = set(free_paths(TowerSpec(TrunkSpec(8, 0, ()), heads=heads), "a"))
+    assert {f"a/heads/logits/{name}" for name in ("type", "map", "vocab_size", "segment")} <= found
+    assert {"a/heads/local/type", "a/heads/local/of"} <= found
+    assert not any(path.startswith("a/heads/pooled/") for path in found)
