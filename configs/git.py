@@ -20,10 +20,10 @@ def get_config():
     c.schedule.total = "12epochs"
     c.model = presets.dual_tower(**demo.towers(hidden=1024))
     image, text = c.model.towers.image, c.model.towers.text
-    image.update(pool="none", embed_dim=0)
+    image = presets.without_heads(image, "pooled")
     caption = presets.text_tower(
         text.trunk.width, 2, 4, act="gelu_tanh", pool="none", head="linear", scan=False
-    ) | dict(reads=("image",), connector="linear_norm")
+    ) | dict(reads=dict(image=dict(type="linear_norm")))
     c.model = presets.fusion(image=image, caption=caption)
     c.objectives = dict(captioning=dict(type="captioning", tower="caption", label_smoothing=0.1, weight=1.0))
     c.data.inputs.text.templates = ((1.0, "{label}"),)

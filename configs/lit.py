@@ -62,7 +62,11 @@ def dinov2(c, variant):
 def small(c):
     c = emoji(c)
     c.init_from = "runs/vit_emoji"
-    c.init_from_except = (*NEW, "image/projection/.*", "image/embed_dim", "image/projection_bias")  # its classifier
+    c.init_from_except = (
+        *NEW,
+        "image/projection/.*",
+        "image/heads/pooled/(embed_dim|projection_bias)",
+    )  # its classifier
     image = small_tower()
     c.model = presets.dual_tower(
         image=image,

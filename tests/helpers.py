@@ -37,14 +37,18 @@ def image(style="clip", *, embed=None, **changes):
 def resnet(*, pool="mean", **changes):
     """A tiny ResNet as an image tower: two stages, of which the second has two blocks."""
     embed = dict(image_size=PIXELS, block="basic", depths=(1, 2), widths=(8, WIDTH), stem_width=4) | changes
-    return presets.resnet_tower(embed, init="resnet", pool=pool, embed_dim=WIDTH) | dict(pool_heads=2)
+    return presets.resnet_tower(embed, init="resnet", pool=pool, pool_heads=2, embed_dim=WIDTH)
 
 
 def text(style="clip", *, embed=None, **changes):
     """A tiny text tower of either style."""
     embed = dict(vocab_size=VOCAB, length=LENGTH) | (embed or {})
-    tower = presets.text_tower(**SIZE, style=style, embed=embed, **(dict(embed_dim=WIDTH) | changes))
-    return tower | dict(vocab_size=VOCAB)
+    return _vocabulary(presets.text_tower(**SIZE, style=style, embed=embed, **(dict(embed_dim=WIDTH) | changes)))
+
+
+def _vocabulary(tower):
+    """What a run takes from the tokenizer."""
+    return presets.with_head(tower, "logits", vocab_size=VOCAB) if "logits" in tower["heads"] else tower
 
 
 def bert(*, embed=None, **changes):
@@ -60,7 +64,7 @@ def clip(image_changes=None, text_changes=None, **both):
 
 def coca(image_changes=None, text_changes=None, **both):
     """CLIP and a decoder that reads its text tower and attends to its image tower."""
-    caption = presets.decoder(**SIZE, **both) | dict(vocab_size=VOCAB)
+    caption = _vocabulary(presets.decoder(**SIZE, **both))
     return clip(image_changes, text_changes, **both) | dict(caption=caption)
 
 
@@ -69,7 +73,7 @@ def git(image_changes=None, text_changes=None, **both):
     prefix = dict(embed_dim=0, pool="none") | (image_changes or {})
     prefix["embed"] = dict(class_token=True) | prefix.get("embed", {})
     caption = text(**(dict(embed_dim=0, pool="none", head="tied") | (text_changes or {})), **both)
-    return dict(image=image(**prefix, **both), caption=caption | dict(reads=("image",), connector="linear_norm"))
+    return dict(image=image(**prefix, **both), caption=caption | dict(reads=dict(image=dict(type="linear_norm"))))
 
 
 def build(towers, dtype="float32"):

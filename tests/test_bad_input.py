@@ -42,12 +42,12 @@ SETTINGS = {
         r"objectives.contrastive: there is no tower 'txt'. Did you mean 'text'\? Towers: image, text",
     ),
     "towers of different widths": (
-        dict(model__towers__text__embed_dim=16),
+        dict(model__towers__text__heads__pooled__embed_dim=16),
         r"objectives.contrastive: the towers must pool to the same width, not {'image': 32, 'text': 16}: set",
     ),
     "unpooled tower": (
-        dict(model__towers__image__pool="none"),
-        r"objectives.contrastive: needs image.pooled, so model.towers.image.pool must not be 'none'",
+        dict(model__towers__image__heads={}),
+        r"objectives.contrastive: needs image.pooled, and the tower 'image' gives tokens: set model",
     ),
     "mixed images in odd rows": (
         dict(data__inputs__image__mixup=0.2, batch_size=24, data__lanes=4),

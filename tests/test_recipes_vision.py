@@ -62,7 +62,7 @@ def locked_dinov2(where):
     config.init_from, config.init_from_except = str(where), lit.NEW
     image = stored.config.model.towers.image
     config.model.towers.image = image
-    config.model.towers.text.embed_dim = image.trunk.width
+    config.model.towers.text.heads.pooled.embed_dim = image.trunk.width
     shown = stored.config.data.inputs.image
     config.data.inputs.image.update(size=PIXELS, mean=shown.mean, std=shown.std)
     config.evals, config.batch_size, config.checkpoint.best = {}, 16, ""

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from xmodal import keys as key_tools
-from xmodal.config import ConfigError, build_entry, did_you_mean, make_spec
+from xmodal.config import ConfigError, build_entry, make_spec
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES, Objective
 
@@ -44,15 +44,10 @@ def build_objectives(config: ConfigDict, spec: ModelSpec) -> dict[str, Objective
 
 def check_need(spec: ModelSpec, need: str, where: str) -> None:
     """Raises a ConfigError where a model does not give the output `need`, such as "image.pooled"."""
-    tower, _, what = need.partition(".")
-    if tower not in spec.towers:
-        known = ", ".join(spec.towers)
-        raise ConfigError(f"{where}: there is no tower {tower!r}.{did_you_mean(tower, spec.towers)} Towers: {known}")
-    if (what == "pooled" and spec.towers[tower].pool == "none") or (
-        what in ("logits", "masked_logits") and spec.towers[tower].head == "none"
-    ):
-        setting = "pool" if what == "pooled" else "head"
-        raise ConfigError(f"{where}: needs {need}, so model.towers.{tower}.{setting} must not be 'none'")
+    try:
+        spec.check_output(need)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def init_params(model: Functional, objectives: Mapping[str, Objective], key: jax.Array) -> dict:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import inputs_of
 from xmodal import recipes
+from xmodal.kinds import Kind
 from xmodal.messages import MOVED, ConfigError, did_you_mean, moved, unknown_key
 from xmodal.reporting.files import write_text
 
@@ -223,12 +224,24 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected named entries ({{name: value}}), got {_show(value)}")
         return {k: _convert(v, args[1] if args else Any, f"{where}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else make_spec(hint, value, where)
+        return value if isinstance(value, hint) else make_spec(_kind(hint, value, where), value, where)
     if type(value) is hint:
         return value
     if hint in (float, str) and type(value) is int:
         return hint(value)
     raise ConfigError(f"{where}: expected {_SCALARS.get(hint, hint)}, got {_show(value)}")
+
+
+def _kind(hint: type, value: Any, where: str) -> type:
+    """The class that the `type` of an entry chooses among the kinds of `hint`, where it has some."""
+    if not issubclass(hint, Kind) or not isinstance(value, Mapping | ConfigDict):
+        return hint
+    kind = value.get("type", hint.DEFAULT)
+    if kind not in hint.KINDS:
+        known = ", ".join(map(repr, hint.KINDS))
+        close = did_you_mean(str(kind), hint.KINDS)
+        raise ConfigError(f"{where}.type: expected one of {known}, got {kind!r}.{close}")
+    return hint.KINDS[kind]
 
 
 def _convert_union(value: Any, options: tuple, where: str) -> Any:

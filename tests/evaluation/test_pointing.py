@@ -65,7 +65,6 @@ def stored(swap=False) -> Stored:
             embed=dict(vocab_size=tokenizer.vocab_size, length=16, position="none", causal=False),
         ),
     )  # fmt: skip
-    config.model.towers.text.projection_bias = False
     config.objectives = dict(contrastive=dict(type="softmax", between=("image", "text"), weight=1.0))
     config.data.inputs = dict(
         image=dict(type="image", size=SIZE, crop="squash", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal.generation.autoregressive import generate
+from xmodal.generation.autoregressive import Sampling, generate
 
 ROWS = 6
 MODELS = {
@@ -80,7 +80,7 @@ def test_decoding_in_bfloat16_runs_and_ignores_text_in_the_batch():
 
 def test_sampling_belongs_to_the_sample_and_its_key():
     model, params, batch = build("git")
-    run = decoder(model, params, temperature=1.0, eos_id=-1)
+    run = decoder(model, params, sampling=Sampling(1.0), eos_id=-1)
     keys = helpers.sample_keys(ROWS)
     ids = run(batch, keys)
     np.testing.assert_array_equal(run(batch, keys), ids)
@@ -98,7 +98,7 @@ def test_samples_follow_the_softmax():
     model, params, batch = build("git")
     rows, temperature = 3000, 2.0
     image = np.repeat(batch["image"][:1], rows, axis=0)
-    first = decoder(model, params, length=2, temperature=temperature, eos_id=-1)(
+    first = decoder(model, params, length=2, sampling=Sampling(temperature), eos_id=-1)(
         dict(image=image), helpers.sample_keys(rows)
     )[:, 1]
     text = np.ones((1, 1), np.int32)
@@ -112,7 +112,7 @@ def test_samples_follow_the_softmax():
 def test_nearly_no_temperature_is_greedy():
     model, params, batch = build("coca")
     greedy = decoder(model, params, eos_id=-1)(batch)
-    cold = decoder(model, params, eos_id=-1, temperature=1e-4)(batch, helpers.sample_keys(ROWS))
+    cold = decoder(model, params, eos_id=-1, sampling=Sampling(1e-4))(batch, helpers.sample_keys(ROWS))
     np.testing.assert_array_equal(cold, greedy)
 
 
@@ -123,7 +123,7 @@ def test_caches_hold_what_was_written(name):
     caches = module.init_caches("caption", ROWS, helpers.LENGTH)
     prefix = helpers.PATCHES + 1 if name == "git" else 0
     assert caches.keys() == ({"caption"} if name == "git" else {"caption", "text"})
-    inputs = batch | dict(text=jnp.ones((ROWS, 1), jnp.int32), text_start=jnp.int32(0))
+    inputs = batch | dict(text=jnp.ones((ROWS, 1), jnp.int32), text_pos=jnp.zeros((ROWS, 1), jnp.int32))
     with jax.set_mesh(helpers.mesh()):
         out = jax.jit(lambda b, c: model.bind(params)(b, frozenset({"caption.logits"}), caches=c))(inputs, caches)
     assert out["caption.logits"].shape == (ROWS, 1, helpers.VOCAB)

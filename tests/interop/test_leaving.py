@@ -24,8 +24,8 @@ def line_of(recipe, paths=SCALE, **changes):
             embed.update(vocab_size=100, length=32)
         elif "image_size" in embed:
             embed.image_size = config.data.inputs.image.size
-        if "vocab_size" in tower:
-            tower.vocab_size = 100
+        if "logits" in tower.heads:
+            tower.heads.logits.vocab_size = 100
     config.update(changes)
     return leaves_as(config, paths)
 
@@ -52,8 +52,8 @@ def test_what_stands_in_the_way_is_named():
         image=presets.vit("Ti16", act="silu", embed=dict(image_size=32)),
         text=presets.clip_text("Ti", pool="mean", embed=dict(vocab_size=9, length=8)),
     )
-    assert leaves_as(c, SCALE) == "xmodal, jax only; hf clip would need other text/pool"
-    c.model.towers.text.pool = "eos"
+    assert leaves_as(c, SCALE) == "xmodal, jax only; hf clip would need other text/heads/pooled/pool"
+    c.model.towers.text.heads.pooled.pool = "eos"
     line = "hf clip, xmodal, jax; open_clip cannot hold it: open_clip uses quick_gelu in both towers or in none"
     assert leaves_as(c, SCALE).startswith(line)
 

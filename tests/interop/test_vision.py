@@ -61,7 +61,7 @@ def test_a_vit_without_pooler(tmp_path):
     weights = {key: a for key, a in weights.items() if not key.startswith("pooler.")}
     save_file(weights, folder / "model.safetensors")
     stored = open_stored(f"hf:{folder}")
-    assert not stored.spec.towers["image"].pooler
+    assert not stored.spec.towers["image"].pooled.pooler
     export(stored, tmp_path / "out", to="hf")
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == weights.keys()
 

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmodal.models.embed import patches_matmul
-from xmodal.models.layers import rotary, sincos_positions
+from xmodal.models.layers import patches_matmul, rotary, sincos_positions
 from xmodal.models.resample import resample_grid
 from xmodal.paths import flatten_paths
 
@@ -16,7 +15,7 @@ def embedded(tower, batch):
     """The tokens that enter the trunk, and the embedder's parameters."""
     model = helpers.build(dict(tower=tower))
     params = helpers.random_params(model)
-    return model.bind(params).tower.embed(batch), params["tower"]["embed"]
+    return model.bind(params).tower.embed(batch)[0], params["tower"]["embed"]
 
 
 def test_patches_are_a_strided_convolution():
@@ -49,7 +48,7 @@ def test_registers_stand_between_class_token_and_patches_without_positions():
     np.testing.assert_allclose(tokens.x[:, 3:], patches + params["position"][1:], rtol=1e-5, atol=1e-5)
     assert tokens.pos[0, :4].tolist() == [[0, 0]] * 4
     model = helpers.build(dict(tower=helpers.image(embed=dict(registers=2, patch_dropout=0.5))))
-    kept = model.bind(helpers.random_params(model)).tower.embed(batch, helpers.sample_keys(2))
+    kept = model.bind(helpers.random_params(model)).tower.embed(batch, helpers.sample_keys(2))[0]
     assert kept.x.shape[1] == 3 + helpers.PATCHES // 2, "registers are never left out"
 
 
@@ -59,7 +58,7 @@ def test_positions_of_another_size_are_resampled_and_learn():
     params = helpers.random_params(model)
     table = params["tower"]["embed"]["position"]
     assert table.shape[0] == 16
-    embed = lambda p: model.bind(p).tower.embed(helpers.batch(2)).x
+    embed = lambda p: model.bind(p).tower.embed(helpers.batch(2))[0].x
     flat = {**params, "tower": {**params["tower"], "embed": {**params["tower"]["embed"], "position": table * 0 + 3.0}}}
     zero = {**params, "tower": {**params["tower"], "embed": {**params["tower"]["embed"], "position": table * 0}}}
     np.testing.assert_allclose(embed(flat) - embed(zero), 3.0, rtol=1e-5)  # the filters keep what is constant
@@ -166,7 +165,7 @@ def test_text_tokens_are_words_and_positions():
 def test_a_step_of_decoding_takes_its_own_positions():
     batch = helpers.batch(3)
     whole, _ = embedded(helpers.text(), batch)
-    part = dict(text=batch["text"][:, 3:5], text_start=3)
+    part = dict(text=batch["text"][:, 3:5], text_pos=np.array([[3, 4]] * 3))
     tokens, _ = embedded(helpers.text(), part)
     np.testing.assert_array_equal(tokens.x, whole.x[:, 3:5])
     np.testing.assert_array_equal(tokens.pos, whole.pos[:, 3:5])

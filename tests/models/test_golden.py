@@ -226,14 +226,14 @@ def test_models_that_the_reference_cannot_express_are_refused():
     config = huggingface.model_config(json.loads(str(golden["config"])))
     config.towers.image.embed.pre_norm = False
     config.towers.image.trunk.pattern[0][0]["qk_norm"] = True
-    config.towers.text.pool = "mean"
+    config.towers.text.heads.pooled.pool = "mean"
     with pytest.raises(ValueError, match="CLIPModel has no such model") as error:
         huggingface.table(make_spec(ModelSpec, config, where="model"))
     lines = str(error.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in sorted(lines)] == [
         "image/embed/pre_norm",
         "image/trunk/pattern/0/0/qk_norm",
-        "text/pool",
+        "text/heads/pooled/pool",
     ]
     with pytest.raises(ValueError, match="'blip' cannot be converted: known are clip, siglip"):
         huggingface.model_config(dict(model_type="blip"))

@@ -150,11 +150,11 @@ def test_align_refuses_what_it_cannot_be():
     with pytest.raises(ValueError, match=r"temperature is -0\.5: similarities cannot be divided"):
         huggingface.from_huggingface(weights | dict(temperature=np.float32(-0.5)), spec)
     config = huggingface.model_config(settings)
-    config.towers.text.update(pool="mean")
-    with pytest.raises(ValueError, match="text/pool: is 'mean', needs 'cls'"):
+    config.towers.text.heads.pooled.pool = "mean"
+    with pytest.raises(ValueError, match="text/heads/pooled/pool: is 'mean', needs 'cls'"):
         huggingface.table(make_spec(ModelSpec, config, where="model"))
     config.towers.image = presets.efficientnet("B0", embed_dim=24, image_size=33)
-    with pytest.raises(ValueError, match="image/embed_dim: is 24, needs 0"):
+    with pytest.raises(ValueError, match="image/heads/pooled/embed_dim: is 24, needs 0"):
         huggingface.table(make_spec(ModelSpec, config, where="model"))
 
 
@@ -196,6 +196,6 @@ def test_what_the_references_do_not_have_is_refused():
     with pytest.raises(ValueError, match="image/embed/top: is 0, needs 1280"):
         huggingface.table(make_spec(ModelSpec, config, where="model"))
     config = huggingface.model_config(json.loads(str(load("convnext")["config"])))
-    config.towers.image.update(pool_norm=False)
-    with pytest.raises(ValueError, match="image/pool_norm: is False, needs True"):
+    config.towers.image.heads.pooled.pool_norm = False
+    with pytest.raises(ValueError, match="image/heads/pooled/pool_norm: is False, needs True"):
         huggingface.table(make_spec(ModelSpec, config, where="model"))

@@ -79,13 +79,13 @@ def test_presets_are_the_published_sizes():
 def test_what_the_reference_does_not_have_is_refused():
     config = huggingface.model_config(json.loads(str(load("chinese_clip")["config"])))
     changes = (
-        (dict(pooler=True), "text/pooler: is True, needs False"),
-        (dict(projection_bias=True), "text/projection_bias: is True, needs False"),
-        (dict(embed_dim=20), "text/embed_dim: is 20, needs 24"),
-        (dict(pool="mean"), "text/pool: is 'mean', needs 'cls'"),
+        (dict(pooler=True), "text/heads/pooled/pooler: is True, needs False"),
+        (dict(projection_bias=True), "text/heads/pooled/projection_bias: is True, needs False"),
+        (dict(embed_dim=20), "text/heads/pooled/embed_dim: is 20, needs 24"),
+        (dict(pool="mean"), "text/heads/pooled/pool: is 'mean', needs 'cls'"),
     )
     for change, message in changes:
         other = config.copy_and_resolve_references()
-        other.towers.text.update(change)
+        other.towers.text.heads.pooled.update(change)
         with pytest.raises(ValueError, match=message):
             huggingface.table(make_spec(ModelSpec, other, where="model"))

@@ -69,9 +69,9 @@ def test_outputs_loss_and_gradients_agree_with_the_reference():
 def test_a_tower_that_sees_everything_is_pooled_by_its_mean():
     embed = dict(vocab_size=helpers.VOCAB, length=helpers.LENGTH)
     tower = presets.modern_text_tower(**helpers.SIZE, embed_dim=8, qk_norm=True, embed=embed)
-    assert (tower["pool"], tower["trunk"]["pattern"][0][1]["hidden"]) == ("mean", 64)
+    assert (tower["heads"]["pooled"]["pool"], tower["trunk"]["pattern"][0][1]["hidden"]) == ("mean", 64)
     assert presets.modern_text("B")["trunk"]["pattern"][0][1]["hidden"] == 1408
-    assert presets.modern_text_tower(**helpers.SIZE, causal=True)["pool"] == "eos"
+    assert presets.modern_text_tower(**helpers.SIZE, causal=True)["heads"]["pooled"]["pool"] == "eos"
     model, batch = helpers.build(dict(text=tower)), helpers.batch()
     params = helpers.random_params(model)
     assert not [path for path in map(str, jax.tree_util.tree_leaves_with_path(params)) if "bias" in path]

@@ -98,11 +98,11 @@ def test_the_configuration_comes_back(name):
 def test_presets_equal_the_published_settings():
     spec = lambda config: make_spec(ModelSpec, config, where="model")
     sizes = dict(vocab_size=30522, length=512)
-    base = presets.dual_tower(text=presets.bert("base", embed=sizes, hidden=3072) | dict(vocab_size=30522))
+    base = presets.dual_tower(text=presets.bert("base", embed=sizes, hidden=3072))
     assert spec(huggingface.model_config(dict(model_type="bert"))) == spec(base)
     config = dict(model_type="bert", hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
                   intermediate_size=4096, architectures=["BertForPreTraining"])  # fmt: skip
-    large = presets.bert("large", embed=sizes, hidden=4096, head="masked") | dict(vocab_size=30522)
+    large = presets.bert("large", embed=sizes, hidden=4096, head="masked")
     assert spec(huggingface.model_config(config)) == spec(presets.dual_tower(text=large))
     count = lambda s: sum(a.size for a in jax.tree.leaves(jax.eval_shape(Functional.build(s).init, jax.random.key(0))))
     assert count(spec(base)) == 109_482_240  # of BertModel
@@ -125,7 +125,7 @@ def test_a_published_file_holds_more_than_its_class_and_older_names():
     given = {old(name): array for name, array in (weights | pooler | extra).items()}
     family = huggingface.family_of(settings)
     spec = make_spec(ModelSpec, family.model_config(family.with_names(settings, given)), where="model")
-    assert spec.towers["text"].pooler and spec.towers["text"].head == "masked"
+    assert spec.towers["text"].pooled.pooler and spec.towers["text"].head == "masked"
     back = family.to_weights(family.to_params(given, spec), spec)
     assert back.keys() == (weights | pooler).keys()
     for name, array in (weights | pooler).items():
@@ -143,6 +143,6 @@ def test_what_the_reference_does_not_have_is_refused():
         with pytest.raises(ValueError, match=message):
             huggingface.model_config(settings | change)
     config = huggingface.model_config(settings)
-    config.towers.text.pool = "mean"
-    with pytest.raises(ValueError, match="text/pool: is 'mean', needs 'cls'"):
+    config.towers.text.heads.pooled.pool = "mean"
+    with pytest.raises(ValueError, match="text/heads/pooled/pool: is 'mean', needs 'cls'"):
         huggingface.table(make_spec(ModelSpec, config, where="model"))

@@ -106,8 +106,8 @@ def test_presets_equal_the_published_settings():
                   patch_size=14, layerscale_value=1e-5)  # fmt: skip
     small = presets.dual_tower(image=presets.dinov2("S14", registers=4, embed=dict(image_size=518)))
     assert spec(huggingface.model_config(config)) == spec(small)
-    vit = presets.dual_tower(image=presets.vit("B16", style="vit", hidden=3072, norm_eps=1e-12,
-                                               embed=dict(image_size=224)) | dict(pooler=True))  # fmt: skip
+    vit = presets.dual_tower(image=presets.vit("B16", style="vit", hidden=3072, norm_eps=1e-12, pooler=True,
+                                               embed=dict(image_size=224)))  # fmt: skip
     assert spec(huggingface.model_config(dict(model_type="vit"))) == spec(vit)
 
 
@@ -122,6 +122,6 @@ def test_what_the_references_do_not_have_is_refused():
     config.towers.image.embed.update(image_size=56, position_filter="bicubic")
     with pytest.raises(ValueError, match="position_filter: is 'bicubic', needs 'bicubic_antialias'"):
         huggingface.table(make_spec(ModelSpec, config, where="model"))
-    config.towers.image.pool = "mean"
+    config.towers.image.heads.pooled.pool = "mean"
     with pytest.raises(ValueError, match="no known Hugging Face model has the towers image"):
         huggingface.table(make_spec(ModelSpec, config, where="model"))

@@ -51,7 +51,7 @@ def test_concatenation_fills_in_what_a_part_leaves_open():
     assert joined.group[0].tolist() == [0, 0, 0, 1, 1]
     assert joined.pos[0, :, 0].tolist() == [0, 0, 0, 5, 5]
     assert joined.media is None
-    last = joined.last_segment()
+    last = joined.segment(-1)
     assert last.segments == (("text", 2),)
     jax.tree.map(np.testing.assert_array_equal, last, text)
 

@@ -4,15 +4,17 @@ import dataclasses
 
 import pytest
 
+from xmodal.models.connectors import CONNECTORS
 from xmodal.models.embed import EMBEDDERS
+from xmodal.models.heads import HEADS, LocalSpec, LogitsSpec, PooledSpec
 from xmodal.models.options import SHAPES, TRAINING, free_paths, training
 from xmodal.models.presets.base import ATTENTION_FIELDS, TRUNK_FIELDS
 from xmodal.models.resnet import ResNetSpec
 from xmodal.models.spec import Lora, Sublayer
 from xmodal.models.tower import TowerSpec
-from xmodal.models.trunk import TrunkSpec
+from xmodal.models.trunk import TRUNKS, TrunkSpec
 
-SPECS = (Sublayer, TrunkSpec, TowerSpec, *(spec for spec, _ in EMBEDDERS.values()))
+SPECS = (Sublayer, TowerSpec, *TRUNKS.values(), *EMBEDDERS.values(), *CONNECTORS.values(), *HEADS.values())
 # Options that matter in training alone wherever they stand; a spec that has one and does not say so is a fault.
 NAMES = {"dropout", "attn_dropout", "drop_path", "drop_connect", "patch_dropout", "momentum", "norm_momentum", "scan",
          "remat", "init", "gate_init", "mask_bands", "mask_frames"}  # fmt: skip
@@ -28,7 +30,7 @@ def test_each_spec_says_so_on_its_fields(spec):
 
 def test_presets_know_the_fields_of_a_trunk():
     names = lambda spec: {f.name for f in dataclasses.fields(spec)}
-    assert set(TRUNK_FIELDS) == names(TrunkSpec) - {"width", "depth", "pattern"}
+    assert set(TRUNK_FIELDS) == names(TrunkSpec) - {"type", "width", "depth", "pattern"}
     assert set(ATTENTION_FIELDS) < names(Sublayer)
 
 
@@ -42,3 +44,11 @@ def test_the_paths_of_what_need_not_agree():
     assert {"x/remat/0", "x/remat/1", "x/momentum"} <= set(
         free_paths(ResNetSpec(remat=("none", "full", "full", "none")), "x")
     )
+
+
+def test_of_the_heads_the_embedding_alone_must_agree():
+    heads = dict(pooled=PooledSpec(embed_dim=4), logits=LogitsSpec(vocab_size=9), local=LocalSpec())
+    found = set(free_paths(TowerSpec(TrunkSpec(8, 0, ()), heads=heads), "a"))
+    assert {f"a/heads/logits/{name}" for name in ("type", "map", "vocab_size", "segment")} <= found
+    assert {"a/heads/local/type", "a/heads/local/of"} <= found
+    assert not any(path.startswith("a/heads/pooled/") for path in found)

@@ -17,7 +17,7 @@ LENGTH, PATCH, SIDE = 16, helpers.PATCH, 5
 
 def tower(**changes):
     """A tiny image tower for packed patches."""
-    return presets.naflex(helpers.image("siglip", **changes), SIDE) | dict(pool_heads=2)
+    return presets.naflex(helpers.image("siglip", **changes), SIDE)
 
 
 def batch(grids=GRIDS, length=LENGTH, seed=0):
@@ -126,7 +126,7 @@ def test_a_full_square_is_what_the_square_tower_computes(model):
 
 
 def test_mean_pooling_leaves_padding_out():
-    built = helpers.build(dict(image=tower(pool="mean") | dict(embed_dim=0)))
+    built = helpers.build(dict(image=tower(pool="mean", embed_dim=0)))
     run, data = helpers.forward(built, "image.tokens", "image.pooled"), batch()
     out = run(helpers.random_params(built), data)
     for tokens, pooled, n in zip(out["image.tokens"].x, out["image.pooled"], room()):
@@ -145,9 +145,8 @@ def test_bfloat16_is_close(model):
 def test_decoding_from_a_prefix_of_patches_is_the_parallel_forward():
     """GIT over packed patches: the cache has room for the padding, and hides it."""
     towers = helpers.git()
-    towers["image"] = tower(pool="none") | dict(embed_dim=0)
+    towers["image"] = tower(pool="none")
     towers["image"]["embed"]["length"] = LENGTH
-    towers["caption"]["connector"] = "linear_norm"
     built = helpers.build(towers)
     params, data = helpers.random_params(built), batch()
     marks = dict(bos_id=helpers.BOS, eos_id=helpers.EOS, pad_id=helpers.PAD)

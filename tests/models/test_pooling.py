@@ -16,10 +16,7 @@ PADDED = {
 
 
 def text_model(**changes):
-    tower = helpers.text(**changes)
-    if tower["pool"] == "map":
-        tower["pool_heads"] = 2
-    return helpers.build(dict(text=tower))
+    return helpers.build(dict(text=helpers.text(pool_heads=2, **changes)))
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -56,7 +53,7 @@ def test_pooling_takes_the_token_it_names(pool, style):
 
 def test_projection_follows_the_pooling():
     for bias in (False, True):
-        tower = helpers.text(embed_dim=5) | dict(projection_bias=bias)
+        tower = helpers.text(embed_dim=5, projection_bias=bias)
         model, plain = helpers.build(dict(text=tower)), text_model(embed_dim=0)
         params, batch = helpers.random_params(model), helpers.batch()
         own = params["text"].pop("projection")
@@ -72,8 +69,9 @@ def test_outputs_that_do_not_exist_are_refused():
     model = helpers.build(helpers.git())
     params, batch = helpers.random_params(model), helpers.batch()
     wrong = {
-        "image.pooled": "`pool` is none", "image.logits": "`head` is none", "audio.pooled": "unknown model output",
-        "image.pooling": "unknown model output 'image.pooling': .* of the towers caption, image",
+        "image.pooled": "the tower 'image' gives tokens, local: set model.towers.image.heads.pooled",
+        "image.logits": "needs image.logits", "audio.pooled": "there is no tower 'audio'",
+        "caption.pooling": "needs caption.pooling, and the tower 'caption' gives tokens, local, logit_factors, logits",
     }  # fmt: skip
     for name, message in wrong.items():
         with pytest.raises(ValueError, match=message):

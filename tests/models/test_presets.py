@@ -45,15 +45,15 @@ def test_presets_name_what_they_do_not_know():
     with pytest.raises(ValueError, match="'caption' is wired to 'image', which does not exist"):
         helpers.build({name: tower for name, tower in helpers.coca().items() if name != "image"})
     looped = helpers.git()
-    looped["image"]["reads"] = ("caption",)
+    looped["image"]["reads"] = dict(caption={})
     with pytest.raises(ValueError, match="cycle: caption -> image -> caption"):
         helpers.build(looped)
     with pytest.raises(ValueError, match='cannot be named "objectives"'):
         helpers.build(dict(objectives=helpers.image()))
     narrow = helpers.git() | dict(image=helpers.image(embed_dim=0))
     narrow["image"]["trunk"].update(width=8)
-    narrow["caption"]["connector"] = "none"
-    with pytest.raises(ValueError, match="width 8 are read by a tower of width 16: set its `connector`"):
+    narrow["caption"]["reads"] = dict(image={})
+    with pytest.raises(ValueError, match="width 8 are read by a tower of width 16: set the `type` of its edge"):
         helpers.build(narrow)
 
 
@@ -173,7 +173,7 @@ def test_a_fresh_model_starts_at_chance():
     size = dict(width=256, depth=1, heads=4)
     image = presets.image_tower(**size, patch_size=8, embed_dim=512, embed=dict(image_size=16))
     text = presets.text_tower(**size, embed_dim=512, head="linear", embed=dict(vocab_size=64, length=8))
-    towers = dict(image=image, text=text | dict(vocab_size=64))
+    towers = dict(image=image, text=presets.with_head(text, "logits", vocab_size=64))
     objectives = dict(softmax=SoftmaxContrastive(), sigmoid=SigmoidContrastive(), captioning=Captioning(tower="text"))
     mesh, rows = helpers.mesh(), 32
     losses = helpers.losses(towers, objectives, mesh)

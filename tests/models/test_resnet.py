@@ -115,7 +115,7 @@ def test_the_attention_pool_is_for_images_of_one_size():
     with pytest.raises(ValueError, match="position for each place of an image"):
         helpers.build(dict(text=helpers.text(pool="attention")))
     with pytest.raises(ValueError, match="pool_heads must divide the width 16, got 3"):
-        helpers.build(dict(image=helpers.resnet(pool="attention") | dict(pool_heads=3)))
+        helpers.build(dict(image=presets.with_head(helpers.resnet(pool="attention"), "pooled", pool_heads=3)))
     model = helpers.build(dict(image=helpers.resnet(pool="attention")))
     with pytest.raises(ValueError, match="the model expects 16 pixels, got images"):
         model(helpers.random_params(model), dict(image=np.zeros((1, 8, 16, 3), np.float32)), POOLED)

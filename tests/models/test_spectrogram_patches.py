@@ -10,7 +10,7 @@ import pytest
 
 from xmodal.models.init import Draws, scheme
 from xmodal.models.spectrogram import log_mel
-from xmodal.models.spectrogram_patches import SpectrogramEmbed, SpectrogramSpec, mask_spans
+from xmodal.models.spectrogram_patches import SpectrogramSpec, mask_spans
 
 WIDTH, SAMPLES = 8, 6400
 SPEC = SpectrogramSpec(rate=16000, samples=SAMPLES, mels=32, patch_size=8)
@@ -19,7 +19,7 @@ SPEC = SpectrogramSpec(rate=16000, samples=SAMPLES, mels=32, patch_size=8)
 def embedder(**changes):
     """A module, and what it makes of a batch."""
     spec = dataclasses.replace(SPEC, **changes)
-    return SpectrogramEmbed(spec, WIDTH, scheme("siglip", WIDTH, 1), jnp.float32, Draws(jax.random.key(0)))
+    return spec.build(WIDTH, scheme("siglip", WIDTH, 1), jnp.float32, Draws(jax.random.key(0)))
 
 
 def batch(lengths=(SAMPLES, SAMPLES)):
@@ -32,11 +32,11 @@ def batch(lengths=(SAMPLES, SAMPLES)):
 def test_tokens_are_patches_of_the_spectrogram(stride):
     module = embedder(stride=stride)
     spec, given = module.spec, batch()
-    tokens = module(given)
+    tokens, carry = module(given)
     mel, step = log_mel(given["audio"], spec.front), stride or 8
     bands, frames = spec.grid
     assert (bands, frames) == ((32 - 8) // step + 1, (40 - 8) // step + 1)
-    assert tokens.x.shape == (2, spec.tokens, WIDTH) == (2, 1 + bands * frames, WIDTH)
+    assert tokens.x.shape == (2, spec.tokens, WIDTH) == (2, 1 + bands * frames, WIDTH) and carry == {}
     band, frame = 1, 2  # the lowest bands come first, each with all its frames
     patch = mel[:, band * step : band * step + 8, frame * step : frame * step + 8]
     place = 1 + band * frames + frame
@@ -48,11 +48,20 @@ def test_tokens_are_patches_of_the_spectrogram(stride):
 
 
 def test_patches_of_padding_are_invisible():
-    tokens = embedder()(batch((SAMPLES, 2000)))  # 2000 samples: 13 frames, 2 columns of patches
+    tokens, _ = embedder()(batch((SAMPLES, 2000)))  # 2000 samples: 13 frames, 2 columns of patches
     shown = tokens.valid[:, 1:].reshape(2, *SPEC.grid)
     assert tokens.valid[:, 0].all() and shown[0].all()
     np.testing.assert_array_equal(shown[1], np.broadcast_to(np.arange(5) < 2, (4, 5)))
-    assert embedder(mask_padding=False)(batch((SAMPLES, 2000))).valid is None
+    assert embedder(mask_padding=False)(batch((SAMPLES, 2000)))[0].valid is None
+
+
+def test_patch_dropout_keeps_the_prefix():
+    module, keys = embedder(patch_dropout=0.5, class_tokens=2), helpers.sample_keys(2)
+    all_tokens, _ = module(batch())
+    tokens, _ = module(batch(), keys)
+    assert tokens.x.shape[1] == 2 + 10 and tokens.valid.shape == tokens.pos.shape[:2] == tokens.x.shape[:2]
+    assert tokens.index[:, :2].tolist() == [[0, 1]] * 2
+    np.testing.assert_array_equal(tokens.x[1], all_tokens.x[1, tokens.index[1]])
 
 
 def test_spans_are_hidden_in_training_alone():

@@ -280,7 +280,7 @@ def test_text_sees_only_its_medium_and_nothing_without_one():
     params = helpers.random_params(shapes)
     looks_at = np.tile(np.array([0, 1, 1, 2, 2], np.int32), (ROWS, 1))
     shows = np.tile(np.array([1, 1, 2, 2], np.int32), (ROWS, 1))
-    tokens, media = stream(media=looks_at), context(media=shows)
+    tokens, media = stream(media=looks_at), context(shows=shows)
     run = jax.jit(lambda x: bind(params)(tokens, context=media.replace(x=x)).x)
     out = run(media.x)
     np.testing.assert_array_equal(out[:, 0], tokens.x[:, 0])
@@ -296,7 +296,7 @@ def test_decoding_keeps_to_the_medium():
     trunk = bind(helpers.random_params(shapes))
     looks_at = np.tile(np.array([0, 1, 1, 2, 2], np.int32), (ROWS, 1))
     tokens = stream(media=looks_at)
-    media = context(media=np.tile(np.array([1, 1, 2, 2], np.int32), (ROWS, 1)), valid=np.ones((ROWS, CONTEXT), bool))
+    media = context(shows=np.tile(np.array([1, 1, 2, 2], np.int32), (ROWS, 1)), valid=np.ones((ROWS, CONTEXT), bool))
     whole = trunk(tokens, context=media).x
     cache = trunk.init_cache(ROWS, SEQ, CONTEXT, jnp.float32)
     run = jax.jit(lambda tokens, cache, context=None: trunk(tokens, cache=cache, context=context))

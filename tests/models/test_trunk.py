@@ -9,8 +9,8 @@ from flax import nnx
 
 from xmodal import keys as key_tools
 from xmodal.models.attention import attend
-from xmodal.models.embed import drop_patches
 from xmodal.models.init import Draws, scheme
+from xmodal.models.patches import random_patches
 from xmodal.models.spec import Flow, Sublayer
 from xmodal.models.sublayer import Residual
 from xmodal.models.tokens import Tokens
@@ -177,19 +177,14 @@ def test_stochastic_depth_drops_whole_samples_and_rescales_the_rest():
     np.testing.assert_allclose((kept - x)[~dropped], 2 * (full - x)[~dropped], rtol=1e-4, atol=1e-5)
 
 
-def test_patch_dropout_keeps_the_class_token_and_the_order():
+def test_patch_dropout_keeps_the_order():
     rows, patches = 400, 10
-    pos = jnp.broadcast_to(jnp.arange(1 + patches)[:, None], (rows, 1 + patches, 2))
-    x = pos[..., :1].astype(jnp.float32)
-    kept, kept_pos = drop_patches(x, pos, 0.6, 1, helpers.sample_keys(rows))
-    kept = np.asarray(kept[..., 0])
-    assert kept.shape == (rows, 1 + 4)
-    np.testing.assert_array_equal(kept, kept_pos[..., 0])
-    assert np.all(kept[:, 0] == 0)
+    kept = np.asarray(random_patches(helpers.sample_keys(rows), patches, 0.6))
+    assert kept.shape == (rows, 4)
     assert np.all(np.diff(kept, axis=1) > 0)
-    share = np.bincount(kept[:, 1:].ravel().astype(int), minlength=1 + patches)[1:] / rows
+    share = np.bincount(kept.ravel(), minlength=patches) / rows
     np.testing.assert_allclose(share, 0.4, atol=0.12)  # each patch alike, within five deviations
-    assert drop_patches(x, pos, 0.99, 1, helpers.sample_keys(rows))[0].shape[1] == 2
+    assert random_patches(helpers.sample_keys(rows), patches, 0.99).shape[1] == 1
 
 
 def test_patch_dropout_shortens_the_sequence_only_in_training():
@@ -197,7 +192,7 @@ def test_patch_dropout_shortens_the_sequence_only_in_training():
     model, batch = helpers.build(towers), helpers.batch()
     params = helpers.random_params(model)
     tokens = lambda keys: helpers.forward(model, "image.tokens")(params, batch, keys)["image.tokens"]
-    assert tokens(None).x.shape[1] == 1 + helpers.PATCHES
+    assert tokens(None).x.shape[1] == 1 + helpers.PATCHES and tokens(None).index is None
     train = tokens(helpers.sample_keys())
     assert train.x.shape[1] == 1 + helpers.PATCHES // 2
     assert train.segments == (("image", 1 + helpers.PATCHES // 2),)
@@ -241,7 +236,7 @@ def test_outputs_are_not_rounded_to_bfloat16(head):
     tower = model.bind(params).text
     tokens = Tokens(jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, helpers.WIDTH)), jnp.bfloat16),
                     segments=(("text", 3),))  # fmt: skip
-    for out in (tower.logits(tokens), tower.pooled(tokens)):
+    for out in (tower.read(name, tokens, {}) for name in ("logits", "pooled")):
         assert out.dtype == jnp.float32
         assert np.any(out != out.astype(jnp.bfloat16))
 

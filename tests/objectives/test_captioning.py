@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from xmodal.models.embed import TokenSpec
+from xmodal.models.heads import LogitsSpec
+from xmodal.models.heads.logits import logits_of
 from xmodal.models.model import ModelSpec
 from xmodal.models.spec import Sublayer
 from xmodal.models.tower import TowerSpec
@@ -85,8 +87,53 @@ def test_chance_is_the_log_of_the_vocabulary():
 def test_text_that_sees_the_answer_is_refused():
     embed = TokenSpec(vocab_size=8, length=4, causal=False)
     trunk = TrunkSpec(width=8, depth=1, pattern=((Sublayer("self", heads=2),),))
-    spec = ModelSpec({"caption": TowerSpec(trunk=trunk, embed=embed, head="linear", vocab_size=8)})
+    spec = ModelSpec({"caption": TowerSpec(trunk=trunk, embed=embed, heads=dict(logits=LogitsSpec(vocab_size=8)))})
     with pytest.raises(ValueError, match=r"sees the whole caption.*embed\.causal to True"):
         Captioning().check(spec)
     causal = dataclasses.replace(spec.towers["caption"], embed=dataclasses.replace(embed, causal=True))
     Captioning().check(ModelSpec({"caption": causal}))
+
+
+@pytest.mark.parametrize("head", ["linear", "tied"])
+@pytest.mark.parametrize("positions", [3, 16])
+def test_parts_of_the_logits_give_the_same_loss_and_gradients(head, positions):
+    model, batch = helpers.build(dict(text=helpers.text(head=head))), helpers.batch()
+    params, both = helpers.random_params(model), []
+    for size in (0, positions):
+        objective = Captioning(tower="text", label_smoothing=0.1, positions=size)
+
+        def loss(params, objective=objective):
+            total, weight, metrics = objective(model(params, batch, objective.needs), batch, {}, None)
+            return total / weight, metrics["accuracy"]
+
+        with jax.set_mesh(helpers.mesh()):
+            both.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+    ((plain, right), grads), ((parts, hits), others) = both
+    assert parts == pytest.approx(float(plain), rel=1e-6) and right == hits
+    helpers.assert_trees_close(others, grads)
+
+
+def test_parts_of_the_logits_cost_little_memory():
+    """What the compiler plans: neither pass ever holds [batch, seq, vocab]."""
+    rows, length, vocab, width = 4, 64, 8192, 16
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, np.float32)
+    factors = dict(x=shape(rows, length, width), kernel=shape(width, vocab), bias=shape(vocab))
+    texts = dict(text=jax.ShapeDtypeStruct((rows, length), np.int32), text_valid=shape(rows, length))
+    plain, parts = Captioning(), Captioning(positions=4)
+
+    def temporary(objective, outputs):
+        loss = lambda f, b: objective(outputs(f), b, {}, None)[0]
+        return jax.jit(jax.grad(loss)).lower(factors, texts).compile().memory_analysis().temp_size_in_bytes
+
+    whole = temporary(plain, lambda f: {"caption.logits": logits_of(**f)})
+    less = temporary(parts, lambda f: {"caption.logit_factors": f})
+    assert whole >= 4 * rows * length * vocab > 4 * less
+
+
+def test_the_batch_says_which_tokens_count():
+    """A question and its answer: only the answer is learned."""
+    batch, logits = helpers.batch(), np.random.default_rng(0).normal(size=(8, helpers.LENGTH, helpers.VOCAB))
+    answer = batch["text_valid"] & (np.arange(helpers.LENGTH) >= 3)
+    total, weight, _ = Captioning()({"caption.logits": logits}, batch | dict(text_loss=answer), {}, None)
+    wanted, count, _ = formula(logits, batch | dict(text_valid=answer), 0.0)
+    assert weight == count and total == pytest.approx(wanted, rel=1e-5)

@@ -77,7 +77,7 @@ def test_guessing_and_what_does_not_fit():
         objective.check(spec)
         total, weight, _ = evaluate(objective, logits, inputs()[1])
         assert objective.chance_loss(ROWS, spec) == pytest.approx(float(total / weight), rel=1e-6)
-    with pytest.raises(ValueError, match="embed_dim is 0"):
+    with pytest.raises(ValueError, match=r"heads\.pooled\.embed_dim is 0"):
         Classification().check(helpers.build(dict(image=helpers.image(embed_dim=0))).spec)
     with pytest.raises(ValueError, match="label_smoothing=1"):
         dataclasses.replace(Classification(), label_smoothing=1.0)

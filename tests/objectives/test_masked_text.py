@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.text.tokenizers import train_bpe, train_wordpiece
+from xmodal.models import presets
 from xmodal.objectives.masked_text import MaskedText, MaskTokens
 
 MASK, SPECIAL, VOCAB = 4, (0, 1, 2, 4), 200  # 3 is an ordinary id between marks
@@ -169,4 +170,4 @@ def test_towers_and_shares_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="shares from 0 whose sum"):
         MaskedText(mask_share=0.8, random_share=0.3)
     with pytest.raises(ValueError, match="head='masked' is tied to a token table"):
-        helpers.build(dict(image=helpers.image() | dict(head="masked")))
+        helpers.build(dict(image=presets.with_head(helpers.image(), "logits", type="logits", map="masked")))

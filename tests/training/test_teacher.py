@@ -40,8 +40,8 @@ OBJECTIVES = {  # both kinds, of a student that is half as wide as its teacher
     "objectives.contrastive.type": "distillation",
     "objectives.contrastive.soft": 0.5,
     "objectives.features": "{'type': 'feature_matching', 'weight': 2.0}",
-    "model.towers.image.embed_dim": 16,
-    "model.towers.text.embed_dim": 16,
+    "model.towers.image.heads.pooled.embed_dim": 16,
+    "model.towers.text.heads.pooled.embed_dim": 16,
 }
 
 

@@ -130,11 +130,13 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
     from data_pipelines.sources import SOURCES
     from data_pipelines.sources.base import SourceSpec
     from xmodal.evaluation import EVALUATORS, Evaluator
+    from xmodal.models.connectors import CONNECTORS, ConnectorSpec
     from xmodal.models.embed import EMBEDDERS
+    from xmodal.models.heads import HEADS
     from xmodal.models.model import ModelSpec
-    from xmodal.models.spec import Lora, Sublayer
+    from xmodal.models.spec import Lora, Relative, Sublayer
     from xmodal.models.tower import TowerSpec
-    from xmodal.models.trunk import TrunkSpec
+    from xmodal.models.trunk import TRUNKS
     from xmodal.objectives import OBJECTIVES, Objective
     from xmodal.stored.starting import StartOptions
     from xmodal.training.optimizer import Rule
@@ -151,14 +153,29 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
             "Models",
             "`model`; `xmodal.models.presets` makes it, and an override reaches any field of it, such as "
             "`--config.model.towers.image.trunk.depth=6`. `model.towers.NAME` is a tower, `.trunk` its trunk, "
-            "`.trunk.pattern` its sublayers, `.embed` its embedder.",
-            [Entry("model", ModelSpec), Entry("a tower", TowerSpec), Entry("a trunk", TrunkSpec),
-             Entry("a sublayer", Sublayer), Entry("`lora` of a sublayer", Lora)],
+            "`.trunk.pattern` its sublayers, `.embed` its embedder, `.heads.NAME` its heads, `.reads.NAME`, "
+            "`.attends.NAME` and `.condition.NAME` its edges.",
+            [Entry("model", ModelSpec), Entry("a tower", TowerSpec),
+             *(Entry("a trunk" if name == "transformer" else f'a trunk, type="{name}"', spec)
+               for name, spec in TRUNKS.items()),
+             Entry("a sublayer", Sublayer), Entry("`lora` of a sublayer", Lora),
+             Entry("`relative` of a sublayer", Relative)],
+        ),
+        (
+            "Edges",
+            "`model.towers.NAME.reads.OTHER`, and so for `attends` and `condition`, chosen by its `type`; without "
+            'one it is "none".',
+            [Entry("every edge", ConnectorSpec), *typed(CONNECTORS, ConnectorSpec)],
+        ),
+        (
+            "Heads",
+            "`model.towers.NAME.heads.OUTPUT`, chosen by its `type`.",
+            typed(HEADS, None),
         ),
         (
             "Embedders",
             "`model.towers.NAME.embed`, chosen by its `type`.",
-            [Entry(f'type="{name}"', spec) for name, (spec, _) in EMBEDDERS.items()],
+            [Entry(f'type="{name}"', spec) for name, spec in EMBEDDERS.items()],
         ),
         (
             "Objectives",

@@ -5,11 +5,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal.interop.encoders import FREE_TRUNK, TEXT, encoder_config, hidden, layer_settings, sizes
+from xmodal.interop.encoders import FREE_TRUNK, TEXT, encoder_config, fixed_heads, hidden, layer_settings, sizes
 from xmodal.interop.settings import Settings, architecture, section
 from xmodal.interop.tables import Entry, Family, InteropError, differences, fail, linear, norm
 from xmodal.models import presets
 from xmodal.models.embed import TokenSpec
+from xmodal.models.heads import LogitsSpec
 from xmodal.models.model import ModelSpec
 from xmodal.models.options import training
 from xmodal.models.spec import Sublayer
@@ -62,11 +63,10 @@ def text_tower(config: Mapping[str, Any], **changes) -> dict:
     """Returns the tower of a complete `BertConfig`; `changes` as for `presets.bert_tower`."""
     tokens = dict(vocab_size=config["vocab_size"], length=config["max_position_embeddings"],
                   types=config["type_vocab_size"])  # fmt: skip
-    tower = presets.bert_tower(
+    return presets.bert_tower(
         *sizes(config), dropout=config["hidden_dropout_prob"],
         embed=tokens, **dict(attn_dropout=0.0) | layer_settings(config, "attention_probs_dropout_prob"), **changes,
     )  # fmt: skip
-    return tower | dict(vocab_size=config["vocab_size"])
 
 
 def to_config(spec: ModelSpec) -> dict:
@@ -116,13 +116,13 @@ def tower_entries(prefix: str, tower: TowerSpec, path: str = TEXT) -> Iterator[E
         yield from linear(f"{layer}.intermediate.dense", f"{mlp}/mlp/fc1", width, inner, layer=i)
         yield from linear(f"{layer}.output.dense", f"{mlp}/mlp/fc2", inner, width, layer=i)
         yield from norm(f"{layer}.output.LayerNorm", f"{mlp}/norm", width, i)
-    if tower.pooler:
+    if tower.pooled.pooler:
         yield from linear(f"{prefix}pooler.dense", f"{path}/pooler", width, width)
 
 
 def _head(tower: TowerSpec) -> Iterator[Entry]:
     name, path, width = "cls.predictions", f"{TEXT}/head", tower.width
-    yield Entry(f"{name}.bias", f"{path}/bias", (tower.outputs,))
+    yield Entry(f"{name}.bias", f"{path}/bias", (tower.outputs["logits"],))
     yield from linear(f"{name}.transform.dense", f"{path}/dense", width, width)
     yield from norm(f"{name}.transform.LayerNorm", f"{path}/norm", width)
 
@@ -143,14 +143,15 @@ def _tower(spec: ModelSpec) -> TowerSpec:
     tower = spec.towers[TEXT]
     if not isinstance(tower.embed, TokenSpec):
         raise InteropError(f"{TEXT}/embed: needs a TokenSpec, is {type(tower.embed).__name__}")
-    head = "masked" if tower.head == "masked" else "none"
-    fixed = fixed_tower(tower, pool="cls", pooler=tower.pooler, head=head)
+    fixed = fixed_tower(tower, pool="cls", pooler=bool(tower.pooled and tower.pooled.pooler))
+    if tower.head == "masked":
+        fixed.heads["logits"] = LogitsSpec(map="masked", vocab_size=tower.heads["logits"].vocab_size)
     fail(f"{_MASKED if tower.head == 'masked' else _BARE} has no such model", differences(tower, fixed, TEXT))
     return tower
 
 
 def fixed_tower(tower: TowerSpec, **fixed) -> TowerSpec:
-    """The tower with everything at its default or as a BERT has it, but its sizes; `fixed` are fields of the tower."""
+    """The tower with everything at its default or as a BERT has it, but its sizes; `fixed`: of the head `pooled`."""
     trunk = tower.trunk
     # Built from the classes' defaults, so that an option that is added later is refused until a table knows it.
     free = {name: getattr(tower.embed, name) for name in ("vocab_size", "length", "input", *training(TokenSpec))}
@@ -164,8 +165,8 @@ def fixed_tower(tower: TowerSpec, **fixed) -> TowerSpec:
 
     own = {name: getattr(trunk, name) for name in FREE_TRUNK}
     pattern = ((keep("self", "heads", "attn_dropout"), keep("mlp", "hidden", "act")),)
-    unused = dict(vocab_size=tower.vocab_size, projection_bias=tower.projection_bias, pool_heads=tower.pool_heads)
-    return TowerSpec(trunk=TrunkSpec(pattern=pattern, final_norm=False, **own), embed=embed, **(unused | fixed))
+    heads = fixed_heads(tower, ("projection_bias", "pool_heads"), **fixed)
+    return TowerSpec(trunk=TrunkSpec(pattern=pattern, final_norm=False, **own), embed=embed, heads=heads)
 
 
 def projected_differences(tower: TowerSpec, dim: int, *, bias: bool) -> list[str]:

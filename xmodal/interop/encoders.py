@@ -1,7 +1,7 @@
 """What the pre-norm encoders of Hugging Face's dual towers share: settings, names, and what they can express."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,6 +10,7 @@ from xmodal.interop.settings import shown
 from xmodal.interop.tables import CONV, Entry, InteropError, differences, fail, linear, norm
 from xmodal.models import presets
 from xmodal.models.embed import NaflexSpec, PatchSpec, TokenSpec
+from xmodal.models.heads import HeadSpec, PooledSpec
 from xmodal.models.model import ModelSpec
 from xmodal.models.options import training
 from xmodal.models.spec import Sublayer
@@ -193,7 +194,7 @@ def encoder_differences(tower: TowerSpec, name: str, kind: type, fixed: dict) ->
         return [f"{name}/embed: needs a {kind.__name__}, is {type(tower.embed).__name__}"]
     problems = differences(tower, _as_fixed(tower, kind, fixed), name)
     if not tower.embed_dim and fixed.get("embed_dim") != 0:
-        problems.append(f"{name}/embed_dim: is 0, needs the width of the shared space")
+        problems.append(f"{name}/heads/pooled/embed_dim: is 0, needs the width of the shared space")
     return problems
 
 
@@ -207,10 +208,24 @@ def _as_fixed(tower: TowerSpec, kind: type, fixed: dict) -> TowerSpec:
     if own.get("pre_norm"):
         embed = dataclasses.replace(embed, norm_eps=tower.trunk.norm_eps)
     trunk = _trunk_as_fixed(tower.trunk)
-    heads = trunk.pattern[0][0].heads if fixed["pool"] == "map" else tower.pool_heads
     rest = {k: v for k, v in fixed.items() if k != "embed"}
-    sizes = dict(embed_dim=tower.embed_dim, head=tower.head, vocab_size=tower.vocab_size) | rest
-    return TowerSpec(trunk=trunk, embed=embed, pool_heads=heads, **sizes)
+    rest |= dict(pool_heads=trunk.pattern[0][0].heads) if fixed["pool"] == "map" else {}
+    logits = {name: head for name, head in tower.heads.items() if name == "logits"}
+    heads = fixed_heads(tower, ("embed_dim", "pool_heads"), **rest) | logits
+    return TowerSpec(trunk=trunk, embed=embed, heads=heads)
+
+
+def fixed_heads(tower: TowerSpec, free: Iterable[str] = (), **fixed) -> dict[str, HeadSpec]:
+    """The heads of a tower with everything at its default or as the reference fixes it.
+
+    Args:
+      tower: the tower; its heads without parameters stay.
+      free: fields of the head `pooled` that stay, too.
+      **fixed: fields of the head `pooled` that the reference fixes.
+    """
+    have = tower.pooled or PooledSpec()
+    kept = {name: head for name, head in tower.heads.items() if name in ("local", "masked_logits", "logit_factors")}
+    return kept | dict(pooled=PooledSpec(**{name: getattr(have, name) for name in free} | fixed))
 
 
 def _trunk_as_fixed(trunk: TrunkSpec) -> TrunkSpec:

@@ -209,7 +209,7 @@ def _class_note(name: str, stored: Stored) -> str:
 def _write_texts(stored: Stored, folder: Path, processor: str = "") -> list[str]:
     """Writes the tokenizer, with what is done to texts before; returns notes on what that leaves unsaid."""
     text, preparation = stored.config.data.inputs.text, Preparation.of(stored.config.data.inputs.text)
-    embeds = (tower.embed for tower in stored.spec.towers.values() if getattr(tower.embed, "type", "") == "token")
+    embeds = (tower.embed for tower in stored.spec.towers.values() if tower.embed is not None and tower.embed.decodes)
     masked = all(embed.mask_padding for embed in embeds)
     options = dict(length=text.length, preparation=preparation, masked=masked, processor=processor)
     write_tokenizer(folder, stored.tokenizer, **options)

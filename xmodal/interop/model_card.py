@@ -164,10 +164,8 @@ def _quoted(labels: Sequence[str]) -> str:
 
 def _jax_use(stored: Stored) -> str:
     blocks = []
-    for name, tower in stored.spec.towers.items():
-        if tower.embed is None or tower.reads or tower.pool == "none":
-            continue
-        modality = stored.inputs[tower.embed.input]
+    for name, kind in stored.spec.alone.items():
+        modality = stored.inputs[kind]
         arrays = modality.read(2).items()
         inputs = ", ".join(f'"{key}": np.ones({spec.shape}, np.{np.dtype(spec.dtype).name})' for key, spec in arrays)
         if modality.tokenized:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xmodal.interop.encoders import FREE_TRUNK, IMAGE
+from xmodal.interop.encoders import FREE_TRUNK, IMAGE, fixed_heads
 from xmodal.interop.tables import InteropError, differences, fail
 from xmodal.models.model import ModelSpec
 from xmodal.models.tower import TowerSpec
@@ -32,18 +32,17 @@ def network_differences(
       kind: class of the embedder's spec.
       free: fields of it that the reference can express, or that no reference has to.
       fixed: fields of it that the reference fixes; all others must have their defaults.
-      **rest: what the reference fixes of the `TowerSpec` beside the mean and the bias of a projection.
+      **rest: what the reference fixes of the head `pooled` beside the mean and the bias of a projection.
     """
     if not isinstance(tower.embed, kind):
         return [f"{IMAGE}/embed: needs a {kind.__name__}, is {type(tower.embed).__name__}"]
     # Built from the class's defaults, so that an option that is added later is refused until a table knows it.
     embed = kind(**{name: getattr(tower.embed, name) for name in free} | dict(fixed))
     own = {name: getattr(tower.trunk, name) for name in FREE_TRUNK if name not in ("depth", "drop_path")}
-    unused = dict(pool_heads=tower.pool_heads, vocab_size=tower.vocab_size)
-    head = dict(embed_dim=tower.embed_dim, projection_bias=True if tower.embed_dim else tower.projection_bias)
     trunk = TrunkSpec(depth=0, pattern=(), final_norm=False, **own)
-    fixed = dict(pool="mean") | unused | head | rest
-    return differences(tower, TowerSpec(trunk=trunk, embed=embed, **fixed), IMAGE)
+    fixed = dict(pool="mean") | (dict(projection_bias=True) if tower.embed_dim else {}) | rest
+    heads = fixed_heads(tower, ("embed_dim", "pool_heads", "projection_bias"), **fixed)
+    return differences(tower, TowerSpec(trunk=trunk, embed=embed, heads=heads), IMAGE)
 
 
 def check_network(tower: TowerSpec, reference: str, kind: type, free: Iterable[str], **fixed) -> None:

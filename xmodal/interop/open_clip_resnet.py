@@ -33,8 +33,8 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
     depths, stem = tuple(vision["layers"]), vision["width"]
     embed = dict(style="clip", image_size=vision["image_size"], depths=depths, widths=_widths(stem), stem_width=stem)
     image = presets.resnet_tower(embed, init="clip", pool="attention", embed_dim=config["embed_dim"])
-    heads = dict(pool_heads=image["trunk"]["width"] // vision["head_width"])
-    return presets.dual_tower(image=image | heads, text=text_tower(words, config["embed_dim"], **mlp(config, words)))
+    image = presets.with_head(image, "pooled", pool_heads=image["trunk"]["width"] // vision["head_width"])
+    return presets.dual_tower(image=image, text=text_tower(words, config["embed_dim"], **mlp(config, words)))
 
 
 def _widths(stem: int) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ def _widths(stem: int) -> tuple[int, ...]:
 def _towers(spec: ModelSpec) -> tuple[TowerSpec, TowerSpec]:
     """Image and text tower, if open_clip has them; else an InteropError says why not."""
     image, text = spec.towers[IMAGE], spec.towers[TEXT]
-    own = dict(pool="attention", pool_heads=image.pool_heads, projection_bias=True)
+    own = dict(pool="attention", pool_heads=image.pooled.pool_heads if image.pooled else 0, projection_bias=True)
     problems = network_differences(image, ResNetSpec, FREE, dict(style="clip"), **own)
     if not problems:
         embed, side = image.embed, image.embed.image_size
@@ -53,7 +53,7 @@ def _towers(spec: ModelSpec) -> tuple[TowerSpec, TowerSpec]:
         if not isinstance(side, int) or embed.grid != (side // _STRIDE,) * 2:
             problems.append(f"{IMAGE}/embed/image_size: is {side}, needs a square of a multiple of {_STRIDE} pixels")
         if not image.embed_dim:
-            problems.append(f"{IMAGE}/embed_dim: is 0, needs the width of the shared space")
+            problems.append(f"{IMAGE}/heads/pooled/embed_dim: is 0, needs the width of the shared space")
     fail("open_clip has no such model", problems + encoder_differences(text, TEXT, TokenSpec, fixed_tower(text)))
     return image, text
 
@@ -82,7 +82,7 @@ def to_config(spec: ModelSpec) -> dict:
     image, text = _towers(spec)
     vision = dict(
         image_size=image.embed.image_size, layers=list(image.embed.depths), width=image.embed.stem_width,
-        head_width=image.width // image.pool_heads, patch_size=None,
+        head_width=image.width // image.pooled.pool_heads, patch_size=None,
     )  # fmt: skip
     quick = text.trunk.pattern[0][1].act == "quick_gelu"
     return dict(embed_dim=image.embed_dim, quick_gelu=quick, vision_cfg=vision, text_cfg=text_settings(text))

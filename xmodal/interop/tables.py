@@ -269,7 +269,7 @@ def fail(what: str, problems: list[str]) -> None:
 
 
 def differences(have: Any, need: Any, where: str, words: tuple[str, str] = ("is", "needs")) -> list[str]:
-    """Returns one line for each field in which two specs differ: "image/pool: is 'mean', needs 'cls'"."""
+    """Returns one line for each field in which two specs differ: "image/trunk/norm: is 'rms', needs 'ln'"."""
     have, need = (flatten_paths(dataclasses.asdict(spec)) for spec in (have, need))
     show = lambda values, key: repr(values[key]) if key in values else "nothing"
     return [

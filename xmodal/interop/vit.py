@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xmodal.interop.encoders import IMAGE, encoder_config, layer_settings, sizes
+from xmodal.interop.encoders import IMAGE, encoder_config, fixed_heads, layer_settings, sizes
 from xmodal.interop.settings import Settings, architecture, labels_of, require, section
 from xmodal.interop.tables import CONV, Entry, Family, InteropError, differences, fail, linear, norm
 from xmodal.models import presets
@@ -59,7 +59,7 @@ def check_tower(spec: ModelSpec, reference: str, *, embed: Mapping, layer: Mappi
       reference: class of the reference, for the message.
       embed: what it fixes of the `PatchSpec`; sizes are free.
       layer: what it fixes of both sublayers; heads, hidden width and activation are free.
-      **fixed: what it fixes of the `TowerSpec`; the rest has its default.
+      **fixed: what it fixes of the head `pooled`; the rest has its default.
 
     Raises:
       InteropError: listing every setting that stands in the way.
@@ -72,7 +72,8 @@ def check_tower(spec: ModelSpec, reference: str, *, embed: Mapping, layer: Mappi
     # Built from the classes' defaults, so that an option that is added later is refused until a table knows it.
     free = ("image_size", "patch_size", "patch_dropout", "input", "norm_eps")
     patches = PatchSpec(**{name: getattr(tower.embed, name) for name in free} | dict(embed))
-    wanted = TowerSpec(trunk=_fixed_trunk(tower.trunk, layer), embed=patches, pool_heads=tower.pool_heads, **fixed)
+    wanted = TowerSpec(trunk=_fixed_trunk(tower.trunk, layer), embed=patches,
+                       heads=fixed_heads(tower, ("pool_heads",), **fixed))  # fmt: skip
     fail(f"{reference} has no such model", differences(tower, wanted, IMAGE))
     return tower
 
@@ -110,7 +111,7 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
         *sizes(read), patch_size=read["patch_size"], style="vit", embed=dict(image_size=read["image_size"]),
         **layer_settings(read, "attention_probs_dropout_prob"),
     )  # fmt: skip
-    return presets.dual_tower(**{IMAGE: image | head})
+    return presets.dual_tower(**{IMAGE: presets.with_head(image, "pooled", **head)})
 
 
 def labels(config: Mapping[str, Any], classifier: str = _CLASSIFIER) -> tuple[str, ...]:
@@ -126,10 +127,11 @@ def label_settings(classes: int) -> dict:
 
 def _tower(spec: ModelSpec) -> TowerSpec:
     tower = spec.towers.get(IMAGE)
-    if getattr(tower, "embed_dim", 0):
-        own = dict(embed_dim=tower.embed_dim, projection_bias=True)
+    pooled = tower.pooled if tower else None
+    if pooled and pooled.embed_dim:
+        own = dict(embed_dim=pooled.embed_dim, projection_bias=True)
     else:
-        own = dict(pooler=getattr(tower, "pooler", False))
+        own = dict(pooler=bool(pooled and pooled.pooler))
     return check_tower(spec, _CLASSIFIER if "embed_dim" in own else "ViTModel", embed={}, layer={}, pool="cls", **own)
 
 
@@ -140,7 +142,7 @@ def table(spec: ModelSpec) -> list[Entry]:
     prefix = "vit." if classes else ""
     rows = [*patch_entries(prefix, tower), *_layers(prefix, tower)]
     rows += norm(f"{prefix}layernorm", f"{IMAGE}/trunk/final_norm", width)
-    if tower.pooler:
+    if tower.pooled.pooler:
         rows += linear("pooler.dense", f"{IMAGE}/pooler", width, width)
     if classes:
         rows += linear("classifier", f"{IMAGE}/projection", width, classes)

@@ -16,6 +16,7 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.models.init import Draws, Scheme
 from xmodal.models.layers import Linear, Norm, apply_routed, lora_of, rotary, routed
+from xmodal.models.relative import RelativeBias
 from xmodal.models.spec import Flow, Sublayer
 
 _portable = contextvars.ContextVar("portable", default=False)
@@ -48,7 +49,7 @@ def _on_nvidia() -> bool:
 
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, softcap: float = 0.0,
-    dropout: float = 0.0, keys: jax.Array | None = None,
+    dropout: float = 0.0, keys: jax.Array | None = None, bias: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
     """Scaled dot-product attention with float32 logits.
 
@@ -60,19 +61,21 @@ def attend(
       softcap: bound of the logits (Gemma 2); 0 leaves them.
       dropout: on the weights (Vaswani et al. 2017's code, BERT).
       keys: per-sample keys [batch] for it, or None.
+      bias: float32 [heads, queries, keys], added to the logits, or None.
 
     Returns:
       [batch, queries, heads, head_dim].
     """
     dropout = dropout if keys is not None else 0.0
-    if mask is None and not softcap and not dropout and _fits_cudnn(q.dtype, q.shape[-1]):
+    if mask is None and bias is None and not softcap and not dropout and _fits_cudnn(q.dtype, q.shape[-1]):
         return _fused(q, k, v)
-    if not (softcap or dropout):
+    if bias is None and not (softcap or dropout):
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
     k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], axis=2) for a in (k, v))
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if softcap:
         logits = softcap * jnp.tanh(logits / softcap)
+    logits = logits if bias is None else logits + bias
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
@@ -112,6 +115,11 @@ class Attention(nnx.Module):
         self.key_norm = Norm(dim, kind=spec.norm, eps=spec.norm_eps) if spec.qk_norm else None
         inner = lambda: Norm(spec.heads * dim, kind=spec.norm, eps=spec.norm_eps)
         self.inner_norm = routed(inner, spec.routes) if spec.inner_norm else None
+        own_bias = spec.relative is not None and not spec.relative.shared
+        self.relative = RelativeBias(spec.relative, spec.heads, draw) if own_bias else None
+        if spec.joined and spec.kind != "cross":
+            raise ValueError("`joined` joins a context to the stream: it belongs to a cross sublayer")
+        self.context_norm = Norm(source_width, kind=spec.norm, eps=spec.norm_eps) if spec.joined else None
         self.out = routed(linear("out", spec.heads * dim, width, scheme.attn_out), spec.routes)
 
     def _keys_values(self, source: jax.Array, flow: Flow):
@@ -119,6 +127,20 @@ class Attention(nnx.Module):
         k = heads(apply_routed(self.key, source, flow.segments))
         v = heads(apply_routed(self.value, source, flow.segments))
         return (k if self.key_norm is None else self.key_norm(k)), v
+
+    def _source(self, x: jax.Array, flow: Flow) -> jax.Array:
+        """What keys and values are made of."""
+        if self.spec.kind != "cross":
+            return x
+        return flow.context if self.context_norm is None else jnp.concatenate(
+            [self.context_norm(flow.context), x], axis=1
+        )  # fmt: skip
+
+    def _bias(self, queries: int, keys: int, flow: Flow) -> jax.Array | None:
+        """Biases of the logits by distance, float32 [heads, queries, keys], or None."""
+        if self.relative is not None:
+            return self.relative(queries, keys, flow.index)
+        return flow.bias if self.spec.relative is not None else None
 
     def __call__(self, x: jax.Array, flow: Flow, cache: dict | None = None, keys: jax.Array | None = None):
         """Returns (output [batch, seq, width], new cache or None); `keys` [batch] are for dropout of the weights.
@@ -132,7 +154,7 @@ class Attention(nnx.Module):
         if cross and cache is not None and flow.context is None:
             k, v = cache["k"], cache["v"]
         else:
-            k, v = self._keys_values(flow.context if cross else x, flow)
+            k, v = self._keys_values(self._source(x, flow), flow)
         if spec.rope and not cross:  # two sequences share no positions
             if flow.pos is None:
                 raise ValueError(
@@ -147,7 +169,9 @@ class Attention(nnx.Module):
                 )
             cache = {"k": k, "v": v}
         mask = flow.cross_mask if cross else flow.self_mask
-        y = attend(q, k, v, mask, spec.softcap, spec.attn_dropout, keys)
+        if spec.joined and mask is not None:  # the stream sees all of itself
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, x.shape[1])), constant_values=True)
+        y = attend(q, k, v, mask, spec.softcap, spec.attn_dropout, keys, self._bias(x.shape[1], k.shape[1], flow))
         y = y.reshape(*x.shape[:2], -1)
         if self.inner_norm is not None:
             y = apply_routed(self.inner_norm, y, flow.segments)

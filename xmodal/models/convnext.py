@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.models import init
 from xmodal.models.conv import Conv
+from xmodal.models.embedder import EmbedSpec
 from xmodal.models.layers import ACTIVATIONS, Linear, Norm
 from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.tokens import Tokens, grid_tokens
@@ -18,7 +19,7 @@ from xmodal.models.trunk import REMAT
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNextSpec:
+class ConvNextSpec(EmbedSpec):
     """Images to a grid of tokens as wide as the last stage; a tower puts no trunk behind it.
 
     Attributes:
@@ -36,6 +37,9 @@ class ConvNextSpec:
       input: name of the array in the batch, [batch, height, width, 3].
     """
 
+    takes: ClassVar = "pixels"
+    rank: ClassVar = 4
+
     type: Literal["convnext"] = "convnext"
     image_size: int | tuple[int, int] = dataclasses.field(default=0, metadata=SHAPES)
     patch_size: int = 4
@@ -52,6 +56,10 @@ class ConvNextSpec:
     def __post_init__(self):
         if len(self.widths) != len(self.depths) or not self.widths:
             raise ValueError(f"widths {self.widths} and depths {self.depths} are not of the same stages")
+
+    def build(self, width, scheme, dtype, draw):
+        """See `EmbedSpec`."""
+        return ConvNext(self, width, scheme, dtype, draw)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -83,7 +91,7 @@ class ConvNext(nnx.Module):
         inputs = (0, *spec.widths)  # the first stage is not made smaller
         self.stages = nnx.Dict({str(i): Stage(spec, i, inputs[i], scheme, draw) for i in range(len(spec.widths))})
 
-    def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
+    def __call__(self, batch: dict[str, jax.Array], keys=None, rows=0, read=()) -> tuple[Tokens, dict]:
         images, spec = batch[self.spec.input].astype(self.dtype), self.spec
         size = (spec.image_size,) * 2 if isinstance(spec.image_size, int) else spec.image_size
         if images.shape[1:3] != size:
@@ -96,7 +104,7 @@ class ConvNext(nnx.Module):
         for (name, stage), rate in zip(self.stages.items(), rates):
             with jax.named_scope(f"stage_{name}"):
                 x = stage(x, key_tools.fold(keys, f"stage {name}"), rate)
-        return grid_tokens(x, spec.input)
+        return grid_tokens(x, spec.input), {}
 
 
 class Stage(nnx.Module):

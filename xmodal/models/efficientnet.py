@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.nn.initializers import normal
 
 from xmodal import keys as key_tools
 from xmodal.models.conv import ConvNorm
+from xmodal.models.embedder import EmbedSpec
 from xmodal.models.init import Draws, Scheme, he_out
 from xmodal.models.layers import ACTIVATIONS, Linear
 from xmodal.models.options import SHAPES, TRAINING
@@ -24,7 +25,7 @@ STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3)
 
 
 @dataclasses.dataclass(frozen=True)
-class EfficientNetSpec:
+class EfficientNetSpec(EmbedSpec):
     """Images to a grid of tokens; a tower puts no trunk behind it.
 
     Attributes:
@@ -48,6 +49,9 @@ class EfficientNetSpec:
       remat: what the backward pass recomputes of every block: nothing, everything, or all but matrix products.
       input: name of the array in the batch, [batch, height, width, 3].
     """
+
+    takes: ClassVar = "pixels"
+    rank: ClassVar = 4
 
     type: Literal["efficientnet"] = "efficientnet"
     image_size: int | tuple[int, int] = dataclasses.field(default=0, metadata=SHAPES)
@@ -76,6 +80,10 @@ class EfficientNetSpec:
         wanted = channels * self.width_factor
         rounded = max(self.divisor, int(wanted + self.divisor / 2) // self.divisor * self.divisor)
         return rounded + self.divisor if rounded < 0.9 * wanted else rounded
+
+    def build(self, width, scheme, dtype, draw):
+        """See `EmbedSpec`."""
+        return EfficientNet(self, width, scheme, dtype, draw)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -122,7 +130,7 @@ class EfficientNet(nnx.Module):
             inputs, number = spec.filters(stage[3]), number + blocks
         self.top = ConvNorm(inputs, width, 1, draw=draw, **_common(spec)) if spec.top else None
 
-    def __call__(self, batch: dict[str, jax.Array], keys=None) -> tuple[Tokens, dict]:
+    def __call__(self, batch: dict[str, jax.Array], keys=None, rows=0, read=()) -> tuple[Tokens, dict]:
         images, spec, train = batch[self.spec.input].astype(self.dtype), self.spec, keys is not None
         size = spec.image_size if isinstance(spec.image_size, tuple) else (spec.image_size,) * 2
         if images.shape[1:3] != size:

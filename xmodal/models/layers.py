@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer, lecun_normal, ones, zeros
 
@@ -110,6 +111,19 @@ def routed(make: Callable[[], nnx.Module], routes: tuple[tuple[str, int], ...]) 
 def apply_routed(module: nnx.Module, x: jax.Array, segments: tuple[tuple[str, int], ...]) -> jax.Array:
     """Calls a module made by `routed`."""
     return module(x, segments) if isinstance(module, Routed) else module(x)
+
+
+def spread_routed(module: nnx.Module, x: jax.Array, segments: tuple[tuple[str, int], ...]) -> jax.Array:
+    """Calls a module made by `routed` with one x [batch, 1, width] for all positions of every segment.
+
+    Returns:
+      [batch, 1, outputs], or [batch, seq, outputs] where segments differ in their expert.
+    """
+    if not isinstance(module, Routed):
+        return module(x)
+    experts = module(jnp.concatenate([x] * len(segments), axis=1), tuple((name, 1) for name, _ in segments))
+    lengths = np.array([length for _, length in segments])
+    return jnp.repeat(experts, lengths, axis=1, total_repeat_length=int(lengths.sum()))
 
 
 def patches_matmul(images: jax.Array, kernel: jax.Array) -> jax.Array:

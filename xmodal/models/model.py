@@ -1,7 +1,7 @@
 """The cross-modal model: towers by name, wired by config, computing only what is wanted."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 import jax
@@ -9,16 +9,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmodal import keys as key_tools
+from xmodal.messages import did_you_mean
 from xmodal.models.batch_norm import STATISTICS, BatchNorm
+from xmodal.models.connectors import Source
 from xmodal.models.init import Draws
 from xmodal.models.tokens import Tokens
-from xmodal.models.tower import Tower, TowerSpec
+from xmodal.models.tower import Inputs, Tower, TowerSpec
 from xmodal.models.trunk import Cache
 from xmodal.paths import flatten_paths
 
 # Parts of the parameter tree beside the towers: parameters of the objectives, running statistics of BatchNorms.
 RESERVED = ("objectives", STATISTICS)
-OUTPUTS = ("tokens", "pooled", "local", "logits", "masked_logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,52 @@ class ModelSpec:
     @property
     def alone(self) -> dict[str, str]:
         """{tower: input} of the towers that embed one input by themselves."""
-        towers = self.towers.items()
-        return {name: t.embed.input for name, t in towers if t.embed and not t.reads and t.pool != "none"}
+        reads = {name: t.embed.input for name, t in self.towers.items() if t.embed is not None and t.embed.rank}
+        return {name: read for name, read in reads.items() if self.towers[name].pooled and not self.towers[name].wired}
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """{"<tower>.<output>": width} of all that the model gives."""
+        return {
+            f"{name}.{output}": width for name, tower in self.towers.items() for output, width in tower.outputs.items()
+        }
+
+    def check_output(self, wanted: str) -> None:
+        """Raises a ValueError that says what there is when the model does not give an output."""
+        name, _, output = wanted.partition(".")
+        if name not in self.towers:
+            known = ", ".join(self.towers)
+            raise ValueError(f"there is no tower {name!r}.{did_you_mean(name, self.towers)} Towers: {known}")
+        if output not in (given := self.towers[name].outputs):
+            raise ValueError(
+                f"needs {wanted}, and the tower {name!r} gives {', '.join(given)}: set model.towers.{name}.heads."
+                f"{output or 'NAME'}"
+            )
+
+    def length(self, name: str, text_length: int = 0, batch: Mapping | None = None) -> int:
+        """Tokens of a tower's sequence.
+
+        Args:
+          name: of the tower.
+          text_length: of the inputs that grow token by token; 0: the longest.
+          batch: raw arrays, which know how many items a sample has, and may bring a tower's tokens.
+        """
+        spec, batch = self.towers[name], batch or {}
+        if (brought := batch.get(f"{name}.tokens")) is not None:
+            return brought.x.shape[1]
+        through = lambda other, edge: (
+            edge.length(self.length(other, text_length, batch)) * (self.items(other, batch) if edge.fold else 1)
+        )
+        total = 0 if spec.embed and spec.embed.absorbs else sum(through(*edge) for edge in spec.reads.items())
+        if spec.embed is not None:
+            total += text_length if text_length and spec.embed.decodes else spec.embed.tokens
+        return total
+
+    def items(self, name: str, batch: Mapping) -> int:
+        """Items that a sample has of the input of a tower, each a row of its own; 1 where samples have one."""
+        embed = self.towers[name].embed
+        array = batch.get(embed.input) if embed is not None and embed.rank else None
+        return array.shape[1] if array is not None and array.ndim > embed.rank else 1
 
 
 class CrossModalModel(nnx.Module):
@@ -45,18 +90,16 @@ class CrossModalModel(nnx.Module):
 
     `model(batch, want)` returns the wanted outputs by name:
       `<tower>.tokens`: Tokens [batch, seq, width];
-      `<tower>.pooled`: float32 [batch, embed_dim];
-      `<tower>.local`: {"x": float32 [batch, seq, embed_dim], "valid": float32 [batch, seq]}, patches or words there;
-      `<tower>.logits`: float32 [batch, text length, vocab];
-      `<tower>.masked_logits`: the same at the positions `<input>_places` of the batch alone, [batch, count, vocab];
+      `<tower>.<head>`: what the head gives, see `xmodal.models.heads`, such as `image.pooled`, float32 [batch, width];
       `statistics`: {tower: moments that its BatchNorms saw, by path}, of the towers that ran, with random keys only.
     """
 
     def __init__(self, spec: ModelSpec, draw: Draws):
         self.spec = spec
-        widths = {name: tower.width for name, tower in spec.towers.items()}
         for name in wiring_order(spec.towers):
-            setattr(self, name, Tower(spec.towers[name], widths, jnp.dtype(spec.dtype), draw))
+            tower = spec.towers[name]
+            sources = {other: Source(spec.towers[other].width, spec.length(other)) for other in tower.wired}
+            setattr(self, name, Tower(tower, sources, jnp.dtype(spec.dtype), draw))
 
     def __call__(
         self,
@@ -65,90 +108,142 @@ class CrossModalModel(nnx.Module):
         keys: jax.Array | None = None,
         caches: dict[str, Cache] | None = None,
         prefill: bool = True,
+        cuts: Collection[str] = (),
     ) -> dict:
         """Runs the towers that `want` needs, each once.
 
         Args:
-          batch: raw arrays by name (a view's batch).
+          batch: raw arrays by name (a view's batch); `<tower>.tokens` (`Tokens`) stands for running that tower.
           want: names of outputs.
           keys: per-sample random keys [batch]; None runs without dropout, and with running statistics in BatchNorms.
           caches: decoding caches by tower; these towers then see only new tokens. Adds "caches" to the result.
           prefill: first decoding call; later ones leave out towers that have no cache (their tokens are cached).
+          cuts: edges that are left out, "<reader><<other>", such as "caption<image": cross sublayers then add nothing.
 
         Returns:
           {output name: value}.
         """
-        tokens, new_caches, moments = {}, {}, {}
-
-        def run(name: str) -> Tokens:
-            if name in tokens:
-                return tokens[name]
-            tower: Tower = getattr(self, name)
-            spec, cache = tower.spec, (caches or {}).get(name)
-            skip = lambda other: cache is not None and not prefill and other not in caches
-            read = {other: run(other) for other in spec.reads if not skip(other)}
-            context = run(spec.attends) if spec.attends and not skip(spec.attends) else None
-            own_keys = key_tools.fold(keys, name)
-            if own_keys is not None and spec.embed is not None:  # a sample may have several texts
-                own_keys = key_tools.spread(own_keys, len(batch[spec.embed.input]))
-            with jax.named_scope(name):
-                out, cache, own = tower(batch, read=read, context=context, keys=own_keys, cache=cache)
-            if cache is not None:
-                new_caches[name] = cache
-            if own:
-                moments[name] = own
-            tokens[name] = out
-            return out
-
+        for wanted in want - {STATISTICS}:
+            self.spec.check_output(wanted)
+        check_cuts(self.spec.towers, cuts)
+        call = _Call(self, batch, keys, caches, prefill, frozenset(cuts))
         outputs = {}
         for wanted in sorted(want - {STATISTICS}):
             name, _, what = wanted.partition(".")
-            if name not in self.spec.towers or what not in OUTPUTS:
-                raise ValueError(
-                    f"unknown model output {wanted!r}: outputs are <tower>.{', .'.join(OUTPUTS)} of the towers "
-                    f"{', '.join(self.spec.towers)}"
-                )
-            out, tower = run(name), getattr(self, name)
+            tokens, tower = call.run(name), getattr(self, name)
             with jax.named_scope(name):
-                if what == "masked_logits":
-                    outputs[wanted] = tower.logits(out, batch[f"{tower.spec.embed.input}_places"])
-                elif what == "local":
-                    outputs[wanted] = tower.local(out, batch)
-                else:
-                    outputs[wanted] = out if what == "tokens" else getattr(tower, what)(out)
+                outputs[wanted] = tokens if what == "tokens" else tower.read(what, tokens, call.batch_of(name))
         if STATISTICS in want:
-            outputs[STATISTICS] = moments
+            outputs[STATISTICS] = call.moments
         if caches is not None:
-            outputs["caches"] = new_caches
+            outputs["caches"] = call.caches
         return outputs
 
-    def init_caches(self, name: str, batch_size: int, text_length: int) -> dict[str, Cache]:
-        """Returns empty caches to decode `text_length` tokens with the tower `name` (and the text towers it reads)."""
-        spec = self.spec.towers[name]
+    def init_caches(
+        self, name: str, batch_size: int, text_length: int, batch: Mapping | None = None
+    ) -> dict[str, Cache]:
+        """Returns empty caches to decode `text_length` tokens with the tower `name` (and the text towers it reads).
+
+        `batch` is what the text is conditioned on, whose arrays say how many items there are.
+        """
+        spec, batch = self.spec.towers[name], batch or {}
         dtype = jnp.dtype(self.spec.dtype)
-        if self._decodes(name) and spec.embed.position == "learned" and text_length > spec.embed.length:
+        grows = spec.embed is not None and spec.embed.decodes
+        if grows and spec.embed.position == "learned" and text_length > spec.embed.length:
             raise ValueError(f"tower {name!r} has {spec.embed.length} positions, too few for {text_length} tokens")
-        caches, length = {}, 0
+        caches = {}
         for other in spec.reads:
-            if self._decodes(other):
-                caches |= self.init_caches(other, batch_size, text_length)
-            length += self.sequence_length(other, text_length)
-        length += text_length if spec.embed is not None else 0
-        context = self.sequence_length(spec.attends, text_length) if spec.attends else 0
+            if (embed := self.spec.towers[other].embed) is not None and embed.decodes:
+                caches |= self.init_caches(other, batch_size, text_length, batch)
+        context = sum(
+            edge.length(self.spec.length(other, text_length, batch))
+            * (self.spec.items(other, batch) if edge.fold else 1)
+            for other, edge in spec.attends.items()
+        )
+        length = self.spec.length(name, text_length, batch)
         caches[name] = getattr(self, name).trunk.init_cache(batch_size, length, context, dtype)
         return caches
 
-    def _decodes(self, name: str) -> bool:
-        """Whether the tower's own input grows token by token."""
-        return getattr(self.spec.towers[name].embed, "type", "") == "token"
 
-    def sequence_length(self, name: str, text_length: int) -> int:
-        """Tokens of the tower's sequence when its text has `text_length`."""
-        spec = self.spec.towers[name]
-        own = 0
-        if spec.embed is not None:
-            own = text_length if spec.embed.type == "token" else spec.embed.tokens
-        return own + sum(self.sequence_length(other, text_length) for other in spec.reads)
+class _Call:
+    """One call of a model: towers run when they are first needed, and once."""
+
+    def __init__(self, model: CrossModalModel, batch: Mapping, keys, caches, prefill: bool, cuts: frozenset[str]):
+        self.model, self.batch, self.keys, self.prefill, self.cuts = model, batch, keys, prefill, cuts
+        self.given = caches or {}
+        self.tokens: dict[str, Tokens] = {}
+        self.caches: dict[str, Cache] = {}
+        self.moments: dict[str, dict] = {}
+
+    def run(self, name: str) -> Tokens:
+        """Returns the tokens of a tower."""
+        if name not in self.tokens:
+            brought = self.batch.get(f"{name}.tokens")
+            self.tokens[name] = self._run(name) if brought is None else brought
+        return self.tokens[name]
+
+    def _run(self, name: str) -> Tokens:
+        tower: Tower = getattr(self.model, name)
+        spec, cache = tower.spec, self.given.get(name)
+        done = lambda other: cache is not None and not self.prefill and other not in self.given
+        live = lambda edges: [other for other in edges if not done(other) and f"{name}<{other}" not in self.cuts]
+        read = {other: self.run(other) for other in live(spec.reads)}
+        attended = {other: self.run(other) for other in live(spec.attends)}
+        condition = {other: self._pooled(other) for other in live(spec.condition)}
+        batch, items = self.batch_of(name), {o: self.model.spec.items(o, self.batch) for o in (*read, *attended)}
+        there = {
+            other: self.batch[f"{embed.input}_there"]
+            for other, n in items.items()
+            if n > 1 and (embed := self.model.spec.towers[other].embed) and f"{embed.input}_there" in self.batch
+        }
+        rows = self._rows(spec, batch, items, read | attended, condition)
+        # Rows of a sample with several texts or images have keys of their own.
+        keys = key_tools.fold(self.keys, name)
+        keys = keys if keys is None else key_tools.spread(keys, rows)
+        inputs = Inputs(batch, rows, read, attended, condition, items, there)
+        with jax.named_scope(name):
+            out, cache, moments = tower(inputs, keys=keys, cache=cache)
+        if cache is not None:
+            self.caches[name] = cache
+        if moments:
+            self.moments[name] = moments
+        return out
+
+    def _pooled(self, name: str) -> jax.Array:
+        """The vector that conditions another tower."""
+        return getattr(self.model, name).read("pooled", self.run(name), self.batch_of(name))
+
+    def batch_of(self, name: str) -> Mapping:
+        """The batch as a tower sees it: several items that a sample has of its input are rows."""
+        items = self.model.spec.items(name, self.batch)
+        return as_rows(self.batch, self.model.spec.towers[name].embed.input, items) if items > 1 else self.batch
+
+    def _rows(self, spec: TowerSpec, batch: Mapping, items: Mapping, seen: Mapping, condition: Mapping) -> int:
+        """Sequences of a tower: rows of its array, or else of what it is wired to, or else samples of the batch."""
+        if spec.embed is not None and spec.embed.rank and spec.embed.input in batch and not spec.embed.absorbs:
+            return len(batch[spec.embed.input])
+        for other, tokens in seen.items():
+            edge = spec.reads.get(other) or spec.attends[other]
+            return len(tokens.x) // (items[other] if edge.fold else 1)
+        for vector in condition.values():
+            return len(vector)
+        return next(len(array) for array in jax.tree.leaves(dict(batch)) if array.ndim)
+
+
+def as_rows(batch: Mapping[str, jax.Array], name: str, items: int) -> dict:
+    """Makes items of samples rows: the input `name` [batch, items, ...], and what stands beside it, lose an axis."""
+    fits = lambda key, a: key == name or (key.startswith(f"{name}_") and a.shape[1:2] == (items,) and a.ndim > 2)
+    return {**batch, **{key: a.reshape(-1, *a.shape[2:]) for key, a in batch.items() if fits(key, a)}}
+
+
+def check_cuts(towers: Mapping[str, TowerSpec], cuts: Collection[str]) -> None:
+    """Raises a ValueError for a cut that names no edge."""
+    edges = {f"{name}<{other}" for name, tower in towers.items() for other in tower.wired}
+    for cut in cuts:
+        if cut not in edges:
+            raise ValueError(
+                f"there is no edge {cut!r} to cut: {', '.join(sorted(edges)) or 'the towers are not wired'}"
+            )
 
 
 def wiring_order(towers: Mapping[str, TowerSpec]) -> list[str]:
@@ -162,7 +257,7 @@ def wiring_order(towers: Mapping[str, TowerSpec]) -> list[str]:
             raise ValueError(f"the wiring of the towers has a cycle: {' -> '.join((*path, name))}")
         if name not in state:
             state[name] = "open"
-            for other in (*towers[name].reads, *([towers[name].attends] if towers[name].attends else [])):
+            for other in (*towers[name].read_order, *towers[name].attends, *towers[name].condition):
                 visit(other, (*path, name))
             state[name] = "done"
             order.append(name)
@@ -270,9 +365,9 @@ class Functional:
                 module.frozen = "/".join(map(str, path)) in self.frozen
         return model
 
-    def __call__(self, params: Mapping, batch: Mapping, want: frozenset[str], keys=None) -> dict:
+    def __call__(self, params: Mapping, batch: Mapping, want: frozenset[str], keys=None, cuts=()) -> dict:
         """Runs the model; see `CrossModalModel.__call__`."""
-        return self.bind(params)(batch, want, keys)
+        return self.bind(params)(batch, want, keys, cuts=cuts)
 
 
 _built: dict[str, Functional] = {}  # by description: in its order, towers draw their parameters

@@ -5,20 +5,21 @@ depends on the pictures, only on how many patches a sequence has room for.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from xmodal.models import init
+from xmodal.models.embedder import EmbedSpec
 from xmodal.models.options import SHAPES
 from xmodal.models.resample import sample_grid
 from xmodal.models.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class NaflexSpec:
+class NaflexSpec(EmbedSpec):
     """Packed patches to tokens (Tschannen et al. 2025, "SigLIP 2", section 2.4.2).
 
     Attributes:
@@ -30,11 +31,18 @@ class NaflexSpec:
         padding.
     """
 
+    takes: ClassVar = "patches"
+    rank: ClassVar = 3
+
     type: Literal["naflex"] = "naflex"
     patch_size: int = 16
     positions: int = dataclasses.field(default=16, metadata=SHAPES)
     length: int = dataclasses.field(default=0, metadata=SHAPES)
     input: str = "image"
+
+    def build(self, width, scheme, dtype, draw):
+        """See `EmbedSpec`."""
+        return NaflexEmbed(self, width, scheme, dtype, draw)
 
     @property
     def position_grid(self) -> tuple[int, int]:
@@ -56,7 +64,7 @@ class NaflexEmbed(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
         self.position = draw(scheme.image_position, spec.positions**2, width)
 
-    def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
+    def __call__(self, batch: dict[str, jax.Array], keys=None, rows=0, read=()) -> tuple[Tokens, dict]:
         del keys  # nothing is drawn
         spec, width = self.spec, self.bias.shape[0]
         patches, grid = batch[spec.input], batch.get(f"{spec.input}_grid")
@@ -69,7 +77,7 @@ class NaflexEmbed(nnx.Module):
         kernel = self.kernel[...].reshape(-1, width).astype(self.dtype)
         x = patches.astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)
         x = x + sample_grid(self.position[...].astype(self.dtype), spec.position_grid, grid, pos)
-        return Tokens(x, valid=valid, pos=pos, segments=((spec.input, x.shape[1]),))
+        return Tokens(x, valid=valid, pos=pos, segments=((spec.input, x.shape[1]),)), {}
 
 
 def places(grid: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:

@@ -6,7 +6,7 @@ it is empty (depth 0). Pooling, projection and wiring are then those of any towe
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import nnx
 from jax.nn.initializers import ones, zeros
 
 from xmodal.models.conv import ConvNorm, max_pool, mean_pool
+from xmodal.models.embedder import EmbedSpec
 from xmodal.models.init import Draws, Scheme
 from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.tokens import Tokens, grid_tokens
@@ -28,7 +29,7 @@ BOTTLENECK = 4  # outputs of a bottleneck for each of its inner channels
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetSpec:
+class ResNetSpec(EmbedSpec):
     """Images to the places of a feature map.
 
     Attributes:
@@ -46,6 +47,9 @@ class ResNetSpec:
         the convolutions (norms and activations cost memory and hardly any time).
       input: name of the array in the batch, [batch, height, width, 3].
     """
+
+    takes: ClassVar = "pixels"
+    rank: ClassVar = 4
 
     type: Literal["resnet"] = "resnet"
     image_size: int | tuple[int, int] = dataclasses.field(default=0, metadata=SHAPES)
@@ -69,6 +73,10 @@ class ResNetSpec:
             raise ValueError("style 'clip' has bottlenecks only")
         if isinstance(self.remat, tuple) and len(self.remat) != len(self.depths):
             raise ValueError(f"remat {self.remat} must be one word, or one for each of the {len(self.depths)} stages")
+
+    def build(self, width, scheme, dtype, draw):
+        """See `EmbedSpec`."""
+        return ResNetEmbed(self, width, scheme, dtype, draw)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -177,7 +185,7 @@ class ResNetEmbed(nnx.Module):
         inputs = (stem, *spec.widths)
         self.stages = nnx.Dict({str(i): Stage(spec, i, inputs[i], scheme, draw) for i in range(len(spec.depths))})
 
-    def __call__(self, batch: dict[str, jax.Array], keys=None) -> tuple[Tokens, dict]:
+    def __call__(self, batch: dict[str, jax.Array], keys=None, rows=0, read=()) -> tuple[Tokens, dict]:
         spec, x, train = self.spec, batch[self.spec.input].astype(self.dtype), keys is not None
         size = spec.image_size if isinstance(spec.image_size, tuple) else (spec.image_size,) * 2
         if x.shape[1:3] != size:

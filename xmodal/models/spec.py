@@ -40,6 +40,30 @@ LORA_TARGETS = ("query", "key", "value", "out", "fc1", "gate", "fc2")
 
 
 @dataclasses.dataclass(frozen=True)
+class Relative:
+    """Learned biases of the attention's logits by the distance of query and key.
+
+    Attributes:
+      kind: of a grid by rows and columns, with three more for what stands before the grid (BEiT, Bao et al. 2022), or
+        of a sequence by buckets that widen with the distance (T5, Raffel et al. 2020, section 2.1).
+      shared: one table for all layers of the trunk; otherwise each has one.
+      grid: (down, across) of a grid; (0, 0) takes the tower's image.
+      prefix: tokens before the grid; -1 takes the tower's.
+      buckets: of a sequence.
+      distance: of a sequence, from which on all distances are alike.
+      both: queries tell keys behind them from those before them; decoders see the latter alone.
+    """
+
+    kind: Literal["grid", "buckets"]
+    shared: bool = False
+    grid: tuple[int, int] = (0, 0)
+    prefix: int = -1
+    buckets: int = 32
+    distance: int = 128
+    both: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Sublayer:
     """Description of one residual sublayer.
 
@@ -52,6 +76,9 @@ class Sublayer:
       kv_heads: heads of keys and values (grouped-query attention); 0: as many as `heads`.
       head_dim: width of a head; 0: width / heads.
       rope: base of rotary positions over `Tokens.pos`, in self attention; 0: none.
+      relative: biases by the distance of query and key, in self attention; None: none.
+      joined: keys and values of cross attention are those of the context, behind a norm, and of the stream itself (the
+        Perceiver resampler).
       softcap: logits become softcap * tanh(logits / softcap); 0: none.
       qk_norm: normalise queries and keys per head.
       bias: biases in all linear maps of the body.
@@ -61,7 +88,7 @@ class Sublayer:
       glu: gated MLP, act(gate(x)) * fc1(x).
       inner_norm: a norm before the output map (BEiT-3's sub-LN).
       gate: what multiplies the body's output: nothing, tanh of a scalar that starts at 0 (Flamingo), a learned vector
-        (LayerScale), or adaLN-Zero from the trunk's condition (DiT).
+        (LayerScale), or adaLN-Zero from the trunk's condition (DiT; by segment with `routes`, MMDiT).
       gate_init: start of the LayerScale vector.
       dropout: on the body's output.
       attn_dropout: on the attention's weights.
@@ -77,6 +104,8 @@ class Sublayer:
     kv_heads: int = 0
     head_dim: int = 0
     rope: float = 0.0
+    relative: Relative | None = None
+    joined: bool = False
     softcap: float = 0.0
     qk_norm: bool = False
     bias: bool = True
@@ -105,6 +134,7 @@ class Flow:
       context: values to attend to, [batch, context_seq, context_width], or None.
       cross_mask: bool [batch, 1, seq or 1, context_seq] or None.
       condition: [batch, condition_width] for adaLN, or None.
+      bias: float32 [heads, seq, keys] of self attention that all layers share, or None.
       index: where new keys go in the cache (int32 scalar), or None without a cache.
     """
 
@@ -114,4 +144,5 @@ class Flow:
     context: jax.Array | None = None
     cross_mask: jax.Array | None = None
     condition: jax.Array | None = None
+    bias: jax.Array | None = None
     index: jax.Array | None = None

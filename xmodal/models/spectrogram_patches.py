@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,16 @@ from flax import nnx
 from xmodal import keys as key_tools
 from xmodal.models import init
 from xmodal.models.conv import convolve
+from xmodal.models.embedder import EmbedSpec
 from xmodal.models.layers import sincos_positions
+from xmodal.models.patches import random_patches
 from xmodal.models.options import SHAPES, TRAINING
 from xmodal.models.spectrogram import FRONT_ENDS, FrontEnd, log_mel, valid_frames
 from xmodal.models.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class SpectrogramSpec:
+class SpectrogramSpec(EmbedSpec):
     """Sound to patch tokens, the patches of the lowest bands first (AST, section 2.1).
 
     Attributes:
@@ -35,9 +37,13 @@ class SpectrogramSpec:
       mask_padding: patches that show padding alone are invisible. AST and CLAP see them: False.
       mask_bands: at most so many neighbouring bands are hidden in training (SpecAugment, Park et al. 2019; AST: 48).
       mask_frames: at most so many neighbouring frames are hidden in training (AST: 192).
+      patch_dropout: share of patches left out in training (FLIP).
       input: name of the array in the batch, int16 [batch, samples]; `<input>_length`, int32 [batch], says how many of
         the samples are not padding.
     """
+
+    takes: ClassVar = "samples"
+    rank: ClassVar = 2
 
     type: Literal["spectrogram"] = "spectrogram"
     kind: Literal["whisper", "kaldi", "clap"] = "whisper"
@@ -53,7 +59,12 @@ class SpectrogramSpec:
     mask_padding: bool = True
     mask_bands: int = dataclasses.field(default=0, metadata=TRAINING)
     mask_frames: int = dataclasses.field(default=0, metadata=TRAINING)
+    patch_dropout: float = dataclasses.field(default=0.0, metadata=TRAINING)
     input: str = "audio"
+
+    def build(self, width, scheme, dtype, draw):
+        """See `EmbedSpec`."""
+        return SpectrogramEmbed(self, width, scheme, dtype, draw)
 
     @property
     def front(self) -> FrontEnd:
@@ -99,7 +110,7 @@ class SpectrogramEmbed(nnx.Module):
         self.class_token = draw(scheme.class_token, spec.class_tokens, width) if spec.class_tokens else None
         self.position = draw(scheme.image_position, spec.tokens, width) if spec.position == "learned" else None
 
-    def __call__(self, batch: dict[str, jax.Array], keys=None) -> Tokens:
+    def __call__(self, batch: dict[str, jax.Array], keys=None, rows=0, read=()) -> tuple[Tokens, dict]:
         spec, wave = self.spec, batch[self.spec.input]
         if wave.shape[1] != spec.samples:
             raise ValueError(f"the model expects {spec.samples} samples of {spec.input}, got {wave.shape}")
@@ -122,8 +133,25 @@ class SpectrogramEmbed(nnx.Module):
             x = x + self.position[...].astype(x.dtype)
         pos = jnp.stack(jnp.meshgrid(*map(jnp.arange, spec.grid), indexing="ij"), axis=-1).reshape(-1, 2)
         pos = jnp.pad(pos.astype(jnp.int32), ((spec.prefix, 0), (0, 0)))
-        pos = jnp.broadcast_to(pos, (len(x), *pos.shape))
-        return Tokens(x, valid=valid, pos=pos, segments=((spec.input, x.shape[1]),))
+        tokens = Tokens(x, valid=valid, pos=jnp.broadcast_to(pos, (len(x), *pos.shape)))
+        if keys is not None and spec.patch_dropout:
+            tokens = keep_patches(tokens, random_patches(keys, math.prod(spec.grid), spec.patch_dropout), spec.prefix)
+        return tokens.replace(segments=((spec.input, tokens.x.shape[1]),)), {}
+
+
+def keep_patches(tokens: Tokens, keep: jax.Array, prefix: int) -> Tokens:
+    """Returns the prefix and some of the patches behind it.
+
+    Args:
+      tokens: [batch, prefix + patches, width].
+      keep: int32 [batch, kept], numbers of patches.
+      prefix: tokens that always stay.
+    """
+    always = jnp.broadcast_to(jnp.arange(prefix), (len(keep), prefix))
+    index = jnp.concatenate([always, keep + prefix], axis=1)
+    take = lambda a: jnp.take_along_axis(a, index[..., None], axis=1)
+    valid = None if tokens.valid is None else jnp.take_along_axis(tokens.valid, index, axis=1)
+    return tokens.replace(x=take(tokens.x), pos=take(tokens.pos), valid=valid, index=index)
 
 
 def mask_spans(mel: jax.Array, bands: int, frames: int, keys: jax.Array | None) -> jax.Array:

@@ -13,7 +13,7 @@ from jax.nn.initializers import zeros
 from xmodal import keys as key_tools
 from xmodal.models.attention import Attention
 from xmodal.models.init import Draws, Scheme
-from xmodal.models.layers import ACTIVATIONS, Linear, Norm, apply_routed, lora_of, routed
+from xmodal.models.layers import ACTIVATIONS, Linear, Norm, apply_routed, lora_of, routed, spread_routed
 from xmodal.models.spec import Flow, Segments, Sublayer
 
 
@@ -68,7 +68,10 @@ class Residual(nnx.Module):
                  "layerscale": lambda: jnp.full((width,), spec.gate_init, jnp.float32)}  # fmt: skip
         self.gate = nnx.Param(start[spec.gate]()) if spec.gate in start else None
         adaln = spec.gate == "adaln"
-        self.modulation = Linear(condition_width, 3 * width, draw=draw, kernel_init=zeros) if adaln else None
+        if adaln and not condition_width:
+            raise ValueError("adaLN gates need a condition: set `condition_width` of the trunk")
+        modulation = lambda: Linear(condition_width, 3 * width, draw=draw, kernel_init=zeros)
+        self.modulation = routed(modulation, spec.routes) if adaln else None
 
     def __call__(self, x: jax.Array, flow: Flow, *, keys=None, drop_path=0.0, cache=None):
         """Returns (x plus what the sublayer adds, the sublayer's new cache or None).
@@ -81,12 +84,12 @@ class Residual(nnx.Module):
           cache: {"k", "v"} of this sublayer when decoding.
         """
         spec = self.spec
+        if spec.kind == "cross" and flow.context is None and cache is None:  # the edge is cut
+            return x, None
         h = x if spec.place == "post" else apply_routed(self.norm, x, flow.segments)
         gate = self.gate[...].astype(x.dtype) if self.gate is not None else None
         if self.modulation is not None:
-            shift, scale, gate = jnp.split(
-                self.modulation(jax.nn.silu(flow.condition).astype(x.dtype))[:, None], 3, axis=-1
-            )
+            shift, scale, gate = jnp.split(modulate(self.modulation, x, flow), 3, axis=-1)
             h = h * (1 + scale) + shift
         if spec.kind == "mlp":
             h = self.mlp(h, flow.segments)
@@ -102,6 +105,20 @@ class Residual(nnx.Module):
             h = key_tools.dropout(h, drop_path, key_tools.fold(keys, "drop_path"), shape=(1, 1))
         x = x + h
         return (apply_routed(self.norm, x, flow.segments) if spec.place == "post" else x), cache
+
+
+def modulate(module: nnx.Module, x: jax.Array, flow: Flow) -> jax.Array:
+    """Maps the condition to what modulates x: [batch, 1, n * width], or with routes by segment [batch, seq, n * width].
+
+    Args:
+      module: made by `routed`, condition_width -> n * width.
+      x: the residual stream, [batch, seq, width].
+      flow: with the condition.
+    """
+    if flow.condition is None:
+        raise ValueError("adaLN gates in a tower without a condition: set the tower's `condition`")
+    condition = jax.nn.silu(flow.condition).astype(x.dtype)[:, None]
+    return spread_routed(module, condition, flow.segments)
 
 
 class MapPool(nnx.Module):

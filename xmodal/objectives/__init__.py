@@ -6,6 +6,7 @@ from xmodal.objectives.classification import Classification
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
 from xmodal.objectives.distillation import Distillation, FeatureMatching
 from xmodal.objectives.fine_grained import Filip, Flair, Sparc
+from xmodal.objectives.masked_pixels import MaskedPixels
 from xmodal.objectives.masked_text import MaskedText
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "captioning": Captioning,
     "classification": Classification,
     "masked_text": MaskedText,
+    "masked_pixels": MaskedPixels,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "View"]

@@ -58,6 +58,11 @@ class View:
     The base class is the clean view: the batch as it is.
     """
 
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Edges between towers that this view leaves out, such as "caption<image": the reader first."""
+        return ()
+
     def __call__(self, batch: Batch, keys: jax.Array | None) -> Batch:
         """Returns the view's batch; `keys` are per-sample random keys [batch], None asks for the fixed form."""
         del keys

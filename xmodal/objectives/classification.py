@@ -45,8 +45,8 @@ class Classification(Objective):
         """The tower must have a projection, which is the classifier."""
         if not model_spec.towers[self.tower].embed_dim:
             raise ValueError(
-                f"model.towers.{self.tower}.embed_dim is 0: the tower's projection is the classifier, so it must be "
-                "the number of classes"
+                f"model.towers.{self.tower}.heads.pooled.embed_dim is 0: the tower's projection is the "
+                "classifier, so it must be the number of classes"
             )
 
     def chance_loss(self, batch_size: int, model_spec) -> float:

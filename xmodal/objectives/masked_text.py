@@ -147,7 +147,7 @@ class MaskedText(Objective):
 
     def chance_loss(self, batch_size: int, model_spec) -> float:
         """Log of the vocabulary."""
-        return math.log(model_spec.towers[self.tower].outputs)
+        return math.log(model_spec.outputs[f"{self.tower}.masked_logits"])
 
     def __call__(self, outputs, batch, params, mesh):
         logits, targets = outputs[f"{self.tower}.masked_logits"], batch["text_targets"]

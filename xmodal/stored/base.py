@@ -16,7 +16,7 @@ from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import build_entry, make_spec, to_json
 from xmodal.finite import not_finite
 from xmodal.interop.tables import InteropError, fail
-from xmodal.models.embed import inputs_of
+from xmodal.models.embed import EMBEDDERS, inputs_of
 from xmodal.models.model import ModelSpec
 from xmodal.objectives import OBJECTIVES
 from xmodal.objectives.base import Temperature
@@ -138,7 +138,8 @@ class Kind:
 
 def has_text(config: ConfigDict) -> bool:
     """Whether a tower of a config embeds tokens, which takes a tokenizer."""
-    return any(getattr(tower.get("embed"), "type", "") == "token" for tower in config.model.towers.values())
+    kinds = ((tower.get("embed") or {}).get("type") for tower in config.model.towers.values())
+    return any(EMBEDDERS[kind].takes == "ids" for kind in kinds if kind in EMBEDDERS)
 
 
 def checked(stored: Stored) -> Stored:

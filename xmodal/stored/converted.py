@@ -51,7 +51,7 @@ def converted(
     tokenizers = {}
     if has_text(config):
         tokenizer, length = read_tokenizer(folder, cased=family.cased)
-        embed = next(t.embed for t in spec.towers.values() if getattr(t.embed, "type", "") == "token")
+        embed = next(t.embed for t in spec.towers.values() if t.embed is not None and t.embed.decodes)
         if tokenizer.vocab_size > embed.vocab_size:
             raise InteropError(
                 f"{folder}: tokenizer.json has ids up to {tokenizer.vocab_size - 1}, and the model has "

@@ -66,7 +66,7 @@ class Losses:
             own = key_tools.fold(keys, f"view {number}")  # or what one view hides the others would hide, too
             view_batch = view(batch, key_tools.fold(own, "view"))
             want = frozenset(extra).union(*(self.objectives[name].needs for name in names))
-            outputs = self.model(params, view_batch, want, key_tools.fold(own, "model"))
+            outputs = self.model(params, view_batch, want, key_tools.fold(own, "model"), view.cuts)
             results |= dict.fromkeys(names, (outputs, view_batch))
         return results
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -11,8 +10,11 @@ from data_pipelines.stream.source_columns import source_names
 from data_pipelines.text.tokenizers import Tokenizer
 from xmodal.config import ConfigError
 from xmodal.messages import did_you_mean
-from xmodal.models.embed import EMBEDDERS, NaflexSpec, inputs_of
+from xmodal.models.embed import EMBEDDERS, inputs_of
+from xmodal.models.heads import LogitsSpec
 from xmodal.objectives import OBJECTIVES, Objective
+
+_IMAGES = ("pixels", "patches")  # what embedders take that an image has
 
 
 def resolve(config: ConfigDict, inputs: Inputs) -> ConfigDict:
@@ -25,8 +27,9 @@ def resolve(config: ConfigDict, inputs: Inputs) -> ConfigDict:
     _check_readers(config, inputs)
     for name, tower in config.model.towers.items():
         where, embed = f"model.towers.{name}", tower.get("embed")
-        if tower.get("head", "none") == "linear":
-            _fill_vocabulary(tower, _predicted(config.model.towers, name, inputs), where)
+        for head, entry in tower.get("heads", {}).items():
+            if entry.get("type") == LogitsSpec.type and entry.get("map", LogitsSpec.map) == "linear":
+                _fill_vocabulary(entry, _predicted(config.model.towers, name, inputs), f"{where}.heads.{head}")
         if embed:
             _fill_embedder(embed, inputs, f"{where}.embed")
     sources = source_names(config.data.sources)
@@ -36,13 +39,12 @@ def resolve(config: ConfigDict, inputs: Inputs) -> ConfigDict:
 
 def _fill_embedder(embed: ConfigDict, inputs: Inputs, where: str) -> None:
     """Takes from an input what it says of the embedder that reads it."""
-    spec = EMBEDDERS.get(embed.type, (None,))[0]
+    spec = EMBEDDERS.get(embed.type)
     known = {field.name: field.default for field in dataclasses.fields(spec)} if spec else {}
-    name = embed.get("input", known.get("input"))
-    modality = inputs.get(name)
+    modality = inputs.get(embed.get("input", known.get("input")))
     facts = modality.facts() if modality is not None else {}
-    if modality is not None and modality.type == Image.type:
-        _check_packing(embed, modality, where, known)
+    if spec and modality is not None and modality.type == Image.type and spec.takes in _IMAGES:
+        _check_packing(spec.takes, modality, where)
     for key, fact in facts.items():
         if key in known:
             _fill(embed, key, fact.value, f"{where}.{key}", fact.option, fact.at_least)
@@ -54,7 +56,9 @@ def _predicted(towers: Mapping[str, Mapping], name: str, inputs: Inputs, seen: t
     """The input whose ids the logits of a tower are: what it embeds, or else the last tower that it reads."""
     if (embedded := inputs_of(towers).get(name)) is not None:
         return inputs.get(embedded)
-    reads = [other for other in towers.get(name, {}).get("reads", ())[-1:] if other not in seen]
+    edges = towers.get(name, {}).get("reads", {})
+    order = sorted(edges, key=lambda other: (edges[other].get("order", 0), other))
+    reads = [other for other in order[-1:] if other not in seen]
     return next((_predicted(towers, other, inputs, (*seen, name)) for other in reads), None)
 
 
@@ -98,21 +102,15 @@ def _check_readers(config: ConfigDict, inputs: Inputs) -> None:
                 "asked for nor decoded"
             )
     for tower, name in read.items():
-        kind = config.model.towers[tower].embed.type
-        if name not in inputs and "image_size" in _fields(kind):
+        if name not in inputs and EMBEDDERS[config.model.towers[tower].embed.type].takes in _IMAGES:
             raise ConfigError(f"model.towers.{tower} reads {name!r}, and by data.inputs samples have "
                               f"{', '.join(inputs) or 'nothing'}{did_you_mean(name, inputs)}")  # fmt: skip
 
 
-def _fields(kind: str) -> set[str]:
-    spec = EMBEDDERS.get(kind, (None,))[0]
-    return {field.name for field in dataclasses.fields(spec)} if spec else set()
-
-
-def _check_packing(embed: ConfigDict, image: Image, where: str, known: Mapping[str, Any]) -> None:
+def _check_packing(takes: str, image: Image, where: str) -> None:
     """Raises a ConfigError when the data are squares and the tower takes packed patches, or the other way round."""
     packed = image.packing is not None
-    if packed != (embed.type == NaflexSpec.type) and ("image_size" in known or embed.type == NaflexSpec.type):
+    if packed != (takes == "patches"):
         makes, takes = ("packed patches", "squares") if packed else ("squares", "packed patches")
         raise ConfigError(
             f"{image.where}.naflex.lengths={image.naflex.lengths} makes {makes}, and {where} takes {takes}: set the "

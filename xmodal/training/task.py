@@ -218,8 +218,8 @@ def _check_labels(inputs: Inputs, spec: ModelSpec, tower: str, where: str) -> No
                           "label=dict(type='label', field='kind', classes=('cat', 'dog'))")  # fmt: skip
     width = spec.towers[tower].embed_dim
     if width != label.number:
-        raise ConfigError(f"{where}: {label.where} has {label.number} classes, and model.towers.{tower}.embed_dim is "
-                          f"{width}; make them agree")  # fmt: skip
+        raise ConfigError(f"{where}: {label.where} has {label.number} classes, and model.towers.{tower}.heads.pooled."
+                          f"embed_dim is {width}; make them agree")  # fmt: skip
 
 
 def _check_mixing(
@@ -255,7 +255,7 @@ def _check_items(inputs: Inputs, spec: ModelSpec, objectives: Mapping[str, Objec
         if first == several.name or second != several.name:
             raise ConfigError(f"objectives.{name}.between={objective.between}: with {where} the tower that reads "
                               f"{several.name!r} comes second")  # fmt: skip
-    if wired := [name for name, tower in spec.towers.items() if tower.reads or tower.attends]:
+    if wired := [name for name, tower in spec.towers.items() if tower.wired]:
         raise ConfigError(
             f"{where} needs towers without wiring, and model.towers.{wired[0]} reads or attends to others"
         )

@@ -6,7 +6,18 @@ ones Turc et al. 2019). Vocabulary, text length and image size are 0 here: they 
 data section.
 """
 
-from xmodal.models.presets.base import VIT, dual_tower, fusion, lookup, trunk, with_lora, without_lora
+from xmodal.models.presets.base import (
+    VIT,
+    dual_tower,
+    fusion,
+    heads,
+    lookup,
+    trunk,
+    with_head,
+    with_lora,
+    without_heads,
+    without_lora,
+)
 from xmodal.models.presets.convolutions import (
     CLIP_RESNET,
     CONVNEXT,
@@ -21,7 +32,7 @@ from xmodal.models.presets.convolutions import (
     resnet,
     resnet_tower,
 )
-from xmodal.models.presets.images import classifier, dinov2, image_tower, naflex, vit
+from xmodal.models.presets.images import classifier, dinov2, image_tower, naflex, pixel_decoder, vit
 from xmodal.models.presets.texts import (
     BERT,
     CHINESE_CLIP_TEXT,
@@ -60,18 +71,22 @@ __all__ = [
     "efficientnet",
     "efficientnet_tower",
     "fusion",
+    "heads",
     "image_tower",
     "lookup",
     "modern_text",
     "modern_text_tower",
     "naflex",
     "no_trunk",
+    "pixel_decoder",
     "resnet",
     "resnet_tower",
     "siglip_text",
     "text_tower",
     "trunk",
     "vit",
+    "with_head",
     "with_lora",
+    "without_heads",
     "without_lora",
 ]

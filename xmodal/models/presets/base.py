@@ -34,8 +34,10 @@ STYLES = {
 }
 
 # Recipes are read without JAX, which the specs import: tests/models/test_options.py compares these with their fields.
-TRUNK_FIELDS = ("final_norm", "norm", "norm_eps", "drop_path", "init", "condition_width", "scan", "remat")
-ATTENTION_FIELDS = ("kv_heads", "head_dim", "rope", "softcap", "qk_norm", "key_bias", "attn_dropout")
+TRUNK_FIELDS = ("final_norm", "final_adaln", "final_routes", "norm", "norm_eps", "drop_path", "init",
+                "condition_width", "scan", "remat")  # fmt: skip
+ATTENTION_FIELDS = ("kv_heads", "head_dim", "rope", "relative", "joined", "softcap", "qk_norm", "key_bias",
+                    "attn_dropout")  # fmt: skip
 
 
 def size_of(variant: str) -> str:
@@ -77,7 +79,7 @@ def trunk(
 def dual_tower(*, dtype: str = "float32", **towers) -> ConfigDict:
     """Two or more towers without wiring: CLIP, ALIGN, SigLIP."""
     for name, tower in towers.items():
-        if tower.get("reads") or tower.get("attends"):
+        if any(tower.get(edges) for edges in ("reads", "attends", "condition")):
             raise ValueError(f"tower {name!r} is wired to another: use presets.fusion")
     return fusion(dtype=dtype, **towers)
 
@@ -85,6 +87,42 @@ def dual_tower(*, dtype: str = "float32", **towers) -> ConfigDict:
 def fusion(*, dtype: str = "float32", **towers) -> ConfigDict:
     """Towers that read or attend to one another: CoCa, GIT, Flamingo."""
     return ConfigDict(dict(dtype=dtype, towers=towers), convert_dict=True)
+
+
+def heads(
+    *, pool: str = "none", head: str = "none", embed_dim: int = 0, projection_bias: bool = False, **pooled
+) -> dict:
+    """The usual heads of a tower: its embedding, that of each of its tokens, and logits over a vocabulary.
+
+    Args:
+      pool: of the embedding; "none" leaves it out.
+      head: map of the logits, "linear", "tied" or "masked" (which gives them at places that are hidden, too); "none"
+        leaves them out.
+      embed_dim: width of the shared space, or number of classes; 0: no projection.
+      projection_bias: of that projection.
+      **pooled: other fields of `PooledSpec`.
+    """
+    found = dict(local=dict(type="local"))
+    if pool != "none":
+        shared = dict(embed_dim=embed_dim, projection_bias=projection_bias)
+        found["pooled"] = dict(type="pooled", pool=pool) | shared | pooled
+    if head != "none":
+        found["logits"] = dict(type="logits", map=head, vocab_size=0)
+        found["logit_factors"] = dict(type="logit_factors")
+    if head == "masked":
+        found["masked_logits"] = dict(type="masked_logits")
+    return found
+
+
+def with_head(tower: Mapping, name: str, **changes) -> dict:
+    """Returns a copy of a tower with fields of one head changed, or with one more head (which needs its `type`)."""
+    found = dict(tower.get("heads", {}))
+    return dict(tower) | dict(heads=found | {name: dict(found.get(name, {})) | changes})
+
+
+def without_heads(tower: Mapping, *names: str) -> dict:
+    """Returns a copy of a tower without these heads, such as "pooled" for a tower that others only read."""
+    return dict(tower) | dict(heads={name: head for name, head in tower["heads"].items() if name not in names})
 
 
 def with_lora(

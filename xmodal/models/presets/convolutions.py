@@ -6,7 +6,7 @@ Sizes follow the papers: ConvNeXt (Liu et al. 2022), EfficientNet (Tan and Le 20
 
 from collections.abc import Mapping
 
-from xmodal.models.presets.base import lookup
+from xmodal.models.presets.base import heads, lookup
 
 # blocks and channels of the stages
 CONVNEXT = {
@@ -67,8 +67,8 @@ def convnext_tower(
     """
     embed = dict(type="convnext", image_size=0, depths=depths, widths=widths, drop_path=0.0, scan=True, remat="none")
     return dict(
-        embed=embed | changes, trunk=no_trunk(widths[-1], norm_eps=norm_eps), pool="mean", pool_norm=True,
-        embed_dim=embed_dim,
+        embed=embed | changes, trunk=no_trunk(widths[-1], norm_eps=norm_eps),
+        heads=heads(pool="mean", pool_norm=True, embed_dim=embed_dim),
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def efficientnet_tower(width_factor: float, depth_factor: float, *, embed_dim: i
     embed = dict(width_factor=width_factor, depth_factor=depth_factor) | changes
     width = EfficientNetSpec(**embed).width
     embed = dict(type="efficientnet", image_size=0, scan=True, remat="none", drop_connect=0.2) | embed
-    return dict(embed=embed, trunk=no_trunk(width), pool="mean", embed_dim=embed_dim)
+    return dict(embed=embed, trunk=no_trunk(width), heads=heads(pool="mean", embed_dim=embed_dim))
 
 
 def resnet(variant: str = "50", *, pool: str = "mean", **changes) -> dict:
@@ -125,20 +125,22 @@ def clip_resnet(variant: str = "RN50", *, embed_dim: int | None = None, **change
     return resnet_tower(embed, init="clip", pool="attention", embed_dim=embed_dim)
 
 
-def resnet_tower(embed: Mapping, *, init: str, pool: str = "mean", embed_dim: int = 0) -> dict:
+def resnet_tower(embed: Mapping, *, init: str, pool: str = "mean", pool_heads: int = 0, embed_dim: int = 0) -> dict:
     """A ResNet of any size as an image tower.
 
     Args:
       embed: fields of `ResNetSpec`.
       init: scheme of `xmodal.models.init`: "resnet", or "clip".
       pool: "mean", or "attention" (CLIP), which also gives the projection its bias.
+      pool_heads: of attention pooling; 0: as wide as in all of CLIP.
       embed_dim: width of the shared space; 0: no projection.
     """
     embed = dict(type="resnet", image_size=0, remat="none", scan=False) | dict(embed)
     width, attention = embed["widths"][-1], pool == "attention"
     return dict(
-        embed=embed, trunk=no_trunk(width, init=init), pool=pool, pool_heads=width // _CLIP_HEAD if attention else 0,
-        embed_dim=embed_dim, projection_bias=attention,
+        embed=embed, trunk=no_trunk(width, init=init),
+        heads=heads(pool=pool, pool_heads=pool_heads or (width // _CLIP_HEAD if attention else 0), embed_dim=embed_dim,
+                    projection_bias=attention),
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from xmodal.models.presets.base import STYLES, VIT, WIDER_MLP, lookup, size_of, trunk
+from xmodal.models.presets.base import STYLES, VIT, WIDER_MLP, lookup, size_of, trunk, with_head
+from xmodal.models.presets.base import heads as usual_heads
 from xmodal.models.presets.texts import CLIP_TEXT
 
 
@@ -18,18 +19,17 @@ def vit(variant: str = "B16", *, style: str = "clip", embed_dim: int | None = No
     """
     width, depth, heads, patch = lookup(VIT, variant, "image tower")
     changes = WIDER_MLP.get(size_of(variant), {}) | changes
-    return image_tower(width, depth, heads, patch_size=patch, style=style, **changes) | dict(
-        embed_dim=(lookup(CLIP_TEXT, size_of(variant), "size")[3] if style == "clip" else 0)
-        if embed_dim is None
-        else embed_dim
-    )
+    if embed_dim is None:
+        embed_dim = lookup(CLIP_TEXT, size_of(variant), "size")[3] if style == "clip" else 0
+    return image_tower(width, depth, heads, patch_size=patch, style=style, embed_dim=embed_dim, **changes)
 
 
 def image_tower(
     width: int, depth: int, heads: int, *, patch_size: int, style: str = "clip", embed_dim: int = 0,
-    pool: str = "", embed: Mapping | None = None, **changes,
+    projection_bias: bool = False, pooler: bool = False, pool: str = "", pool_heads: int = 0,
+    embed: Mapping | None = None, **changes,
 ) -> dict:  # fmt: skip
-    """An image tower of any size; arguments as in `vit` and `trunk`, `embed` updates the patch embedder."""
+    """An image tower of any size; arguments as in `vit`, `heads` and `trunk`, `embed` updates the patch embedder."""
     clip = style == "clip"
     pool = pool or ("map" if style == "siglip" else "cls")
     patches = dict(type="patch", image_size=0, patch_size=patch_size, stem=(), class_token=pool == "cls",
@@ -38,7 +38,8 @@ def image_tower(
     return dict(
         embed=patches | dict(embed or {}),
         trunk=trunk(width, depth, heads, style=style, **changes),
-        pool=pool, pool_heads=heads, embed_dim=embed_dim,
+        heads=usual_heads(pool=pool, pool_heads=pool_heads or heads, embed_dim=embed_dim,
+                          projection_bias=projection_bias, pooler=pooler),
     )  # fmt: skip
 
 
@@ -57,7 +58,29 @@ def naflex(tower: Mapping, positions: int = 16) -> dict:
 
 def classifier(tower: Mapping, classes: int) -> dict:
     """An image tower whose projection gives the logits of so many classes: for the objective `classification`."""
-    return dict(tower) | dict(embed_dim=classes, projection_bias=True)
+    return with_head(tower, "pooled", embed_dim=classes, projection_bias=True)
+
+
+def pixel_decoder(
+    width: int = 512, depth: int = 8, heads: int = 16, *, patch_size: int = 16, reads: str = "image",
+    embed: Mapping | None = None, **changes,
+) -> dict:  # fmt: skip
+    """The decoder of a masked autoencoder (He et al. 2021, table 1), for the objective `masked_pixels`.
+
+    Args:
+      width: of the residual stream.
+      depth: layers.
+      heads: attention heads.
+      patch_size: pixels of the encoder's patches.
+      reads: the encoder, such as `vit("B16", style="vit", embed=dict(position="sincos"))`.
+      embed: updates the embedder `mask_tokens`, such as `prefix_tokens=0` for an encoder without class token.
+      **changes: fields of the trunk or its sublayers, see `trunk`.
+    """
+    return dict(
+        embed=dict(type="mask_tokens", image_size=0, patch_size=patch_size) | dict(embed or {}),
+        trunk=trunk(width, depth, heads, **(dict(style="vit") | changes)),
+        reads={reads: dict(type="linear")}, heads=dict(pixels=dict(type="pixels", patch_size=patch_size)),
+    )  # fmt: skip
 
 
 def dinov2(variant: str = "B14", *, registers: int = 0, **changes) -> dict:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from xmodal.models.presets.base import VIT, WIDER_MLP, lookup, size_of, trunk
+from xmodal.models.presets.base import heads as usual_heads
 
 # width, depth, heads of the text tower and width of the shared space that go with an image tower of that size
 CLIP_TEXT = {
@@ -78,10 +79,10 @@ def bert_tower(
     """
     tokens = dict(causal=False, mask_padding=True, types=2, norm=True, norm_eps=norm_eps, dropout=dropout)
     layers = dict(place="post", final_norm=False, norm_eps=norm_eps, dropout=dropout, attn_dropout=dropout)
-    tower = text_tower(
-        width, depth, heads, style="bert", embed=tokens | dict(embed or {}), **(dict(pool="cls") | layers | changes)
-    )
-    return tower | dict(pooler=pooler, projection_bias=projection_bias)
+    return text_tower(
+        width, depth, heads, style="bert", embed=tokens | dict(embed or {}), pooler=pooler,
+        projection_bias=projection_bias, **(dict(pool="cls") | layers | changes),
+    )  # fmt: skip
 
 
 def chinese_clip_text(size: str = "B", **changes) -> dict:
@@ -127,25 +128,28 @@ def modern_text_tower(
     """
     hidden = -(-8 * width // (3 * 64)) * 64  # two thirds of four widths, as there are three maps: rounded up to 64
     layers = dict(norm="rms", glu=True, hidden=hidden, bias=False, rope=rope)
-    tower = text_tower(
+    return text_tower(
         width, depth, heads, style="modern", pool=pool or ("eos" if causal else "mean"),
-        embed=dict(position="none", causal=causal, mask_padding=True) | dict(embed or {}), **(layers | changes),
+        embed=dict(position="none", causal=causal, mask_padding=True) | dict(embed or {}),
+        **(dict(projection_bias=False) | layers | changes),
     )  # fmt: skip
-    return tower | dict(projection_bias=False)
 
 
 def text_tower(
     width: int, depth: int, heads: int, *, style: str = "clip", embed_dim: int = 0, pool: str = "",
-    head: str = "none", embed: Mapping | None = None, **changes,
+    head: str = "none", pooler: bool = False, pool_heads: int = 0, projection_bias: bool | None = None,
+    embed: Mapping | None = None, **changes,
 ) -> dict:  # fmt: skip
-    """A text tower of any size; arguments as in `trunk`, `embed` updates the token embedder."""
+    """A text tower of any size; arguments as in `heads` and `trunk`, `embed` updates the token embedder."""
     clip = style == "clip"
     tokens = dict(type="token", vocab_size=0, length=0, position="learned", causal=clip, mask_padding=clip)
     return dict(
         embed=tokens | dict(embed or {}),
         trunk=trunk(width, depth, heads, style=style, **changes),
-        pool=pool or ("eos" if clip else "last"), embed_dim=embed_dim, projection_bias=not clip, head=head,
-        vocab_size=0,
+        heads=usual_heads(
+            pool=pool or ("eos" if clip else "last"), pool_heads=pool_heads, pooler=pooler, embed_dim=embed_dim,
+            projection_bias=not clip if projection_bias is None else projection_bias, head=head,
+        ),
     )  # fmt: skip
 
 
@@ -153,6 +157,6 @@ def decoder(width: int, depth: int, heads: int, *, reads: str = "text", attends:
     """CoCa's multimodal decoder: reads a causal text tower's tokens, attends to an image tower, predicts text."""
     kinds = changes.pop("kinds", ("self", "cross", "mlp"))
     return dict(
-        trunk=trunk(width, depth, heads, kinds=kinds, **changes), reads=(reads,), attends=attends, head="linear",
-        vocab_size=0,
+        trunk=trunk(width, depth, heads, kinds=kinds, **changes), reads={reads: {}}, attends={attends: {}},
+        heads=usual_heads(head="linear"),
     )  # fmt: skip
