@@ -109,7 +109,7 @@ def test_what_is_wrong_with_a_list_is_said(config, sources, tmp_path):
     refused(r"holds float64 \(3,\)", "drop", (tmp_path / "floats.npy").read_bytes(), "floats.npy")
     every = b"".join(b"s-%d.tar/a/%03d\n" % (shard, i) for shard in range(2) for i in range(40))
     refused("names all of the 80 samples", "drop", every)
-    with Files() as files, pytest.raises(DataError, match="no shard matches"):
+    with Files() as files, pytest.raises(DataError, match="no file matches"):
         open_source("main", sources["tar"] | dict(keep=str(tmp_path / "none.txt")), config, files)
 
 

@@ -7,8 +7,8 @@ from test_stream import assert_equal, take, texts
 
 import xmodal
 from data_pipelines.errors import DataError
+from data_pipelines.modalities import inputs_of
 from data_pipelines.stream.source_columns import source_columns, source_names
-from data_pipelines.text.tokenizers import Tokenizer
 from tests import tiny_runs
 from xmodal.config import load_config
 from xmodal.distributed.mesh import make_mesh
@@ -28,8 +28,8 @@ def mixed(config, shards):
 
 
 @pytest.mark.parametrize("buckets", [(), (6, 9)])
-def test_each_row_has_the_marks_of_its_source(mixed, buckets):
-    mixed.text.buckets, mixed.batches = buckets, "by_source" if buckets else "mixed"
+def test_each_row_says_what_its_source_is(mixed, buckets):
+    mixed.inputs.text.buckets, mixed.batches = buckets, "by_source" if buckets else "mixed"
     assert source_names(mixed.sources) == ("curated", "noisy", "web")
     batches = take(mixed, 8)
     for batch in batches:
@@ -82,9 +82,9 @@ def test_a_run_learns_a_temperature_for_each_source(tmp_path, monkeypatch):
     assert model.zero_shot(picture, ["thing 1", "thing 2"]).sum() == pytest.approx(1)  # by the mean temperature
 
     config = load_config(flags[1], flags[2:])
-    mesh, tokenizer = make_mesh(config.mesh, jax.devices()[:1]), Tokenizer.load(config.data.inputs.text.tokenizer)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        task = build_task(config, mesh, tokenizer, tiny_runs.SAMPLES)
+        task = build_task(config, mesh, inputs_of(config.data), tiny_runs.SAMPLES)
     decayed = {row.example for row in task.plan.rows if row.weight_decay and row.part == "objectives"}
     assert not decayed and task.config.objectives.contrastive.sources == ("curated", "web")
     made = {name: (a.shape, a.dtype) for name, a in take(config.data, 1)[0].items()}

@@ -138,5 +138,5 @@ def test_what_is_no_tokenizer(tmp_path):
             Tokenizer.load(tmp_path / "t.json")
     with pytest.raises(DataError, match=r"no file .*missing\.json"):
         Tokenizer.load(tmp_path / "missing.json")
-    with pytest.raises(DataError, match=r"data\.inputs\.text\.tokenizer is empty"):
+    with pytest.raises(DataError, match="the tokenizer is not named"):
         Tokenizer.load("")

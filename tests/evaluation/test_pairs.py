@@ -127,7 +127,7 @@ def test_the_scores_of_winoground():
     [
         (dict(), ConfigError, "give either `wrong`"),
         (dict(wrong=("a",), images=("a", "b")), ConfigError, "give either `wrong`"),
-        (dict(images=("a", "b")), ConfigError, "two `images` need two `captions`, and a `source`"),
+        (dict(images=("a", "b")), ConfigError, "two `images` need two `captions`"),
         (dict(wrong=("swaped",)), DataError, r"wrong: sample 000 of pairs\.tar has no text in 'swaped'; .*swapped"),
         (dict(wrong=("swapped",), by="kind"), DataError, "by: no example has the field 'kind'; .*mistake"),
     ],
