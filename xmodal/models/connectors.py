@@ -163,7 +163,7 @@ class Resampler(nnx.Module):
 
     def __call__(self, tokens: Tokens, keys: jax.Array | None = None) -> Tokens:
         """[rows, seq, source width] -> [rows, latents, width]."""
-        latents = jnp.broadcast_to(self.latents[...].astype(tokens.x.dtype), (len(tokens.x), *self.latents.shape))
+        latents = jnp.broadcast_to(self.latents[...].astype(tokens.x.dtype), (tokens.x.shape[0], *self.latents.shape))
         tokens = tokens if self.linear is None else tokens.replace(x=self.linear(tokens.x))
         latents = Tokens(latents, segments=((tokens.segments[-1][0], self.spec.latents),))
         out = self.trunk(latents, context=placed(self, tokens), keys=keys)

@@ -221,13 +221,13 @@ class _Call:
     def _rows(self, spec: TowerSpec, batch: Mapping, items: Mapping, seen: Mapping, condition: Mapping) -> int:
         """Sequences of a tower: rows of its array, or else of what it is wired to, or else samples of the batch."""
         if spec.embed is not None and spec.embed.rank and spec.embed.input in batch and not spec.embed.absorbs:
-            return len(batch[spec.embed.input])
+            return batch[spec.embed.input].shape[0]  # an export's is a symbol, which `len` refuses
         for other, tokens in seen.items():
             edge = spec.reads.get(other) or spec.attends[other]
-            return len(tokens.x) // (items[other] if edge.fold else 1)
+            return tokens.x.shape[0] // (items[other] if edge.fold else 1)
         for vector in condition.values():
-            return len(vector)
-        return next(len(array) for array in jax.tree.leaves(dict(batch)) if array.ndim)
+            return vector.shape[0]
+        return next(array.shape[0] for array in jax.tree.leaves(dict(batch)) if array.ndim)
 
 
 def as_rows(batch: Mapping[str, jax.Array], name: str, items: int) -> dict:
