@@ -1,8 +1,8 @@
 """Every option once: its default and what it means. Recipes start from `get_config()` and change what they need.
 
 A duration is a string such as "500steps", "3epochs", "1_000_000examples" or "2%" (of the run), or an integer
-number of steps. Sections left empty here (`model`, `objectives`, `data.sources`, `evals`) hold named entries; what
-an entry may hold is the dataclass of its type.
+number of steps. Sections left empty here (`model`, `objectives`, `providers`, `data.sources`, `evals`) hold named
+entries; what an entry may hold is the dataclass of its type.
 """
 
 from ml_collections import ConfigDict
@@ -25,14 +25,11 @@ def get_config() -> ConfigDict:
     # parameter must be in it and fit, but for those whose path one of the patterns of `init_from_except` matches.
     c.init_from = ""
     c.init_from_except = ()  # such as ("text/.*", "objectives/.*")
-    # What objectives such as `distillation` learn from: a run, an imported folder, "hf:DIR", or "ema", the average of
-    # the run's own weights (optimizer.ema). It has its own preparation of images and its own tokenizer.
-    c.teacher = dict(
-        model="",  # "" where no objective learns from one
-        dtype="",  # float32 | bfloat16; "" takes what it was trained in
-    )
     c.model = {}  # towers and how they read each other: made by xmodal.models.presets
     c.objectives = {}  # name -> dict(type=..., weight=..., ...)
+    # What is added to each batch without a gradient, name -> dict(type="teacher", model=...): a frozen teacher (a run,
+    # an imported folder, "hf:DIR"), the average of the run's weights (type="ema"), negatives mined from the batch.
+    c.providers = {}
 
     c.data = _data()
     c.optimizer = _optimizer()

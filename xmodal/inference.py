@@ -27,7 +27,7 @@ from xmodal.evaluation.classes import ensemble, fill, has_place
 from xmodal.evaluation.word_maps import WordMap, grid_of, score_words, word_tokens
 from xmodal.finite import check_rows
 from xmodal.interop.folder import Stored, open_stored
-from xmodal.models.model import Functional
+from xmodal.models.model import Functional, embeds_alone
 from xmodal.objectives import OBJECTIVES
 from xmodal.objectives.contrastive import normalize, of_all
 
@@ -288,8 +288,7 @@ class Model:
 
 def own_inputs(model: Functional) -> dict[str, str]:
     """Returns {tower: input} of the towers that embed one modality by themselves."""
-    towers = model.spec.towers.items()
-    return {name: t.embed.input for name, t in towers if t.embed and not t.reads and t.pool != "none"}
+    return embeds_alone(model.spec.towers)
 
 
 def _decoded(number: int, picture: Picture, arrays: ImageArrays) -> Image.Image:

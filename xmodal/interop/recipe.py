@@ -17,7 +17,7 @@ _TEXT = ("length", "lower", "clean")
 def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
     """Sets `init_from`, model, objectives, tokenizer and what pictures and texts become; returns the config.
 
-    A model that had a teacher goes on without it.
+    A model that had providers, such as a teacher, goes on without them.
 
     Args:
       config: of a recipe, from `xmodal.configs.base`; the rest of it stays.
@@ -33,7 +33,7 @@ def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
         )
     saved = load_saved(path / CONFIG)
     config.init_from, config.model = str(where), saved.model
-    alone = {name: OBJECTIVES[entry.type].without_teacher(entry) for name, entry in saved.objectives.items()}
+    alone = {name: OBJECTIVES[entry.type].alone(entry) for name, entry in saved.objectives.items()}
     config.objectives = {name: entry for name, entry in alone.items() if entry is not None}
     config.init_from_except += tuple(f"objectives/{name}/.*" for name, entry in alone.items() if entry is None)
     config.data.image.update({key: saved.data.image[key] for key in SHOWN if key in saved.data.image})

@@ -134,6 +134,8 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
     from xmodal.models.tower import TowerSpec
     from xmodal.models.trunk import TrunkSpec
     from xmodal.objectives import OBJECTIVES, Objective
+    from xmodal.objectives.base import Ramp
+    from xmodal.objectives.providers import PROVIDERS, ProviderSpec
     from xmodal.training.optimizer import Rule
 
     typed = lambda registry, shared: [Entry(f'type="{name}"', cls, shared) for name, cls in registry.items()]
@@ -154,7 +156,13 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
         (
             "Objectives",
             "`objectives.NAME`, chosen by its `type`.",
-            [Entry("every objective", Objective), *typed(OBJECTIVES, Objective)],
+            [Entry("every objective", Objective), Entry("a weight that changes", Ramp), *typed(OBJECTIVES, Objective)],
+        ),
+        (
+            "Providers",
+            "`providers.NAME`, chosen by its `type`: what is added to each batch without a gradient, such as a frozen "
+            "teacher's embeddings. More in [teaching.md](teaching.md).",
+            typed(PROVIDERS, ProviderSpec),
         ),
         (
             "Evaluators",

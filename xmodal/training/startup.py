@@ -1,7 +1,6 @@
 """What a run says before its first step: devices, mesh, model, data, schedule, and the loss that guessing gives."""
 
 import dataclasses
-import functools
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,16 +14,19 @@ from ml_collections import ConfigDict
 from data_pipelines.images.arrays import ImageArrays
 from data_pipelines.images.naflex import Naflex
 from data_pipelines.samples import has_images
+from data_pipelines.stream.rows import OtherText
 from data_pipelines.stream.source_columns import source_columns
 from data_pipelines.stream.stream import Stream
 from xmodal.config import ConfigError
 from xmodal.distributed.sharding import format_sharding_table, sharding_table
 from xmodal.interop.leaving import leaves_as, target
 from xmodal.models.batch_norm import STATISTICS
+from xmodal.objectives.providers.base import Provider
 from xmodal.paths import flatten_paths
 from xmodal.reporting.flops import count_flops
 from xmodal.reporting.formatting import compact, number, percent, size
 from xmodal.reporting.summary import print_summary, print_table
+from xmodal.training.losses import Given
 from xmodal.training.task import Task
 
 
@@ -39,14 +41,22 @@ class ModelFacts:
 
 def abstract_batch(task: Task, patches: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global host batch, without data; `patches` is the room of packed ones, 0 that of the evaluation."""
-    rows, data = task.batch_size, task.config.data
+    texts = {name: text for provider in task.providers.values() for name, text in provider.texts.items()}
+    return host_arrays(task.config, texts, patches)
+
+
+def host_arrays(
+    config: ConfigDict, provider_texts: Mapping[str, OtherText], patches: int = 0
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same of a config and the captions that its providers read."""
+    rows, data = config.batch_size, config.data
     shape = lambda *s, dtype: jax.ShapeDtypeStruct((rows, *s), dtype)
     texts = (data.text.captions,) if data.text.captions > 1 else ()
     own = {"label": shape(data.label.most, dtype=np.int32)} if data.label.field else {}
     if has_images(data.modalities):
         images = ImageArrays(data.image).shapes(patches)
         own |= {name: shape(*row, dtype=kind) for name, (row, kind) in images.items()}
-    for name, text in (task.teacher.texts if task.teacher else {}).items():
+    for name, text in provider_texts.items():
         own |= {name: shape(text.length, dtype=np.int32), f"{name}_valid": shape(text.length, dtype=np.bool_)}
     own |= {name: shape(dtype=values.dtype) for name, values in source_columns(data.sources).items()}
     return own | {
@@ -61,7 +71,7 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
     """Counts parameters, state bytes and FLOPs from shapes alone.
 
     FLOPs are those of one forward and backward pass without recomputation (three forward passes), and of the forward
-    pass of a teacher, per sample; they are what MFU is measured against. Where batches have several lengths they are
+    passes of providers, per sample; they are what MFU is measured against. Where batches have several lengths they are
     the mean of what is drawn.
     """
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -77,13 +87,15 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
 
 
 def _step_flops(task: Task, params: dict, batch: dict) -> float:
-    if task.teacher is None:
-        return 3.0 * count_flops(lambda p, b: task.losses(p, b, None)[0], params, batch)
-    given, losses = (params, *task.lessons)[-1], task.losses
-    taught = lambda g: dataclasses.replace(losses, teach=functools.partial(task.teacher, g))
-    lesson = count_flops(lambda g, b: task.teacher(g, losses.preprocess(b, None)), given, batch)
-    both = count_flops(lambda p, g, b: taught(g)(p, b, None)[0], params, given, batch)
-    return 3.0 * (both - lesson) + lesson
+    losses, total = task.losses, lambda p, frozen, b: task.losses(p, b, None, Given(frozen))[0]
+    frozen = {name: params if provider.follows else provider.params for name, provider in task.providers.items()}
+    both = count_flops(total, params, frozen, batch)
+    early = [name for name, late in losses.late.items() if not late]  # the others need passes of the model
+    if not early:
+        return 3.0 * both
+    shown = lambda frozen, b: losses.ask(early, losses.preprocessed(b, None), {}, None, Given(frozen), {})[1]
+    provided = count_flops(shown, frozen, batch)
+    return 3.0 * (both - provided) + provided
 
 
 def checkpoint_options(task: Task) -> dict[str, Any]:
@@ -143,16 +155,11 @@ def _print_sources(sources: Sequence[Mapping[str, Any]]) -> None:
         print_table("sources", ["source", "samples", "left out", "share at first", "times seen in this run"], rows)
 
 
-def _teacher(task: Task) -> str:
-    if task.teacher is None:
-        return ""
-    name = task.config.teacher.model
-    if not task.lessons:
-        return f"{name}: the average of the weights"
-    leaves = jax.tree.leaves(task.lessons)
+def _provider(provider: Provider) -> str:
+    """What a provider is, and the memory that its parameters take on one device."""
+    leaves = jax.tree.leaves(provider.params)
     local = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
-    reads = "its own tokens" if task.teacher.texts else "the same tokens"
-    return f"{name}: {compact(sum(a.size for a in leaves))} frozen parameters, {size(local)} per device, {reads}"
+    return f"{provider.summary}, {size(local)} per device" if leaves else provider.summary
 
 
 def print_startup(
@@ -183,7 +190,7 @@ def print_startup(
             "state": f"{size(facts.state_bytes_per_device)} per device",
             **_data(stream.summary()),
             "batch": rows,
-            "teacher": _teacher(task),
+            "providers": {name: _provider(provider) for name, provider in task.providers.items()},
             "schedule": f"{task.total_steps} steps = {number(epochs)} epochs = "
             f"{number(task.total_samples)} samples, {config.schedule.decay}",
             "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}",

@@ -1,9 +1,6 @@
 """The training step: one pure, jitted function from (state, batch) to (state, metrics)."""
 
-import dataclasses
-import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +8,8 @@ import optax
 
 from xmodal import keys as key_tools
 from xmodal.models.batch_norm import STATISTICS, updated
-from xmodal.training.losses import Losses
+from xmodal.training.losses import Given, Losses
 from xmodal.training.optimizer import OptimizerPlan, ema_update
-
-if TYPE_CHECKING:
-    from xmodal.training.teacher import Teacher
 
 State = dict
 Metrics = dict[str, jax.Array]
@@ -35,7 +29,7 @@ def init_state(losses: Losses, plan: OptimizerPlan, key: jax.Array, *, ema: bool
 
 
 def init_params(losses: Losses, key: jax.Array) -> dict:
-    """Returns fresh parameters: the towers' and the objectives'."""
+    """Returns fresh parameters of the towers and the objectives."""
     return losses.model.init(key) | {"objectives": losses.init_params(key)}
 
 
@@ -47,36 +41,30 @@ def make_step(
     seed: int,
     accumulation: int,
     ema: float,
-    teacher: "Teacher | None" = None,
-) -> Callable[..., tuple[State, Metrics]]:
+) -> Callable[[State, Mapping, Mapping], tuple[State, Metrics]]:
     """Builds the step.
 
     A step whose loss or gradient is not finite changes nothing but the counters: weights, moments and averages stay.
-    Running statistics of BatchNorms are averaged along with the weights, as EfficientNet's training does it: each
-    average then belongs to the other.
+    BatchNorm statistics are averaged with the weights (as in EfficientNet), so EMA weights get EMA statistics.
 
     Args:
-      losses: objectives and model.
+      losses: objectives, providers and model.
       plan: the optimizer and what it leaves frozen.
       learning_rate: schedule, for the metrics.
       seed: of the random keys, which are a pure function of (seed, step, row).
       accumulation: micro-batches per step.
       ema: decay of the averaged weights; 0 keeps none.
-      teacher: the step then takes its weights behind the batch, or the averaged ones of the state.
 
     Returns:
-      (state, batch[, weights of the teacher]) -> (new state, metrics).
+      (state, batch, {provider: frozen parameters}) -> (new state, metrics).
     """
+    follows = {name: provider.follows for name, provider in losses.providers.items() if provider.follows}
 
-    def step(state: State, batch: Mapping, lessons: Mapping | None = None) -> tuple[State, Metrics]:
+    def step(state: State, batch: Mapping, frozen: Mapping) -> tuple[State, Metrics]:
         keys = key_tools.sample_keys(seed, state["step"], batch["key_id"].shape[0])
         params = state["params"]
-        own = losses
-        if teacher is not None:
-            own = dataclasses.replace(
-                losses, teach=functools.partial(teacher, state["ema"] if lessons is None else lessons)
-            )
-        (loss, metrics, moments), grads = own.value_and_grad(params, batch, keys, accumulation, plan.frozen)
+        given = Given({**frozen, **{name: state[part] for name, part in follows.items()}}, state["step"])
+        (loss, metrics, moments), grads = losses.value_and_grad(params, batch, keys, accumulation, plan.frozen, given)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = plan.tx.update(grads, state["opt_state"], params)
