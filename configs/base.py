@@ -167,6 +167,9 @@ def _optimizer() -> dict:
         layer_decay=1.0,  # each layer's learning rate as a share of that of the layer above (fine-tuning: 0.7 to 0.9)
         ema=0.0,  # decay of the averaged weights used for evaluation; 0 keeps none
         max_nonfinite=5,  # skipped steps in a row (loss or gradient not finite) that stop the run
-        # ((path regex, dict(lr=multiplier, weight_decay=value, freeze=bool)), ...): first match wins
+        # Further optimizers, name -> dict(name="adamw", lr=..., b1=..., clip_norm=..., schedule=dict(...)), for what
+        # rules give them, such as a critic; what an entry leaves out is as above.
+        others={},
+        # ((path regex, dict(lr=multiplier, weight_decay=value, freeze=bool, optimizer=name)), ...): first match wins
         rules=((r".*/(bias|scale|logit_scale|logit_bias|gate)", dict(weight_decay=0.0)),),
     )

@@ -49,7 +49,8 @@ def result(shape, parts):
     with jax.set_mesh(losses.mesh):
         keys = jax.device_put(sample_keys(SEED, np.int32(0), ROWS), batch_sharding(losses.mesh))
         batch = to_global(helpers.batch(ROWS), losses.mesh)
-        return jax.jit(lambda *args: losses.value_and_grad(*args, parts))(params, batch, keys)
+        (loss, metrics, seen), grads = jax.jit(lambda *args: losses.value_and_grad(*args, parts))(params, batch, keys)
+    return (loss, metrics, seen[STATISTICS]), grads
 
 
 def arrays(moments):

@@ -138,6 +138,7 @@ class Objective(abc.ABC):
 
     Attributes:
       weight: factor of this loss in the sum: a number, or a `Ramp` such as dict(start=0.0, end=1.0, over="20%").
+      trains: regex of whole parameter paths, such as "critic/.*": the gradients of this loss reach only these.
       global_batch: the loss compares samples with one another, so it must see the whole batch at once; accumulation
         then goes through GradCache. Otherwise the loss is a sum over samples and may be cut anywhere.
       needs_labels: the loss reads `label` of the batch, which `data.label` describes.
@@ -147,6 +148,7 @@ class Objective(abc.ABC):
     """
 
     weight: float | Ramp = 1.0
+    trains: str = ".*"
     global_batch: ClassVar[bool] = False
     takes_mixed: ClassVar[bool] = False
     takes_captions: ClassVar[bool] = False
@@ -224,6 +226,24 @@ class Objective(abc.ABC):
         del key, model_spec
         return {}
 
+    def carried(self, key: jax.Array | None = None, model_spec=None) -> dict:
+        """Returns the state that a step changes without a gradient, as it is at first: queues, averaged codebooks.
+
+        It lives at `carried/objectives/<name>` of the train state. The arguments are those of `init`.
+        """
+        del key, model_spec
+        return {}
+
+    def update(self, carried: Mapping, seen: Mapping) -> Mapping:
+        """Returns the carried state after a step.
+
+        Args:
+          carried: before it.
+          seen: `carry` of the loss, of the global batch.
+        """
+        del seen
+        return carried
+
     def bound(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Keeps the objective's parameters within their range after an update."""
         return params
@@ -240,6 +260,6 @@ class Objective(abc.ABC):
           outputs: the model outputs that `needs` names.
           batch: the view's batch; with `there`, bool [batch], where samples may lack an input: the others are in no
             sum, weight or metric.
-          params: what `init` returned, as trained so far.
+          params: what `init` returned, as trained so far, and what `carried` returned, as carried so far.
           mesh: the device mesh, for objectives that talk across the batch.
         """

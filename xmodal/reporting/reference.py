@@ -136,7 +136,7 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
     from xmodal.objectives import OBJECTIVES, Objective
     from xmodal.objectives.base import Ramp
     from xmodal.objectives.providers import PROVIDERS, ProviderSpec
-    from xmodal.training.optimizer import Rule
+    from xmodal.training.optimizer import Further, Rule
 
     typed = lambda registry, shared: [Entry(f'type="{name}"', cls, shared) for name, cls in registry.items()]
     return [
@@ -177,7 +177,7 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
         (
             "Rules",
             "The second part of an entry of `optimizer.rules`, behind the pattern of the paths.",
-            [Entry("a rule", Rule)],
+            [Entry("a rule", Rule), Entry("an entry of `optimizer.others`", Further)],
         ),
     ]  # fmt: skip
 

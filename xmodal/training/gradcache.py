@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from xmodal.distributed.mesh import BATCH_AXES, num_batch_shards
 from xmodal.distributed.sharding import constrain
-from xmodal.models.batch_norm import pooled_parts
+from xmodal.models.batch_norm import STATISTICS, pooled_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Micro(NamedTuple):
     said: Mapping[str, jax.Array]
 
 
-class Seen(NamedTuple):
+class Kept(NamedTuple):
     """What a first pass over the micro-batches keeps.
 
     Attributes:
@@ -69,7 +69,7 @@ class Seen(NamedTuple):
 
 
 def value_and_grad(losses, call: Call, batch: Mapping, keys: jax.Array | None, parts: int):
-    """Returns ((loss, metrics, moments), gradients) of a global batch; see `Losses.value_and_grad`.
+    """Returns ((loss, metrics, seen), gradients) of a global batch; see `Losses.value_and_grad`.
 
     Args:
       losses: `Losses`.
@@ -81,11 +81,24 @@ def value_and_grad(losses, call: Call, batch: Mapping, keys: jax.Array | None, p
     shards = num_batch_shards(losses.mesh)
     cut = lambda tree: jax.tree.map(lambda a: split_rows(a, parts, shards), tree)
     micro = ask_whole(losses, call, Micro(*cut((dict(batch), keys)), {}), keys)
-    seen = look(losses, call, micro)
-    (loss, metrics), (pull, objective_grads) = whole_batch(losses, call, seen)
-    (local_loss, local_metrics), grads = replay(losses, call, micro._replace(said=seen.said), cut(pull), seen.weights)
+    kept = look(losses, call, micro)
+    (loss, (metrics, carries)), (pull, objective_grads) = whole_batch(losses, call, kept)
+    micro = micro._replace(said=kept.said)
+    (local_loss, (local_metrics, local_carries)), grads = replay(losses, call, micro, cut(pull), kept.weights)
     grads = {**grads, "objectives": jax.tree.map(jnp.add, grads["objectives"], objective_grads)}
-    return (loss + local_loss, metrics | local_metrics, pooled_parts(seen.moments)), grads
+    found = seen(pooled_parts(kept.moments), carries | local_carries)
+    return (loss + local_loss, metrics | local_metrics, found), grads
+
+
+def seen(moments: Mapping, carries: Mapping) -> dict:
+    """What the carried state is changed by; parts that are empty are left out."""
+    parts = {STATISTICS: moments, "objectives": carries}
+    return {name: part for name, part in parts.items() if part}
+
+
+def carried(name: str, loss) -> dict:
+    """{objective: what its loss carries}, or nothing."""
+    return {name: jax.lax.stop_gradient(loss.carry)} if loss.carry else {}
 
 
 def ask_whole(losses, call: Call, micro: Micro, keys: jax.Array | None) -> Micro:
@@ -112,7 +125,7 @@ def ask_whole(losses, call: Call, micro: Micro, keys: jax.Array | None) -> Micro
     return micro
 
 
-def look(losses, call: Call, micro: Micro) -> Seen:
+def look(losses, call: Call, micro: Micro) -> Kept:
     """Runs each micro-batch forward and keeps what the losses over the global batch read."""
 
     def one(_, part: Micro):
@@ -121,38 +134,39 @@ def look(losses, call: Call, micro: Micro) -> Seen:
         for name, objective in losses.objectives.items():
             if objective.global_batch:
                 outputs[name] = wanted(objective, results[name][0])
-                batches[name] = read_by(losses, name, results[name], call.params)
+                batches[name] = read_by(losses, name, results[name], call)
             else:
-                weights[name] = losses.evaluate(name, *results[name], call.params).weight
-        return None, Seen(outputs, batches, weights, losses.moments(results), said)
+                weights[name] = losses.evaluate(name, *results[name], call.params, call.given).weight
+        return None, Kept(outputs, batches, weights, losses.moments(results), said)
 
-    _, seen = jax.lax.scan(one, None, micro)
+    _, kept = jax.lax.scan(one, None, micro)
     shards = num_batch_shards(losses.mesh)
-    outputs, batches = jax.tree.map(lambda a: merge_rows(a, shards), (seen.outputs, seen.batches))
-    weights = {name: jnp.maximum(jnp.sum(w), 1.0) for name, w in seen.weights.items()}
-    return seen._replace(outputs=outputs, batches=batches, weights=weights)
+    outputs, batches = jax.tree.map(lambda a: merge_rows(a, shards), (kept.outputs, kept.batches))
+    weights = {name: jnp.maximum(jnp.sum(w), 1.0) for name, w in kept.weights.items()}
+    return kept._replace(outputs=outputs, batches=batches, weights=weights)
 
 
-def whole_batch(losses, call: Call, seen: Seen):
+def whole_batch(losses, call: Call, kept: Kept):
     """Computes the losses over the global batch.
 
     Returns:
-      ((loss, metrics), (gradients of `floats_of(seen.outputs)`, those of the objectives' parameters)).
+      ((loss, (metrics, carries)), (gradients of `floats_of(kept.outputs)`, those of the objectives' parameters)).
     """
 
     def loss_of(floats, objective_params):
-        total, metrics, outputs = jnp.float32(0.0), {}, with_floats(seen.outputs, floats)
+        total, metrics, carries, outputs = jnp.float32(0.0), {}, {}, with_floats(kept.outputs, floats)
         params = {"objectives": hold(objective_params, call.held and call.held["objectives"])}
         for name in outputs:
-            found = losses.evaluate(name, outputs[name], seen.batches[name], params)
+            found = losses.evaluate(name, outputs[name], kept.batches[name], params, call.given)
+            carries |= carried(name, found)
             loss = found.sum / jnp.maximum(found.weight, 1.0)
             total += losses.weight(name, call.given.step) * loss
             metrics |= named(name, {"loss": loss} | found.metrics)
         for name in losses.schedules:
             metrics |= named(name, {"weight": losses.weight(name, call.given.step)})
-        return total, metrics
+        return total, (metrics, carries)
 
-    floats = floats_of(seen.outputs)
+    floats = floats_of(kept.outputs)
     return jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(floats, call.params["objectives"])
 
 
@@ -167,7 +181,7 @@ def replay(losses, call: Call, micro: Micro, pull: list[jax.Array], weights: Map
       weights: of the other losses, over the global batch.
 
     Returns:
-      ((their loss, metrics), gradients of the parameters).
+      ((their loss, (metrics, carries)), gradients of the parameters).
     """
 
     def loss_of(params, part: Micro, pull):
@@ -177,13 +191,14 @@ def replay(losses, call: Call, micro: Micro, pull: list[jax.Array], weights: Map
         products = [jnp.vdot(a, b) for a, b in zip(floats_of(outputs), pull, strict=True)]
         # The pulled outputs only carry gradients: their value is not part of the loss.
         carrier = sum(products, jnp.float32(0.0))
-        total, metrics = carrier - jax.lax.stop_gradient(carrier), {}
+        total, metrics, carries = carrier - jax.lax.stop_gradient(carrier), {}, {}
         for name, weight in weights.items():
-            found = losses.evaluate(name, *results[name], params)
+            found = losses.evaluate(name, *results[name], params, call.given)
+            carries |= carried(name, found)
             total += losses.weight(name, call.given.step) * found.sum / weight
             share = {key: value * found.weight / weight for key, value in found.metrics.items()}
             metrics |= named(name, {"loss": found.sum / weight} | share)
-        return total, metrics
+        return total, (metrics, carries)
 
     def add(sums, part):
         found = jax.value_and_grad(loss_of, has_aux=True)(call.params, *part)
@@ -223,11 +238,11 @@ class Noted(collections.abc.Mapping):
         return {name: self._batch[name] for name in self._names}
 
 
-def read_by(losses, name: str, result: tuple[Mapping, Mapping], params: Mapping) -> dict[str, jax.Array]:
+def read_by(losses, name: str, result: tuple[Mapping, Mapping], call: Call) -> dict[str, jax.Array]:
     """Returns the entries of its view's batch that an objective reads; nothing is computed."""
     outputs, batch = result
     noted = Noted(batch)
-    jax.eval_shape(lambda: losses.evaluate(name, outputs, noted, params))
+    jax.eval_shape(lambda: losses.evaluate(name, outputs, noted, call.params, call.given))
     return noted.read()
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from xmodal.models.model import Functional, inputs_read
 from xmodal.objectives import Objective, View
 from xmodal.objectives.base import THERE, Loss, Schedule
 from xmodal.objectives.providers.base import NOTHING, Provider
+from xmodal.paths import map_paths
 from xmodal.training import gradcache
 
 Batch = Mapping[str, jax.Array]
@@ -28,11 +30,13 @@ class Given:
 
     Attributes:
       frozen: {provider: parameters}.
+      carried: {objective: its carried state}.
       step: int32 scalar, of the run, which scheduled weights follow.
     """
 
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     step: Any = 0
+    carried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,18 @@ class Losses:
             views[objective.view] = (*views.get(objective.view, ()), name)
         return views
 
+    @property
+    def passes(self) -> dict[tuple[View, str], tuple[str, ...]]:
+        """Objective names by view and by what they train, in order: one forward pass each.
+
+        Passes of one view have the same keys, and so the same values: compilers share their forward parts.
+        """
+        passes: dict[tuple[View, str], tuple[str, ...]] = {}
+        for name, objective in self.objectives.items():
+            key = objective.view, objective.trains
+            passes[key] = (*passes.get(key, ()), name)
+        return passes
+
     def weight(self, name: str, step: Any) -> Any:
         """Factor of an objective's loss at a step: a number, or a float32 scalar where it is scheduled."""
         return self.schedules[name](step) if name in self.schedules else self.objectives[name].weight
@@ -72,6 +88,16 @@ class Losses:
         draw = lambda name: None if key is None else key_tools.named(key, name)
         params = {name: o.init(draw(name), self.model.spec) for name, o in self.objectives.items()}
         return {name: values for name, values in params.items() if values}
+
+    def init_carried(self, key: jax.Array | None = None) -> dict:
+        """Returns what the objectives carry from step to step, by name, as it is at first."""
+        draw = lambda name: None if key is None else key_tools.named(key, f"{name} carried")
+        carried = {name: o.carried(draw(name), self.model.spec) for name, o in self.objectives.items()}
+        return {name: values for name, values in carried.items() if values}
+
+    def carry_on(self, carried: Mapping, seen: Mapping) -> dict:
+        """Returns what the objectives carry after a step in which they saw `seen`, {objective: `Loss.carry`}."""
+        return {name: self.objectives[name].update(old, seen.get(name, {})) for name, old in carried.items()}
 
     def bound(self, params: Params) -> dict:
         """Applies each objective's bounds to its parameters after an update."""
@@ -106,16 +132,16 @@ class Losses:
         batch, entries = {**self.preprocessed(batch, keys), **said}, dict(said)
         batch, entries = self.ask(self.asked(said, late=False), batch, {}, keys, given, entries)
         results: Results = {}
-        views = self.views
-        clean = {}
+        clean, everything = {}, (View(), Objective.trains)
         if any(self.asked(said, late=True)):  # they look at the clean view, which its objectives share
-            want = frozenset().union(*(self.objectives[name].needs for name in views.get(View(), ())))
+            want = frozenset().union(*(self.objectives[name].needs for name in self.passes.get(everything, ())))
             clean = self.run(params, View(), batch, keys, want | self.outputs_needed(said))
             batch, entries = self.ask(self.asked(said, late=True), batch, clean, keys, given, entries)
-        for view, names in views.items():
+        for (view, trains), names in self.passes.items():
             view_batch = view(batch, key_tools.fold(self.view_keys(view, keys), "view"))
             want = frozenset().union(*(self.objectives[name].needs for name in names))
-            outputs = clean if clean and view == View() else self.run(params, view, view_batch, keys, want)
+            shared = clean and (view, trains) == everything
+            outputs = clean if shared else self.run(only(params, trains), view, view_batch, keys, want)
             results |= dict.fromkeys(names, (outputs, view_batch))
         return results, entries
 
@@ -215,13 +241,15 @@ class Losses:
 
     # -------------------------------------------------------------------------------------------- losses
 
-    def evaluate(self, name: str, outputs: Mapping, batch: Batch, params: Params) -> Loss:
+    def evaluate(self, name: str, outputs: Mapping, batch: Batch, params: Params, given: Given | None = None) -> Loss:
         """Computes one objective's loss of its view's batch."""
         masks = [batch[there] for there in self._masks(name) if there in batch]
         if masks:
             batch = collections.ChainMap({THERE: jnp.all(jnp.stack(masks), axis=0)}, batch)
+        trained = only({"objectives": {name: params["objectives"].get(name, {})}}, self.objectives[name].trains)
         with jax.named_scope(name):
-            return self.objectives[name](outputs, batch, params["objectives"].get(name, {}), self.mesh)
+            carried = given.carried.get(name, {}) if given else {}
+            return self.objectives[name](outputs, batch, {**trained["objectives"][name], **carried}, self.mesh)
 
     def _masks(self, name: str) -> list[str]:
         """Entries of the batch that say which samples have the inputs of an objective."""
@@ -240,16 +268,17 @@ class Losses:
     def _whole(
         self, params: Params, batch: Batch, keys: jax.Array | None, given: Given
     ) -> tuple[jax.Array, tuple[dict, dict]]:
-        total, metrics = jnp.float32(0.0), {}
+        total, metrics, carries = jnp.float32(0.0), {}, {}
         results, _ = self.forward(params, batch, keys, given)
         for name, (outputs, view_batch) in results.items():
-            found = self.evaluate(name, outputs, view_batch, params)
+            found = self.evaluate(name, outputs, view_batch, params, given)
+            carries |= gradcache.carried(name, found)
             loss = found.sum / jnp.maximum(found.weight, 1.0)
             total += self.weight(name, given.step) * loss
             metrics |= gradcache.named(name, {"loss": loss} | found.metrics)
         for name in self.schedules:
             metrics |= gradcache.named(name, {"weight": self.weight(name, given.step)})
-        return total, (metrics, self.moments(results))
+        return total, (metrics, gradcache.seen(self.moments(results), carries))
 
     def value_and_grad(
         self,
@@ -260,10 +289,13 @@ class Losses:
         held: Params | None = None,
         given: Given | None = None,
     ):
-        """Returns ((loss, metrics, moments), gradients), from `parts` micro-batches that together act as one batch.
+        """Returns ((loss, metrics, seen), gradients), from `parts` micro-batches that together act as one batch.
+
+        `seen` is what the carried state is changed by: under "statistics" {tower: moments of its BatchNorms}, under
+        "objectives" {objective: `Loss.carry`}, where there is any.
 
         BatchNorms are what micro-batches differ in: each is normalised by its statistics over all devices. The
-        moments, {tower: ...}, are those of all of them together.
+        moments are those of all of them together.
 
         Args:
           params: of the model and the objectives.
@@ -279,8 +311,16 @@ class Losses:
         if parts > 1:
             return gradcache.value_and_grad(losses, gradcache.Call(params, given, held), batch, keys, parts)
         loss = lambda params: losses._whole(gradcache.hold(params, held), batch, keys, given)
-        (value, (metrics, moments)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return (value, metrics, moments), grads
+        (value, (metrics, seen)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return (value, metrics, seen), grads
+
+
+def only(params: Params, trains: str) -> Params:
+    """Returns the parameters, without a gradient for those whose whole path `trains` does not match."""
+    if trains == Objective.trains:
+        return params
+    keep = lambda path, leaf: leaf if re.fullmatch(trains, path) else jax.lax.stop_gradient(leaf)
+    return map_paths(keep, params)
 
 
 def flat_texts(batch: Batch) -> dict:

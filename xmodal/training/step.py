@@ -18,11 +18,13 @@ Metrics = dict[str, jax.Array]
 def init_state(losses: Losses, plan: OptimizerPlan, key: jax.Array, *, ema: bool) -> State:
     """Returns the state before the first step; jit it with `out_shardings` to create it sharded.
 
-    Keys: `step` (int32), `params`, `opt_state`, `ema` (averaged params, when wanted), `nonfinite` (skipped steps in
-    a row) and `nonfinite_total`.
+    Keys: `step` (int32), `params`, `opt_state`, `carried` (what objectives change without a gradient, where there is
+    any), `ema` (averaged params, when wanted), `nonfinite` (skipped steps in a row) and `nonfinite_total`.
     """
     params = init_params(losses, key)
     state = dict(step=jnp.int32(0), params=params, opt_state=plan.tx.init(params))
+    if carried := losses.init_carried(key):
+        state["carried"] = {"objectives": carried}
     if ema:
         state["ema"] = jax.tree.map(jnp.copy, params)
     return state | dict(nonfinite=jnp.int32(0), nonfinite_total=jnp.int32(0))
@@ -63,14 +65,18 @@ def make_step(
     def step(state: State, batch: Mapping, frozen: Mapping) -> tuple[State, Metrics]:
         keys = key_tools.sample_keys(seed, state["step"], batch["key_id"].shape[0])
         params = state["params"]
-        given = Given({**frozen, **{name: state[part] for name, part in follows.items()}}, state["step"])
-        (loss, metrics, moments), grads = losses.value_and_grad(params, batch, keys, accumulation, plan.frozen, given)
+        frozen = {**frozen, **{name: state[part] for name, part in follows.items()}}
+        carried = state.get("carried", {}).get("objectives", {})
+        given = Given(frozen, state["step"], carried)
+        (loss, metrics, seen), grads = losses.value_and_grad(params, batch, keys, accumulation, plan.frozen, given)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = plan.tx.update(grads, state["opt_state"], params)
         new = dict(params=losses.bound(optax.apply_updates(params, updates)), opt_state=opt_state)
-        if moments:
-            new["params"][STATISTICS] = updated(params[STATISTICS], moments)
+        if STATISTICS in seen:
+            new["params"][STATISTICS] = updated(params[STATISTICS], seen[STATISTICS])
+        if carried:
+            new["carried"] = {"objectives": losses.carry_on(carried, seen.get("objectives", {}))}
         if ema:
             new["ema"] = ema_update(state["ema"], new["params"], ema, state["step"])
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {key: state[key] for key in new})
@@ -87,6 +93,8 @@ def make_step(
             "health/nonfinite_total": new["nonfinite_total"],
             "lr": learning_rate(state["step"] - state["nonfinite_total"]),  # the optimizer counts finite steps
         }
+        for name, schedule in plan.further.items():
+            metrics[f"lr/{name}"] = schedule(state["step"] - state["nonfinite_total"])
         return new, metrics
 
     return step

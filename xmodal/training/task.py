@@ -20,11 +20,12 @@ from xmodal.finite import NotFinite, check_metrics, check_params
 from xmodal.models.model import Functional, ModelSpec
 from xmodal.objectives import OBJECTIVES, Objective
 from xmodal.objectives.providers.base import NOTHING, Provider
+from xmodal.paths import flatten_paths
 from xmodal.reporting.bootstrap import METHODS
 from xmodal.reporting.weights_and_biases import library
 from xmodal.training.durations import Pace, to_steps
 from xmodal.training.losses import Losses
-from xmodal.training.optimizer import OptimizerPlan, make_optimizer
+from xmodal.training.optimizer import OptimizerPlan, check_pattern, further_optimizers, make_optimizer
 from xmodal.training.schedules import learning_rate
 from xmodal.training.settle import resolve, settle_objectives
 from xmodal.training.step import init_params, init_state, make_step
@@ -168,8 +169,23 @@ def build_task(
     total = to_steps(config.schedule.total, **units, where="schedule.total")
     schedule = learning_rate(config.schedule, config.optimizer.lr, total, **units)
     losses = dataclasses.replace(losses, schedules=_weights(losses, total, units))
-    plan = make_optimizer(config.optimizer, schedule, params)
+    further = {
+        name: learning_rate(changed(config.schedule, other.schedule, f"optimizer.others.{name}.schedule"),
+                            config.optimizer.lr if other.lr is None else other.lr, total, **units)
+        for name, other in further_optimizers(config.optimizer).items()
+    }  # fmt: skip
+    plan = make_optimizer(config.optimizer, schedule, params, further)
     return Task(config, mesh, tokenizer, losses, plan, schedule, total, epoch_size, pace)
+
+
+def changed(section: ConfigDict, values: Mapping, where: str) -> ConfigDict:
+    """Returns a section of the config with some values replaced. Raises a ConfigError for a key that it lacks."""
+    for key in values:
+        if key not in section:
+            raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(key, section)}")
+    section = section.copy_and_resolve_references()
+    section.update(values)
+    return section
 
 
 def _weights(losses: Losses, total: int, units: Mapping) -> dict[str, Callable]:
@@ -204,7 +220,10 @@ def abstract_params(
     facts = {name: fact for provider in providers.values() for name, fact in provider.facts.items()}
     settle_objectives(config, lambda cls, entry: cls.settle_facts(entry, facts))
     losses = dataclasses.replace(build_losses(config, mesh), providers=providers)
-    return config, losses, jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
+    params = jax.eval_shape(lambda key: init_params(losses, key), jax.random.key(0))
+    for name, objective in losses.objectives.items():
+        check_pattern(objective.trains, list(flatten_paths(params)), f"objectives.{name}.trains")
+    return config, losses, params
 
 
 def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh) -> Losses:
