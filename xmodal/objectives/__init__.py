@@ -7,6 +7,7 @@ from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
 from xmodal.objectives.distillation import Distillation, FeatureMatching
 from xmodal.objectives.fine_grained import Filip, Flair, Sparc
 from xmodal.objectives.masked_text import MaskedText
+from xmodal.objectives.matching import Matching
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "softmax": SoftmaxContrastive,
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "captioning": Captioning,
     "classification": Classification,
     "masked_text": MaskedText,
+    "itm": Matching,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "View"]

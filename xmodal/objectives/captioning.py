@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xmodal.objectives.base import Objective, weighed
+from xmodal.objectives.base import Loss, Objective, present, weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,13 @@ class Captioning(Objective):
         """The logits of the captioning tower."""
         return frozenset({f"{self.tower}.logits"})
 
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The text that is predicted."""
+        return frozenset({self.target})
+
     def check(self, model_spec) -> None:
-        """The text that the tower predicts, its own or read from another tower, must be causal."""
+        """The text that the tower predicts, embedded or read from another tower, must be causal."""
         for name in (self.tower, *model_spec.towers[self.tower].reads):
             embed = model_spec.towers[name].embed
             if getattr(embed, "input", "") == self.target and not embed.causal:
@@ -45,11 +50,11 @@ class Captioning(Objective):
 
     def __call__(self, outputs, batch, params, mesh):
         logits, targets = outputs[f"{self.tower}.logits"][:, :-1], batch[self.target][:, 1:]
-        weight = batch[f"{self.target}_valid"][:, 1:].astype(jnp.float32)
+        weight = present(batch[f"{self.target}_valid"][:, 1:].astype(jnp.float32), batch)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         if self.label_smoothing:
             uniform = -jnp.mean(jax.nn.log_softmax(logits, axis=-1), axis=-1)
             nll = (1.0 - self.label_smoothing) * nll + self.label_smoothing * uniform
         right = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weight)
         count = jnp.sum(weight)
-        return jnp.sum(weighed(nll * weight, batch)), count, {"accuracy": right / jnp.maximum(count, 1.0)}
+        return Loss(jnp.sum(weighed(nll * weight, batch)), count, {"accuracy": right / jnp.maximum(count, 1.0)})
