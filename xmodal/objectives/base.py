@@ -2,17 +2,17 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.modalities.base import THERE
+
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Schedule = Callable[[jax.Array], jax.Array]
-
-THERE = "there"  # in an objective's batch: bool [batch], the samples that have every input that the objective needs
 
 
 class Loss(NamedTuple):
@@ -69,9 +69,17 @@ class Ramp:
         return weight
 
 
-def belongs(entry: str, kind: str) -> bool:
-    """Whether an entry of a batch is an array of an input: `text` and `text_valid` belong to `text`."""
-    return entry == kind or (entry.startswith(f"{kind}_") and not entry.endswith(f"_{THERE}"))
+def belong(entries: Iterable[str], kinds: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the arrays of each input among the entries of a batch: `text` and `text_valid` belong to `text`.
+
+    An entry belongs to one input, that of the longest name; `<input>_there` belongs to none.
+    """
+    found: dict[str, list[str]] = {kind: [] for kind in kinds}
+    for entry in entries:
+        fitting = [kind for kind in found if entry == kind or entry.startswith(f"{kind}_")]
+        if fitting and not entry.endswith(f"_{THERE}"):
+            found[max(fitting, key=len)].append(entry)
+    return found
 
 
 def weighed(losses: jax.Array, batch: Batch) -> jax.Array:

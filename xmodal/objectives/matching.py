@@ -10,7 +10,7 @@ import optax
 from jax.nn.initializers import lecun_normal
 
 from xmodal import keys as key_tools
-from xmodal.objectives.base import Loss, Objective, View, belongs, present, weighed
+from xmodal.objectives.base import Loss, Objective, View, belong, present, weighed
 
 PAIRS = 3  # rows of a sample: the pair, the first input with a mined second one, and a mined first one with the second
 
@@ -31,8 +31,9 @@ class MatchedPairs(View):
     def __call__(self, batch, keys):
         """See `View`."""
         view = dict(batch)
-        for place, kind in enumerate(self.inputs):
-            for entry in [entry for entry in batch if belongs(entry, kind)]:
+        mine = [entry for entry in batch if f"{self.provider}.{entry}" in batch]
+        for place, entries in enumerate(belong(mine, self.inputs).values()):
+            for entry in entries:
                 true, mined = batch[entry], batch[f"{self.provider}.{entry}"]
                 parts = [true, true, true]
                 parts[2 if place == 0 else 1] = mined

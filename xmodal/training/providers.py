@@ -40,7 +40,7 @@ def open_providers(config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs) 
         readers |= {need: f"providers.{name}" for need in spec.needs if need not in readers}
     asked = frozenset(readers)
     stored, model = (lambda where: _stored(config, where)), (lambda: _model(config, inputs))
-    run = Opening(config, mesh, inputs, _entries(config, inputs), stored, model)
+    run = Opening(config, mesh, inputs, stored, model)
     opened: Providers = {}
     for name, spec in specs.items():
         opened[name] = spec.open(name, asked, run)

@@ -93,7 +93,6 @@ class Opening:
       config: of the run, checked.
       mesh: where parameters go.
       inputs: of the samples, each text with its tokenizer.
-      entries: names of the arrays that the data give.
       stored: opens a model at rest: a run, an imported folder, "hf:DIR" -> `Stored`; raises ConfigError.
       model: makes the run's model (`Functional`).
     """
@@ -101,7 +100,6 @@ class Opening:
     config: ConfigDict
     mesh: jax.sharding.Mesh
     inputs: Inputs
-    entries: frozenset[str]
     stored: Callable[[str], Any]
     model: Callable[[], Any]
 

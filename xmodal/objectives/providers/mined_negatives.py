@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from xmodal import keys as key_tools
 from xmodal.distributed.mesh import BATCH_AXES
 from xmodal.distributed.sharding import constrain
-from xmodal.objectives.base import THERE, belongs
+from xmodal.objectives.base import THERE
 from xmodal.objectives.contrastive import normalize, similarity
 from xmodal.objectives.pairs import chunk_size, identities, positives
 from xmodal.objectives.providers.base import Opening, Provider, ProviderSpec
@@ -39,7 +39,7 @@ class MinedNegatives(ProviderSpec):
         """Looks up what the two towers embed."""
         towers = run.model().spec.towers
         inputs = tuple(towers[tower].embed.input for tower in self.between)
-        of_input = lambda kind: tuple(entry for entry in run.entries if belongs(entry, kind))
+        of_input = lambda kind: tuple(run.inputs[kind].read(1)) if kind in run.inputs else (kind,)
         return Miner(name, self.between, inputs, self.temperature, tuple(map(of_input, inputs)))
 
 
