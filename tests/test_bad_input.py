@@ -122,7 +122,7 @@ SETTINGS = {
     ),
     "tokenizer larger than the model": (
         dict(model__towers__text__embed__vocab_size=100),
-        r"model.towers.text.embed.vocab_size is 100, but the tokenizer's is \d+: set it to 0",
+        r"model.towers.text.embed.vocab_size is 100, but the vocabulary of data.inputs.text.tokenizer is \d+: set it",
     ),
 }
 

@@ -8,6 +8,7 @@ import pytest
 
 import xmodal
 from data_pipelines.errors import DataError
+from data_pipelines.modalities import inputs_of
 from tests import helpers, tiny_runs
 from tests.data.tiny_shards import encode, write_tar
 from tests.interop import folders
@@ -90,7 +91,7 @@ def test_words_point_to_patches_of_a_picture_in_its_shape(trained):
     assert (np.abs(found.scores) <= 1 + 1e-5).all() and found.overlay("thing").size == (256, 64)
     with pytest.raises(DataError, match="pointing needs square images"):
         stored = open_stored(trained[0])
-        Pointing(urls="none.tar").prepare("x", EvalContext(Live(None, stored.config, None, stored.inputs)))
+        Pointing(urls="none.tar").prepare("x", EvalContext(Live.of(stored, helpers.mesh())))
 
 
 def test_an_index_holds_what_the_model_gives(trained, tmp_path):
@@ -134,7 +135,8 @@ def test_a_run_goes_on_from_squares(tmp_path):
     def started(positions):
         config.model.towers.image = presets.naflex(image, positions)
         with jax.set_mesh(mesh := helpers.mesh()):
-            task = build_task(config, mesh, given.inputs, 100)
+            inputs = inputs_of(config.data).with_tokenizers(given.tokenizers)
+            task = build_task(config, mesh, inputs, 100)
             ones = lambda s: jax.device_put(np.ones(s.shape, s.dtype), s.sharding)
             state = jax.tree.map(ones, task.abstract_state())
             return start_from(task, state)[0]["params"]["image"]

@@ -103,7 +103,7 @@ def test_a_run_leaves_as_a_folder_of_our_own(workdir, suite, tmp_path, capsys):
         texts = ["thing 3", "thing 41"]
         difference = np.abs(xmodal.load(out).embed_text(texts) - xmodal.load(workdir).embed_text(texts)).max()
         assert difference <= limit and (dtype == "f32" or difference > 0)
-        assert json.loads((out / "config.json").read_text())["data"]["text"]["tokenizer"] == "tokenizer.json"
+        assert json.loads((out / "config.json").read_text())["data"]["inputs"]["text"]["tokenizer"] == "tokenizer.json"
     results = [evaluate(where, suite=suite).results["retrieval"] for where in (workdir, tmp_path / "f32")]
     assert results[0] == results[1]
     assert 'xmodal.load("DIR")' in (tmp_path / "f32" / "README.md").read_text()

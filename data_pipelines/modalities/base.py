@@ -265,10 +265,10 @@ class Modality(abc.ABC):
         """Returns the options that a recipe takes from a model which it goes on from: all that decides what that sees.
 
         Args:
-            saved: the entry of the model.
+            saved: the entry of the model; options that were added since it was written have their defaults.
             given: that of the recipe.
         """
-        return {name: saved[name] for name in cls.identity_options() if name in saved}
+        return {name: saved.get(name, getattr(cls, name)) for name in cls.identity_options()}
 
     def entry(self) -> dict[str, Any]:
         """Returns all options as an entry of `config.data.inputs`."""

@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from data_pipelines.modalities import MODALITIES, Image, Inputs, Label, Text
 from data_pipelines.modalities.inputs import open_inputs
 from data_pipelines.rules import Rules
-from data_pipelines.specs import options
+from data_pipelines.specs import as_entry, options
 from xmodal.configs.base import get_config
 
 
@@ -46,6 +48,12 @@ def data_section(**inputs: Any) -> Any:
     data = get_config().data
     data.inputs = entries(**inputs)
     return data
+
+
+def image_section() -> ConfigDict:
+    """Returns the options of an image input as a section of a config, which the converters of interop read."""
+    image = make_image()
+    return ConfigDict(as_entry(image) | dict(where=image.where))
 
 
 class LooseImage(SimpleNamespace):

@@ -11,7 +11,7 @@ from PIL import Image
 from data_pipelines.errors import DataError
 from data_pipelines.images.augment import Box
 from data_pipelines.images.decode import Options, full_image, image_header, to_rgb, training_image
-from tests.data.tiny_inputs import LooseImage
+from tests.data.tiny_inputs import image_section
 from tests.interop import folders
 from xmodal.configs import base
 from xmodal.inference import Model
@@ -34,7 +34,7 @@ def golden():
 
 def options(reference: str, golden) -> Options:
     """The options of an imported model of the reference."""
-    image = LooseImage()
+    image = image_section()
     if reference == "open_clip":
         image.update(preprocessing.from_open_clip({}, SIZE, "here"))
     else:
@@ -77,7 +77,7 @@ def test_which_images_are_transparent(golden):
 
 
 def test_the_background_is_checked():
-    image = LooseImage()
+    image = image_section()
     image.background = "whte"
     with pytest.raises(DataError, match=r"data\.inputs\.image\.background is 'whte'.*did you mean 'white'"):
         Options.of(image)
@@ -122,7 +122,7 @@ def test_fine_tuning_goes_on_with_it_and_older_folders_show_white(imported, tmp_
     assert open_stored(tmp_path / "own").config.data.inputs.image.background == "drop"
     assert continue_from(base.get_config(), tmp_path / "own").data.inputs.image.background == "drop"
     saved = json.loads((tmp_path / "own" / "config.json").read_text())
-    del saved["data"]["image"]["background"]  # as older versions wrote it
+    del saved["data"]["inputs"]["image"]["background"]  # as older versions wrote it
     (tmp_path / "own" / "config.json").write_text(json.dumps(saved))
     assert open_stored(tmp_path / "own").config.data.inputs.image.background == "white"
     assert continue_from(base.get_config(), tmp_path / "own").data.inputs.image.background == "white"

@@ -9,7 +9,7 @@ from PIL import Image
 from data_pipelines.images.decode import Options, evaluation_image, evaluation_pixels
 from data_pipelines.images.device import preprocess_images
 from tests import helpers
-from tests.data.tiny_inputs import LooseImage
+from tests.data.tiny_inputs import image_section
 from tests.interop import folders
 from xmodal.interop import preprocessing
 from xmodal.interop.tables import InteropError
@@ -34,7 +34,7 @@ def golden():
 def prepared(golden, name):
     """The pictures as the evaluation shows them to a model whose processor that is, before normalisation."""
     config = preprocessing.in_plain_words(json.loads(str(golden[f"config/{name}"])))
-    size, image = golden[name].shape[1], LooseImage()
+    size, image = golden[name].shape[1], image_section()
     assert preprocessing.shown_size(config, 99) == size
     image.update(preprocessing.from_processor(config, size, "here"))
     squash, options = image.crop == "squash", Options.of(image)
@@ -71,7 +71,7 @@ def test_processors_with_rules_of_their_own(name, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(str(golden[f"config/{name}"]))
     config = preprocessing.read_processor(tmp_path)
     assert preprocessing.shown_size(config, 99) == 17
-    image = LooseImage()
+    image = image_section()
     image.update(preprocessing.from_processor(config, 17, "here"))
     pictures = [Image.fromarray(golden[f"pictures/{i}"]) for i in range(6)]
     prepare = lambda p: evaluation_pixels(p, 17, image.crop == "squash", Options.of(image))
@@ -105,7 +105,7 @@ def test_the_rounding_of_margins_is_what_tells_the_libraries_apart(golden):
 
 @pytest.mark.parametrize("config", [CLIP, SIGLIP, CLIP | dict(size={"shortest_edge": 20}, resample=2)])
 def test_processors_return_as_they_came(config):
-    image = LooseImage()
+    image = image_section()
     image.update(preprocessing.from_processor(config, PIXELS, "here"))
     back = preprocessing.to_processor(image, "CLIPImageProcessor", "CLIPProcessor")
     for key, value in {"resample": 3, **config}.items():
@@ -140,7 +140,7 @@ def test_what_cannot_be_prepared_is_refused(change, message):
 
 
 def test_open_clip_says_the_same_in_other_words():
-    image = LooseImage()
+    image = image_section()
     config = dict(size=16, interpolation="bilinear", resize_mode="squash", mean=[0.1, 0.2, 0.3], std=[0.4] * 3)
     image.update(preprocessing.from_open_clip(config, 16, "here"))
     assert preprocessing.to_open_clip(image) == config | dict(mode="RGB", fill_color=0)

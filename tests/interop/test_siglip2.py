@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 import xmodal
 from data_pipelines.text.preparation import Preparation
-from tests.data.tiny_inputs import LooseImage
+from tests.data.tiny_inputs import image_section
 from tests.interop import folders
 from xmodal.configs import base
 from xmodal.interop import preprocessing
@@ -161,7 +161,7 @@ def test_fourteen_pixel_patches_leave_a_rest(tmp_path):
 
 
 def test_processors_return_as_they_came():
-    image = LooseImage()
+    image = image_section()
     image.update(preprocessing.from_packing_processor(PROCESSOR, 4, "here"))
     back = preprocessing.to_processor(image, "Siglip2ImageProcessor", "Siglip2Processor")
     assert back.items() >= PROCESSOR.items() and "size" not in back
