@@ -11,11 +11,11 @@ import numpy as np
 import optax
 
 from tests.training.test_several_optimizers import losses_of
+from xmodal.checkpoints.writing import Checkpoints
 from xmodal.configs import base
 from xmodal.objectives import Objective
 from xmodal.objectives.base import Loss
 from xmodal.objectives.contrastive import normalize
-from xmodal.training.checkpoints.writing import Checkpoints
 from xmodal.training.optimizer import make_optimizer
 from xmodal.training.step import init_state, make_step
 
