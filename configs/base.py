@@ -1,8 +1,8 @@
 """Every option once: its default and what it means. Recipes start from `get_config()` and change what they need.
 
 A duration is a string such as "500steps", "3epochs", "1_000_000examples" or "2%" (of the run), or an integer
-number of steps. Sections left empty here (`model`, `objectives`, `data.inputs`, `data.sources`, `evals`) hold named
-entries; what an entry may hold is the dataclass of its type.
+number of steps. Sections left empty here (`model`, `objectives`, `providers`, `data.inputs`, `data.sources`, `evals`)
+hold named entries; what an entry may hold is the dataclass of its type.
 """
 
 from ml_collections import ConfigDict
@@ -27,14 +27,11 @@ def get_config() -> ConfigDict:
     # (path regex, place, dict(stored=False)) frozen parameters stay out of checkpoints and are read again from there.
     c.init_from = None
     c.init_from_except = ()  # such as ("text/.*", "objectives/.*")
-    # What objectives such as `distillation` learn from: a run, an imported folder, "hf:DIR", or "ema", the average of
-    # the run's own weights (optimizer.ema). It has its own preparation of images and its own tokenizer.
-    c.teacher = dict(
-        model="",  # "" where no objective learns from one
-        dtype="",  # float32 | bfloat16; "" takes what it was trained in
-    )
     c.model = {}  # towers and how they read each other: made by xmodal.models.presets
     c.objectives = {}  # name -> dict(type=..., weight=..., ...)
+    # What is added to each batch without a gradient, name -> dict(type="teacher", model=...): a frozen teacher (a run,
+    # an imported folder, "hf:DIR"), the average of the run's weights (type="ema"), negatives mined from the batch.
+    c.providers = {}
 
     c.data = _data()
     c.optimizer = _optimizer()
@@ -106,6 +103,9 @@ def _optimizer() -> dict:
         layer_decay=1.0,  # each layer's learning rate as a share of that of the layer above (fine-tuning: 0.7 to 0.9)
         ema=0.0,  # decay of the averaged weights used for evaluation; 0 keeps none
         max_nonfinite=5,  # skipped steps in a row (loss or gradient not finite) that stop the run
-        # ((path regex, dict(lr=multiplier, weight_decay=value, freeze=bool)), ...): first match wins
+        # Further optimizers, name -> dict(name="adamw", lr=..., b1=..., clip_norm=..., schedule=dict(...)), for what
+        # rules give them, such as a critic; what an entry leaves out is as above.
+        others={},
+        # ((path regex, dict(lr=multiplier, weight_decay=value, freeze=bool, optimizer=name)), ...): first match wins
         rules=((r".*/(bias|scale|logit_scale|logit_bias|gate)", dict(weight_decay=0.0)),),
     )

@@ -18,7 +18,7 @@ def tiny(variant):
     c = clap.get_config(variant)
     for tower in c.model.towers.values():
         tower.trunk.update(width=32, depth=1)
-        tower.embed_dim = 16
+        tower.heads.pooled.embed_dim = 16
     c.data.sources.stamps.urls = f"{clap.STAMPS}/shards/unseen_speakers-0000.tar.gz"  # a small one
     c.data.inputs.sound.seconds = 1.0
     c.batch_size, c.schedule.total, c.schedule.warmup, c.checkpoint.every = 16, "3steps", "1steps", "100%"

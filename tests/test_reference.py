@@ -55,7 +55,7 @@ def test_what_a_project_registers_is_in_it(monkeypatch, tmp_path):
     assert "| `share` | float | `0.5` | of the tokens, on two lines. |\n" in page
     assert '| `kind` | "a", "b" or None | `None` |  |\n' in page
     assert '`tower` | str | `"caption"` | the tower whose `logits` [batch, seq, vocab] predict' in page  # inherited
-    assert page.count("| `weight` | float | `1.0` | factor of this loss in the sum. |") == 1  # shared by all
+    assert page.count("| `weight` | float or Ramp | `1.0` | factor of this loss in the sum: ") == 1  # shared by all
 
 
 def test_its_overrides_work():

@@ -62,6 +62,13 @@ def init_objectives(objectives: Mapping[str, Objective], spec: ModelSpec, key: j
     return {name: tree for name, tree in params.items() if tree}
 
 
+def init_carried(objectives: Mapping[str, Objective], spec: ModelSpec, key: jax.Array | None = None) -> dict:
+    """Returns what the objectives carry from step to step, by objective, as it is at first; `key` draws some of it."""
+    draw = lambda name: None if key is None else key_tools.named(key, f"{name} carried")
+    carried = {name: objective.carried(draw(name), spec) for name, objective in objectives.items()}
+    return {name: tree for name, tree in carried.items() if tree}
+
+
 def parameter_shapes(model: Functional, objectives: Mapping[str, Objective]) -> dict:
     """Returns shapes and types of what `init_params` makes; nothing is allocated."""
     return jax.eval_shape(lambda key: init_params(model, objectives, key), jax.random.key(0))

@@ -252,6 +252,9 @@ def _convert_union(value: Any, options: tuple, where: str) -> Any:
         if tags:  # dataclasses told apart by a `type: Literal[...]`
             kind = _convert(value["type"], typing.Literal[tuple(tags)], f"{where}.type")
             return make_spec(tags[kind], value, where)
+    specs = [option for option in options if dataclasses.is_dataclass(option)]
+    if isinstance(value, Mapping | ConfigDict) and len(specs) == 1:  # what is wrong with its keys says more
+        return make_spec(specs[0], value, where)
     errors = []
     for option in options:
         if option is not type(None):

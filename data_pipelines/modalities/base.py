@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import jax
 
 SECTION = "data.inputs"
+THERE = "there"  # `<input>_there` of a batch, bool [rows], says which rows have an input
 HIDDEN: dict[str, Any] = dict(kw_only=True, repr=False, metadata=dict(option=False))
 """Of a field that is no key of an entry: the pipeline sets it."""
 
@@ -247,7 +248,7 @@ class Modality(abc.ABC):
     @property
     def there(self) -> str:
         """Name of the array that says which rows have it."""
-        return f"{self.name}_there"
+        return f"{self.name}_{THERE}"
 
     @property
     def stored(self) -> bool:

@@ -74,7 +74,7 @@ def run(golden, objective, spec):
 
     def loss(params, pixels):
         outputs = model(params, batch | dict(image=pixels), WANT)
-        total, weight, _ = objective(outputs, batch, params["objectives"]["contrastive"], mesh)
+        total, weight, *_ = objective(outputs, batch, params["objectives"]["contrastive"], mesh)
         return total / weight, outputs
 
     params = family.to_params(part(golden, "weights/"), spec)
@@ -157,7 +157,7 @@ def test_contrastive_losses_agree_with_float64(case, form):
 
     def loss(leaves):
         outputs = {"image.pooled": leaves["image"], "text.pooled": leaves["text"]}
-        total, weight, _ = objective(outputs, batch, leaves, mesh)
+        total, weight, *_ = objective(outputs, batch, leaves, mesh)
         return total / weight
 
     with jax.set_mesh(mesh):

@@ -44,7 +44,7 @@ def test_outputs_loss_and_gradients_agree_with_the_reference(golden, trunk):
 
     def loss(params, pixels):
         outputs = model(params, batch | dict(image=pixels), WANT)
-        total, weight, _ = objective(outputs, batch, params["objectives"]["contrastive"], mesh)
+        total, weight, *_ = objective(outputs, batch, params["objectives"]["contrastive"], mesh)
         return total / weight, outputs
 
     params = huggingface.from_huggingface(part(golden, "weights/"), spec)

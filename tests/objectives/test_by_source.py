@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.objectives.test_contrastive import ROWS, embeddings, identities, same
-from tests.objectives.test_distillation import compiled, lessons
+from tests.objectives.test_distillation import compiled, teacher_says
+from xmodal.models import presets
 from xmodal.objectives import OBJECTIVES, pairs
 from xmodal.objectives.base import Temperature, weighed
 from xmodal.objectives.captioning import Captioning
@@ -19,6 +20,7 @@ from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
 from xmodal.objectives.distillation import Distillation, FeatureMatching
 from xmodal.objectives.fine_grained import Filip, Flair, Sparc
 from xmodal.objectives.masked_text import MaskedText
+from xmodal.objectives.matching import Matching
 from xmodal.training.losses import Losses
 
 SOURCES = ("curated", "noisy", "web")
@@ -72,7 +74,7 @@ def test_each_sample_has_the_weight_and_the_temperature_of_its_source(kind, by_s
     objective = KINDS[kind](form=form, by_source=by_source, sources=SOURCES if by_source else ())
     leaves = dict(x=x, y=y, params=parameters(kind, by_source))
     assert jax.tree.structure(objective.init()) == jax.tree.structure(leaves["params"])
-    batch = identities(True) | lessons() | OF_SOURCE
+    batch = identities(True) | teacher_says() | OF_SOURCE
     with jax.set_mesh(mesh):
         (loss, metrics), grads = compiled(objective, mesh)(leaves, batch)
     wanted, wanted_grads = jax.jit(jax.value_and_grad(lambda a: naive(kind, a, batch, by_source)))(leaves)
@@ -87,7 +89,7 @@ def test_each_sample_has_the_weight_and_the_temperature_of_its_source(kind, by_s
 def test_equal_sources_are_as_none():
     """One temperature for all and a weight of 1, written out, change nothing."""
     mesh, (x, y) = helpers.mesh(2), embeddings()
-    batch, ones = identities(True) | lessons(), np.ones(ROWS, np.float32)
+    batch, ones = identities(True) | teacher_says(), np.ones(ROWS, np.float32)
     for kind, make in KINDS.items():
         leaves = dict(x=x, y=y, params=parameters(kind, False))
         each = dict(x=x, y=y, params=dict(sources=dict.fromkeys(SOURCES, leaves["params"])))
@@ -105,6 +107,7 @@ def test_bounds_hold_for_each_source():
 
 
 MASKED = MaskedText(rate=0.4, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4))
+FUSION = presets.decoder(**helpers.SIZE) | dict(pool="mean", head="none")
 SEEN = dict(embed=dict(causal=False), head="masked")
 EVERY = {
     "softmax": (helpers.clip(), SoftmaxContrastive()),
@@ -117,7 +120,14 @@ EVERY = {
     "captioning": (helpers.git(), Captioning()),
     "classification": (helpers.clip(), Classification()),
     "masked_text": (dict(text=helpers.text(**SEEN)), MASKED),
+    "itm": (helpers.clip() | dict(fusion=FUSION), Matching()),
 }
+
+
+def negatives(batch):
+    """Entries of a provider of negatives: those of the row before."""
+    rolled = {f"negatives.{name}": np.roll(batch[name], 1, axis=0) for name in ("image", "text", "text_valid")}
+    return rolled | {f"negatives.{name}_found": np.ones(len(batch["text"]), bool) for name in ("image", "text")}
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
@@ -125,7 +135,7 @@ def test_every_objective_is_linear_in_the_weights_of_its_samples(kind):
     """Weights w give (the loss of w = 1) - (the loss of 1 - w): none forgets a sample or counts one twice."""
     towers, objective = EVERY[kind]
     mesh, batch = helpers.mesh(), helpers.batch(8)
-    batch |= dict(label=np.arange(8, dtype=np.int32)[:, None])
+    batch |= dict(label=np.arange(8, dtype=np.int32)[:, None]) | negatives(batch)
     rng = np.random.default_rng(0)
     for tower in ("image", "text"):
         rows = rng.normal(size=(8, helpers.WIDTH)).astype(np.float32)

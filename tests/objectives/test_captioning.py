@@ -41,7 +41,7 @@ def test_loss_follows_the_formula(smoothing):
     logits[:4, :-1][np.arange(helpers.VOCAB) == batch["text"][:4, 1:, None]] += 6  # some are right
 
     def loss(logits):
-        total, weight, metrics = objective({"caption.logits": logits}, batch, {}, None)
+        total, weight, metrics, _ = objective({"caption.logits": logits}, batch, {}, None)
         return total, (weight, metrics)
 
     (total, (weight, metrics)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(logits)
@@ -62,7 +62,7 @@ def test_long_captions_weigh_more_than_short_ones():
     objective, batch = Captioning(), helpers.batch()
     logits = np.random.default_rng(0).normal(size=(8, helpers.LENGTH, helpers.VOCAB)).astype(np.float32)
     parts = [objective({"caption.logits": logits[i : i + 1]}, helpers.rows(batch, [i]), {}, None) for i in range(8)]
-    total, weight, _ = objective({"caption.logits": logits}, batch, {}, None)
+    total, weight, *_ = objective({"caption.logits": logits}, batch, {}, None)
     np.testing.assert_allclose(total, sum(part[0] for part in parts), rtol=1e-5)
     assert weight == sum(part[1] for part in parts)
     mean_of_means = np.mean([part[0] / part[1] for part in parts])

@@ -37,7 +37,7 @@ def evaluate(objective, logits, label, **batch):
 @pytest.mark.parametrize("most", [1, 3])
 def test_softmax_follows_the_formula(smoothing, most):
     logits, label = inputs(most)
-    total, weight, metrics = evaluate(Classification(label_smoothing=smoothing), logits, label)
+    total, weight, metrics, *_ = evaluate(Classification(label_smoothing=smoothing), logits, label)
     log_p = np.float64(logits) - np.log(np.exp(np.float64(logits)).sum(1, keepdims=True))
     hot = targets(label)
     wanted = (1 - smoothing) * hot / hot.sum(1, keepdims=True) + smoothing / CLASSES
@@ -50,7 +50,7 @@ def test_softmax_follows_the_formula(smoothing, most):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_sigmoid_follows_the_formula(smoothing):
     logits, label = inputs(3)
-    total, weight, _ = evaluate(Classification(loss="sigmoid", label_smoothing=smoothing), logits, label)
+    total, weight, *_ = evaluate(Classification(loss="sigmoid", label_smoothing=smoothing), logits, label)
     p, wanted = 1 / (1 + np.exp(-np.float64(logits))), (1 - smoothing) * targets(label) + smoothing / 2
     np.testing.assert_allclose(total, -(wanted * np.log(p) + (1 - wanted) * np.log(1 - p)).sum(), rtol=1e-5)
     assert weight == ROWS
@@ -75,7 +75,7 @@ def test_guessing_and_what_does_not_fit():
     for loss in ("softmax", "sigmoid"):
         objective = Classification(loss=loss)
         objective.check(spec)
-        total, weight, _ = evaluate(objective, logits, inputs()[1])
+        total, weight, *_ = evaluate(objective, logits, inputs()[1])
         assert objective.chance_loss(ROWS, spec) == pytest.approx(float(total / weight), rel=1e-6)
     with pytest.raises(ValueError, match=r"heads\.pooled\.embed_dim is 0"):
         Classification().check(helpers.build(dict(image=helpers.image(embed_dim=0))).spec)

@@ -99,7 +99,7 @@ def compiled(objective, mesh):
 
     def loss(leaves, batch):
         outputs = {"image.pooled": leaves["x"], "text.pooled": leaves["y"]}
-        total, weight, metrics = objective(outputs, batch, leaves["params"], mesh)
+        total, weight, metrics, _ = objective(outputs, batch, leaves["params"], mesh)
         return total / weight, metrics | dict(weight=weight)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))

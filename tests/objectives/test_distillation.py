@@ -1,6 +1,5 @@
 """What is learnt from a teacher: values and gradients against plain formulas, plain and as rings on several meshes."""
 
-import dataclasses
 import functools
 
 import helpers
@@ -12,17 +11,17 @@ import pytest
 from tests.objectives.test_contrastive import DIM, MESHES, ROWS, embeddings, identities, same, softmax_formula, unit
 from xmodal.distributed.mesh import batch_sharding
 from xmodal.objectives import pairs
-from xmodal.objectives.base import TeacherFacts
 from xmodal.objectives.contrastive import SoftmaxContrastive
 from xmodal.objectives.distillation import Distillation, FeatureMatching
-from xmodal.training.losses import Losses
+from xmodal.objectives.providers.teacher import Teacher
+from xmodal.training.losses import Given, Losses
 
 WIDTH = 9  # of the teacher
 SCALE, TEACHER_SCALE = np.float32(1.9), 1.3
 PARAMS = dict(logit_scale=SCALE)
 
 
-def lessons(seed=7):
+def teacher_says(seed=7):
     """Unit embeddings of a teacher, of whose pairs images and texts are near."""
     x, y = np.random.default_rng(seed).normal(size=(2, ROWS, WIDTH))
     return dict(zip(("teacher.image", "teacher.text"), np.float32([unit(x), unit(x + y)])))
@@ -57,7 +56,7 @@ def naive(leaves, batch, soft):
 def compiled(objective, mesh):
     def loss(leaves, batch):
         outputs = {"image.pooled": leaves["x"], "text.pooled": leaves["y"]}
-        total, weight, metrics = objective(outputs, batch, leaves["params"], mesh)
+        total, weight, metrics, _ = objective(outputs, batch, leaves["params"], mesh)
         return total / weight, metrics
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -67,7 +66,7 @@ def compiled(objective, mesh):
 @pytest.mark.parametrize("form,mesh", [("plain", "1"), ("ring", "8x1x1"), ("ring", "2x2x2")])
 def test_soft_targets_follow_the_formula(form, mesh, soft, monkeypatch):
     monkeypatch.setattr(pairs, "CHUNK", 5)
-    mesh, batch, (x, y) = helpers.mesh(*MESHES[mesh]), identities(True) | lessons(), embeddings()
+    mesh, batch, (x, y) = helpers.mesh(*MESHES[mesh]), identities(True) | teacher_says(), embeddings()
     leaves = dict(x=x, y=y, params=PARAMS)
     objective = Distillation(form=form, soft=soft, teacher_logit_scale=TEACHER_SCALE)
     with jax.set_mesh(mesh):
@@ -80,7 +79,7 @@ def test_soft_targets_follow_the_formula(form, mesh, soft, monkeypatch):
 
 
 def test_the_loss_is_large_and_small_where_it_should_be():
-    mesh, batch = helpers.mesh(), identities(False) | lessons()
+    mesh, batch = helpers.mesh(), identities(False) | teacher_says()
     run = compiled(Distillation(teacher_logit_scale=float(SCALE)), mesh)
     equal = np.ones((ROWS, DIM), np.float32)
     with jax.set_mesh(mesh):
@@ -96,7 +95,7 @@ def test_the_loss_is_large_and_small_where_it_should_be():
 @pytest.mark.parametrize("form", ["plain", "ring"])
 def test_without_a_share_of_the_teacher_it_is_softmax_and_with_one_a_mixture(form):
     """Soft targets are `softmax` with a part of the target from elsewhere: the loss is linear in that share."""
-    mesh, batch, (x, y) = helpers.mesh(2), identities(True) | lessons(), embeddings()
+    mesh, batch, (x, y) = helpers.mesh(2), identities(True) | teacher_says(), embeddings()
     leaves = dict(x=x, y=y, params=PARAMS)
     with jax.set_mesh(mesh):
         run = lambda objective: compiled(objective, mesh)(leaves, batch)
@@ -114,7 +113,7 @@ def test_without_a_share_of_the_teacher_it_is_softmax_and_with_one_a_mixture(for
 
 def test_a_teacher_without_a_temperature_of_its_own_has_the_students():
     """As for the average of the weights; it is no part of what the temperature learns from."""
-    mesh, batch, (x, y) = helpers.mesh(), identities(True) | lessons(), embeddings()
+    mesh, batch, (x, y) = helpers.mesh(), identities(True) | teacher_says(), embeddings()
     leaves = dict(x=x, y=y, params=PARAMS)
     with jax.set_mesh(mesh):
         got = compiled(Distillation(), mesh)(leaves, batch)
@@ -154,15 +153,16 @@ def test_feature_matching_follows_the_formula(widths):
 
 
 def test_what_a_config_leaves_to_the_teacher():
-    facts = TeacherFacts(dict(image=12, text=10), 2.5)
-    assert Distillation.settle_teacher({}, facts) == dict(teacher_logit_scale=2.5)
-    assert Distillation.settle_teacher(dict(teacher_logit_scale=1.0), facts) == {}
-    assert Distillation.settle_teacher({}, dataclasses.replace(facts, logit_scale=None, follows=True)) == {}
+    facts = {"big.image.width": 12, "big.text.width": 10, "big.logit_scale": 2.5}
+    entry = dict(teacher="big")
+    assert Distillation.settle_facts(entry, facts) == dict(teacher_logit_scale=2.5)
+    assert Distillation.settle_facts(entry | dict(teacher_logit_scale=1.0), facts) == {}
+    assert Distillation.settle_facts({}, facts) == {}  # the average of the student's weights has no such fact
     with pytest.raises(ValueError, match="no temperature: set teacher_logit_scale"):
-        Distillation.settle_teacher({}, dataclasses.replace(facts, logit_scale=None))
-    assert FeatureMatching.settle_teacher(dict(towers=("text",)), facts) == dict(widths=(10,))
+        Distillation.settle_facts(entry, {"big.logit_scale": None})
+    assert FeatureMatching.settle_facts(entry | dict(towers=("text",)), facts) == dict(widths=(10,))
     with pytest.raises(ValueError, match="embeddings are \\(12, 10\\) wide"):
-        FeatureMatching.settle_teacher(dict(widths=(12, 12)), facts)
+        FeatureMatching.settle_facts(entry | dict(widths=(12, 12)), facts)
     with pytest.raises(ValueError, match="a share from 0 to 1"):
         Distillation(soft=1.5)
 
@@ -176,15 +176,12 @@ def with_a_teacher(shape, parts):
         features=FeatureMatching(weight=3.0, widths=(helpers.WIDTH, helpers.WIDTH)),
         plain=SoftmaxContrastive(),
     )
-    losses = Losses(student, objectives, lambda batch, keys: dict(batch), helpers.mesh(*shape))
+    providers = dict(teacher=Teacher("teacher", teacher, dict(image="image", text="text")))
+    losses = Losses(student, objectives, lambda batch, keys: dict(batch), helpers.mesh(*shape), providers)
 
     def run(params, weights, batch, keys):
-        def teach(batch):
-            found = teacher(weights, batch, frozenset({"image.pooled", "text.pooled"}))
-            said = {name.split(".")[0]: e for name, e in found.items()}
-            return {**batch, **{f"teacher.{k}": e / jnp.linalg.norm(e, axis=1, keepdims=True) for k, e in said.items()}}
-
-        return dataclasses.replace(losses, teach=teach).value_and_grad(params, batch, keys, parts)
+        given = Given(dict(teacher=weights))
+        return losses.value_and_grad(params, batch, keys, parts, given=given)
 
     with jax.set_mesh(losses.mesh):
         params = helpers.random_params(student) | {"objectives": losses.init_params()}

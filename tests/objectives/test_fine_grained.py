@@ -48,7 +48,7 @@ def run(objective, mesh, leaves, valid, batch):
             "text.local": {"x": leaves["words"], "valid": valid["words"]},
             "text.pooled": leaves["text"],
         }
-        total, weight, metrics = objective(outputs, batch, leaves["params"], mesh)
+        total, weight, metrics, _ = objective(outputs, batch, leaves["params"], mesh)
         return total / weight, metrics
 
     with jax.set_mesh(mesh):

@@ -16,12 +16,14 @@ from xmodal import keys as key_tools
 from xmodal.distributed.mesh import batch_sharding, to_global
 from xmodal.models.model import Functional
 from xmodal.objectives import Objective, View
+from xmodal.objectives.base import Loss
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive
 from xmodal.objectives.fine_grained import Flair
 from xmodal.objectives.masked_text import MaskedText
+from xmodal.objectives.providers.base import Provider
 from xmodal.paths import flatten_paths, map_paths
-from xmodal.training.losses import merge_rows, split_rows
+from xmodal.training.gradcache import merge_rows, split_rows
 
 ROWS = 16
 ONE = (1, 1, 1)
@@ -77,12 +79,12 @@ class Words(Objective):
     def __call__(self, outputs, batch, params, mesh):
         tokens = outputs["text.tokens"]
         words = jnp.where(tokens.valid[..., None], tokens.x, 0.0).sum(1)[:, :8]
-        return jnp.sum(jax.nn.softmax(outputs["image.pooled"][:, :8] @ words.T) ** 2), jnp.float32(len(words)), {}
+        return Loss(jnp.sum(jax.nn.softmax(outputs["image.pooled"][:, :8] @ words.T) ** 2), jnp.float32(len(words)), {})
 
 
 @dataclasses.dataclass(frozen=True)
 class Codes(Objective):
-    """A loss of each sample alone that reads what a frozen model says of it: an integer and a vector."""
+    """A loss of each sample alone that reads what a provider gives: an integer and a vector."""
 
     needs = frozenset({"image.pooled"})
 
@@ -92,14 +94,19 @@ class Codes(Objective):
     def __call__(self, outputs, batch, params, mesh):
         pooled = jax.nn.log_softmax(outputs["image.pooled"] + batch["teacher.image"])
         loss = -jnp.take_along_axis(pooled, batch["codes"][:, None], 1)
-        return jnp.sum(loss), jnp.float32(len(loss)), {"mean": jnp.mean(loss)}
+        return Loss(jnp.sum(loss), jnp.float32(len(loss)), {"mean": jnp.mean(loss)})
 
 
-def said(batch):
+@dataclasses.dataclass(frozen=True)
+class Said(Provider):
     """What a frozen model would add to a batch."""
-    width = helpers.WIDTH
-    vector = jnp.cos(jnp.arange(width) * jnp.mean(batch["image"], (1, 2, 3))[:, None])
-    return {**batch, "codes": jnp.sum(batch["text"], -1) % width, "teacher.image": vector}
+
+    gives = frozenset({"codes", "teacher.image"})
+
+    def __call__(self, params, batch, outputs, keys, mesh):
+        width = helpers.WIDTH
+        vector = jnp.cos(jnp.arange(width) * jnp.mean(batch["image"], (1, 2, 3))[:, None])
+        return {"codes": jnp.sum(batch["text"], -1) % width, "teacher.image": vector}
 
 
 CASES = {  # everything that is random takes part somewhere
@@ -127,7 +134,7 @@ CASES = {  # everything that is random takes part somewhere
         dict(captioning=Captioning(), brighter=BrighterCaptioning(weight=0.5)),
     ),
     "tokens": lambda: (helpers.clip(PATCHES, WORDS), dict(words=Words(), contrastive=SoftmaxContrastive(weight=0.5))),
-    "taught": lambda: (helpers.clip(PATCHES), dict(codes=Codes(), contrastive=SoftmaxContrastive(weight=0.5))),
+    "provided": lambda: (helpers.clip(PATCHES), dict(codes=Codes(), contrastive=SoftmaxContrastive(weight=0.5))),
     "masked": lambda: (
         dict(text=helpers.text(embed=dict(causal=False), head="masked", dropout=0.1, attn_dropout=0.1)),
         dict(masked=MaskedText(rate=0.4, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4))),
@@ -153,7 +160,7 @@ def result(case, shape, parts):
     mesh = helpers.mesh(*shape)
     preprocess = mixing if case == "sigmoid" else jitter
     losses = dataclasses.replace(helpers.losses(towers, objectives, mesh), preprocess=preprocess)
-    losses = dataclasses.replace(losses, teach=said if case == "taught" else None)
+    losses = dataclasses.replace(losses, providers=dict(said=Said()) if case == "provided" else {})
     params = helpers.random_params(losses.model) | {"objectives": losses.init_params(jax.random.key(0))}
     batch = batch_of(captions=3 if case == "captions" else 1)
     with jax.set_mesh(mesh):
@@ -170,7 +177,7 @@ def result(case, shape, parts):
         ("views", (1, 4, 2), 2),
         ("masked", (8, 1, 1), 2),
         ("tokens", (2, 1, 1), 2),
-        ("taught", ONE, 4),
+        ("provided", ONE, 4),
     ],
 )
 def test_micro_batches_together_are_the_batch(case, shape, parts):

@@ -19,7 +19,7 @@ from xmodal.models import presets
 from xmodal.models.batch_norm import STATISTICS, Moments, pooled, updated
 from xmodal.objectives.contrastive import SoftmaxContrastive
 from xmodal.paths import flatten_paths, map_paths
-from xmodal.training.losses import split_rows
+from xmodal.training.gradcache import split_rows
 from xmodal.training.optimizer import make_optimizer
 from xmodal.training.step import init_state, make_step
 
@@ -49,7 +49,8 @@ def result(shape, parts):
     with jax.set_mesh(losses.mesh):
         keys = jax.device_put(sample_keys(SEED, np.int32(0), ROWS), batch_sharding(losses.mesh))
         batch = to_global(helpers.batch(ROWS), losses.mesh)
-        return jax.jit(lambda *args: losses.value_and_grad(*args, parts))(params, batch, keys)
+        (loss, metrics, seen), grads = jax.jit(lambda *args: losses.value_and_grad(*args, parts))(params, batch, keys)
+    return (loss, metrics, seen[STATISTICS]), grads
 
 
 def arrays(moments):
@@ -83,7 +84,7 @@ def by_hand(shards, parts):
             join = lambda name: jnp.concatenate([outputs[name] for outputs in seen])
             outputs = {name: join(name) for name in want - {STATISTICS}}
             whole = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), micro[0])
-            total, weight, _ = losses.evaluate("contrastive", outputs, whole, params)
+            total, weight, *_ = losses.evaluate("contrastive", outputs, whole, params)
             return total / weight, pooled([outputs[STATISTICS] for outputs in seen])
 
         (value, moments), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -128,7 +129,7 @@ def test_a_step_moves_them_once_and_nothing_else_does():
     (losses, params), (plan, state, step) = setup(), stepper()
     (_, _, moments), grads = result(ONE, 1)
     with jax.set_mesh(losses.mesh):
-        new, metrics = step(state, helpers.batch(ROWS))
+        new, metrics = step(state, helpers.batch(ROWS), {})
     helpers.assert_trees_close(new["params"][STATISTICS], updated(params[STATISTICS], moments))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads[STATISTICS]))
     np.testing.assert_allclose(metrics["train/grad_norm"], optax.tree.norm(grads), rtol=1e-5)
@@ -144,7 +145,7 @@ def test_a_step_that_is_not_finite_leaves_them():
     (losses, _), (_, state, step), batch = setup(), stepper(), helpers.batch(ROWS)
     batch["image"][3] = np.nan
     with jax.set_mesh(losses.mesh):
-        new, _ = step(state, batch)
+        new, _ = step(state, batch, {})
     assert int(new["nonfinite"]) == 1
     jax.tree.map(np.testing.assert_array_equal, new["params"], state["params"])
 
@@ -210,7 +211,7 @@ def test_the_clean_view_counts_and_without_it_all_views_together(clean):
     keys, batch = helpers.sample_keys(ROWS), helpers.batch(ROWS)
     with jax.set_mesh(losses.mesh):
         moments, inputs = jax.jit(
-            lambda: (losses.moments(results := losses.forward(params, batch, keys)),
+            lambda: (losses.moments(results := losses.forward(params, batch, keys)[0]),
                      {name: view["image"] for name, (_, view) in results.items()})
         )()  # fmt: skip
     kernel = params["image"]["embed"]["stem"]["0"]["conv"]["kernel"]

@@ -14,6 +14,7 @@ from xmodal.configs import base
 from xmodal.distributed.mesh import batch_sharding, replicated, to_global
 from xmodal.distributed.sharding import shardings
 from xmodal.keys import sample_keys
+from xmodal.objectives.base import Loss
 from xmodal.objectives.captioning import Captioning
 from xmodal.objectives.contrastive import SoftmaxContrastive
 from xmodal.paths import flatten_paths
@@ -48,13 +49,13 @@ def trained():
     step = jax.jit(step)
     with jax.set_mesh(mesh):
         state = jax.device_put(state, replicated(mesh))  # as it comes out, so that it is compiled once
-        new, metrics = step(state, helpers.batch(ROWS))
+        new, metrics = step(state, helpers.batch(ROWS), {})
     return losses, plan, state, step, new, metrics
 
 
 def run(step, state, batch):
     with jax.set_mesh(helpers.mesh()):
-        return step(state, batch)
+        return step(state, batch, {})
 
 
 def assert_equal(got, want):
@@ -140,7 +141,7 @@ class Cusp(SoftmaxContrastive):
 
     def __call__(self, outputs, batch, params, mesh):
         x = outputs["text.pooled"]
-        return jnp.sum(jnp.sqrt(jnp.abs(x - x) * params["logit_scale"])), jnp.float32(len(x)), {}
+        return Loss(jnp.sum(jnp.sqrt(jnp.abs(x - x) * params["logit_scale"])), jnp.float32(len(x)), {})
 
 
 def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too():
@@ -157,7 +158,7 @@ def test_frozen_parameters_stay_and_do_not_count_and_the_temperature_is_bounded(
     hot = dict(contrastive=SoftmaxContrastive(logit_scale=float(np.log(100.0)), max_logit_scale=50.0))
     losses, _, state, step = setup(mesh, helpers.clip(), hot, rules=FREEZE_IMAGE, clip_norm=1e-3)
     with jax.set_mesh(mesh):
-        new, metrics = jax.jit(step)(state, batch)
+        new, metrics = jax.jit(step)(state, batch, {})
         _, grads = jax.jit(losses.value_and_grad)(state["params"], batch, None)
     for tree in ("params", "ema"):
         assert_equal(new[tree]["image"], state[tree]["image"])
@@ -188,7 +189,7 @@ def coca_step(shape, accumulation):
     with jax.set_mesh(mesh):
         old = jax.device_put(state, placed)
         batch = to_global(helpers.batch(ROWS), mesh)
-        new, metrics = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))(old, batch)
+        new, metrics = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))(old, batch, {})
     return new, metrics, old, placed
 
 

@@ -1,5 +1,6 @@
 """Runs that learn from a teacher: what it sees, what is kept of it, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -24,8 +25,9 @@ from xmodal.stored.opening import open_stored
 from xmodal.stored.project import write_stored
 from xmodal.training import loop
 from xmodal.training.init_from import start_from
+from xmodal.training.losses import Given
+from xmodal.training.providers import host_texts, open_providers
 from xmodal.training.task import build_task
-from xmodal.training.teacher import open_teacher
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,40 +73,44 @@ def write(folder, config, towers, tokenizers):
 
 
 def flags(data, teacher, **changes):
-    return tiny_runs.flags(data, **{"teacher.model": teacher, "evals": "{}"} | OBJECTIVES | changes)
+    provider = repr(dict(type="teacher", model=str(teacher)))
+    return tiny_runs.flags(data, **{"providers.teacher": provider, "evals": "{}"} | OBJECTIVES | changes)
 
 
 def task_of(arguments):
     config = load_config(arguments[1], arguments[2:])
     mesh, inputs = make_mesh(config.mesh, jax.devices()[:1]), inputs_of(config.data)
     with jax.set_mesh(mesh):
-        opened = open_teacher(config, mesh, inputs)
+        opened = open_providers(config, mesh, inputs)
         return build_task(config, mesh, inputs, tiny_runs.SAMPLES, opened)
 
 
-def test_the_teacher_sees_pictures_and_captions_as_it_was_trained_with_them(data, teacher):
+def test_the_teacher_sees_images_and_captions_as_it_was_trained_with_them(data, teacher):
     """Of a student whose size is the teacher's nothing is resized, and its embeddings are those of `xmodal.load`."""
     task = task_of(flags(data, teacher, **{"data.inputs.image.size": 24}))
     config = task.config
-    with jax.set_mesh(task.mesh), open_stream(config.data, batch_size=16, seed=0, texts=task.teacher.texts) as stream:
+    texts = host_texts(task.providers)
+    with jax.set_mesh(task.mesh), open_stream(config.data, batch_size=16, seed=0, texts=texts) as stream:
         rows = next(stream)
         assert rows["teacher_text"].shape == (16, 12) and rows["text"].shape == (16, 8)
         batch = to_global(rows, task.mesh)
-        said = jax.jit(lambda w, b: task.teacher(w, task.losses.preprocess(b, None)))(task.teacher.params, batch)
+        ask = lambda frozen, b: task.losses.forward(params, b, None, Given(frozen))[1]
+        params = helpers.random_params(task.losses.model) | {"objectives": {}}
+        said = jax.jit(ask)(task.frozen, batch)
     model = xmodal.load(teacher)
     captions = [task.inputs.caption.vocabulary.decode(ids) for ids in rows["text"]]
     np.testing.assert_allclose(said["teacher.text"], model.embed_text(captions), atol=1e-5)
     np.testing.assert_allclose(said["teacher.image"], model.embed_image(list(rows["image"])), atol=1e-5)
     assert task.config.objectives.features.widths == (32, 32)
     own = flatten_paths(jax.tree.map(np.asarray, model.live.params))
-    assert all(np.array_equal(own[path], array) for path, array in flatten_paths(task.teacher.params).items())
+    assert all(np.array_equal(own[path], array) for path, array in flatten_paths(task.frozen["teacher"]).items())
 
 
 def test_towers_that_nothing_learns_from_take_no_memory(data, teacher):
     one = {"objectives.contrastive": "{'type': 'softmax'}", "objectives.features": "{'type': 'feature_matching'}"}
     arguments = [a for a in flags(data, teacher, **one) if "contrastive." not in a]
     task = task_of([*arguments, "--config.objectives.features.towers=('image',)"])
-    assert set(task.teacher.params) == {"image"} and not task.teacher.texts
+    assert set(task.frozen["teacher"]) == {"image"} and not task.providers["teacher"].texts
     assert task.config.objectives.features.widths == (32,)
 
 
@@ -114,9 +120,9 @@ def test_another_size_is_resized_on_the_device(data, teacher):
     image = task.losses.preprocess({"image": jnp.asarray(pixels)}, None)["image"]
     seen = []
     spy = lambda params, batch, want: seen.append(batch["image"]) or {name: jnp.ones((16, 4)) for name in want}
-    teach = type(task.teacher)(**{**vars(task.teacher), "model": spy, "texts": {}})
-    teach({}, {"image": image})
-    back = np.asarray(seen[0]) * task.teacher.image.std + np.array((0.5, 0.4, 0.3))
+    teacher = dataclasses.replace(task.providers["teacher"], model=spy, captions={})
+    teacher({}, {"image": image}, {}, None, task.mesh)
+    back = np.asarray(seen[0]) * teacher.image.std + np.array((0.5, 0.4, 0.3))
     wanted = jax.image.resize(pixels / np.float32(255), (16, 24, 24, 3), "cubic").clip(0, 1)
     np.testing.assert_allclose(back, wanted, atol=1e-5)
 
@@ -168,9 +174,10 @@ def test_interrupted_and_continued_is_the_same_and_needs_the_same_teacher(data, 
 def test_the_average_of_the_weights_is_a_teacher(data, tmp_path):
     """ALBEF's momentum distillation: it reads what the student reads, and costs one more forward pass."""
     changes = {"optimizer.ema": 0.9, "objectives.contrastive.type": "distillation", "objectives.contrastive.soft": 0.4}
-    arguments = tiny_runs.flags(data, **{"teacher.model": "ema", "evals": "{}", "schedule.total": 3} | changes)
+    changes |= {"providers.teacher": "{'type': 'ema'}", "evals": "{}", "schedule.total": 3}
+    arguments = tiny_runs.flags(data, **changes)
     task = task_of(arguments)
-    assert task.lessons == () and not task.teacher.texts
+    assert task.frozen == {} and not task.providers["teacher"].texts
     tiny_runs.run(tmp_path / "run", arguments)
     first, *_ = tiny_runs.rows(tmp_path / "run")
     # At the first step the average is the student itself: nothing to learn from it.
@@ -180,12 +187,12 @@ def test_the_average_of_the_weights_is_a_teacher(data, tmp_path):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"teacher.model": ""}, "objectives.contrastive learns from a teacher: set teacher.model"),
-        ({"teacher.model": "nowhere"}, "teacher.model=nowhere: there is no folder"),
-        ({"teacher.model": "ema"}, "optimizer.ema is 0"),
+        ({"providers": "{}"}, "objectives.contrastive needs 'teacher.image' of a provider: add providers.teacher"),
+        ({"providers.teacher.model": "nowhere"}, "providers.teacher.model=nowhere: there is no folder"),
+        ({"providers.teacher": "{'type': 'ema'}"}, "optimizer.ema is 0"),
         (
             {"objectives.contrastive.type": "softmax", "objectives.features": "{'type': 'softmax'}"},
-            "no objective learns from it",
+            "nothing reads what it gives",
         ),
     ],
 )

@@ -86,7 +86,7 @@ def _temp_mib(mesh: Any, case: Case, batch: int, dim: int, patches: int, words: 
 
     def loss(inputs, params, valid, identity):
         outputs = {need: {"x": x, "valid": valid[need]} if need in valid else x for need, x in inputs.items()}
-        total, weight, _ = objective(outputs, identity, params, mesh)
+        total, weight, *_ = objective(outputs, identity, params, mesh)
         return total / weight
 
     with jax.set_mesh(mesh), _unsliced() if case.form == "naive" else contextlib.nullcontext():

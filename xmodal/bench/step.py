@@ -57,20 +57,20 @@ def _measure(config, steps: int, largest: bool) -> dict[str, object]:
     from data_pipelines.stream.stream import open_stream
     from xmodal.distributed.mesh import check_batch, make_mesh, process_shard, to_global
     from xmodal.training.durations import samples_of
+    from xmodal.training.providers import host_texts, open_providers
     from xmodal.training.startup import model_facts
     from xmodal.training.task import build_task
-    from xmodal.training.teacher import open_teacher
 
     mesh = make_mesh(config.mesh)
     inputs = inputs_of(config.data)
     with jax.set_mesh(mesh):
-        teacher = open_teacher(config, mesh, inputs)
+        providers = open_providers(config, mesh, inputs)
         if largest:
-            config.batch_size = _largest_batch(config, mesh, inputs, teacher)
+            config.batch_size = _largest_batch(config, mesh, inputs, providers)
         check_batch(config.batch_size, config.accumulation, mesh)
         shard = process_shard(mesh, config.batch_size)
         samples = lambda start, epoch_size: samples_of(start, config, epoch_size)
-        texts = teacher.texts if teacher else {}
+        texts = host_texts(providers)
         with open_stream(
             config.data,
             batch_size=config.batch_size,
@@ -80,7 +80,7 @@ def _measure(config, steps: int, largest: bool) -> dict[str, object]:
             texts=texts,
             inputs=inputs,
         ) as stream:
-            task = build_task(config, mesh, inputs, stream.epoch_size, teacher)
+            task = build_task(config, mesh, inputs, stream.epoch_size, providers)
             abstract = task.abstract_state()
             facts = model_facts(task, abstract)
             began = time.perf_counter()
@@ -94,7 +94,7 @@ def _measure(config, steps: int, largest: bool) -> dict[str, object]:
                 asked = time.perf_counter()
                 batch = to_global(next(batches), mesh)
                 waited += time.perf_counter() - asked
-                state, metrics = compiled(state, batch, *task.lessons)
+                state, metrics = compiled(state, batch, task.frozen)
                 jax.block_until_ready(pending)  # the step before, as in a run
                 pending = metrics
             jax.block_until_ready(state)
@@ -125,7 +125,7 @@ def _figures(mesh, config, rate, waited, compile_seconds, flops, peak) -> dict[s
 def _compiled(task, abstract):
     from xmodal.training.startup import abstract_batch
 
-    return task.compile_step(abstract).lower(abstract, abstract_batch(task), *task.lessons).compile()
+    return task.compile_step(abstract).lower(abstract, abstract_batch(task), task.frozen).compile()
 
 
 def _peak(compiled) -> int:
@@ -135,7 +135,7 @@ def _peak(compiled) -> int:
     return memory.temp_size_in_bytes + kept
 
 
-def _largest_batch(config, mesh, inputs, teacher) -> int:
+def _largest_batch(config, mesh, inputs, providers) -> int:
     """The largest batch whose step fits, from the memory of two smaller ones: it grows linearly."""
     from xmodal.config import ConfigError
     from xmodal.training.task import build_task
@@ -146,7 +146,7 @@ def _largest_batch(config, mesh, inputs, teacher) -> int:
     unit, tried = ROUND * mesh.devices.size, {}
     for batch in (4 * unit, 8 * unit):
         config.batch_size = batch
-        task = build_task(config, mesh, inputs, 10**6, teacher)
+        task = build_task(config, mesh, inputs, 10**6, providers)
         tried[batch] = _peak(_compiled(task, task.abstract_state()))
     return fitting(tried, int(SHARE * limit), unit)
 

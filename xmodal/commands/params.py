@@ -50,13 +50,13 @@ def _settings(config) -> tuple[dict, dict]:
     from xmodal.distributed.mesh import make_mesh
     from xmodal.paths import flatten_paths
     from xmodal.training.optimizer import settings_of
+    from xmodal.training.providers import open_providers
     from xmodal.training.task import abstract_params
-    from xmodal.training.teacher import open_teacher
 
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1])
     inputs = inputs_of(config.data)
     with jax.set_mesh(mesh):
-        config, _, params = abstract_params(config, mesh, inputs, open_teacher(config, mesh, inputs))
+        config, _, params = abstract_params(config, mesh, inputs, open_providers(config, mesh, inputs))
     return flatten_paths(params), flatten_paths(settings_of(config.optimizer, params))
 
 

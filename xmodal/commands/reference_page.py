@@ -138,8 +138,10 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
     from xmodal.models.tower import TowerSpec
     from xmodal.models.trunk import TRUNKS
     from xmodal.objectives import OBJECTIVES, Objective
+    from xmodal.objectives.base import Ramp
+    from xmodal.objectives.providers import PROVIDERS, ProviderSpec
     from xmodal.stored.starting import StartOptions
-    from xmodal.training.optimizer import Rule
+    from xmodal.training.optimizer import Further, Rule
 
     typed = lambda registry, shared: [Entry(f'type="{name}"', cls, shared) for name, cls in registry.items()]
     return [
@@ -180,7 +182,13 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
         (
             "Objectives",
             "`objectives.NAME`, chosen by its `type`.",
-            [Entry("every objective", Objective), *typed(OBJECTIVES, Objective)],
+            [Entry("every objective", Objective), Entry("a weight that changes", Ramp), *typed(OBJECTIVES, Objective)],
+        ),
+        (
+            "Providers",
+            "`providers.NAME`, chosen by its `type`: what is added to each batch without a gradient, such as a frozen "
+            "teacher's embeddings. More in [teaching.md](teaching.md).",
+            typed(PROVIDERS, ProviderSpec),
         ),
         (
             "Evaluators",
@@ -195,7 +203,7 @@ def _chapters() -> list[tuple[str, str, list[Entry]]]:
         (
             "Rules",
             "The second part of an entry of `optimizer.rules`, behind the pattern of the paths.",
-            [Entry("a rule", Rule)],
+            [Entry("a rule", Rule), Entry("an entry of `optimizer.others`", Further)],
         ),
         (
             "Weights to start from",

@@ -18,7 +18,7 @@ from xmodal.stored.opening import parse
 def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
     """Sets `init_from`, model, objectives, tokenizer and what pictures and texts become; returns the config.
 
-    A model that had a teacher goes on without it.
+    A model that had providers, such as a teacher, goes on without them.
 
     Args:
       config: of a recipe, from `xmodal.configs.base`; the rest of it stays.
@@ -34,7 +34,7 @@ def continue_from(config: ConfigDict, where: str | Path) -> ConfigDict:
         )
     saved = refuse_old(load_saved(path / CONFIG), str(path / CONFIG))
     config.init_from, config.model = str(where), saved.model
-    alone = {name: OBJECTIVES[entry.type].without_teacher(entry) for name, entry in saved.objectives.items()}
+    alone = {name: OBJECTIVES[entry.type].alone(entry) for name, entry in saved.objectives.items()}
     config.objectives = {name: entry for name, entry in alone.items() if entry is not None}
     config.init_from_except += tuple(f"objectives/{name}/.*" for name, entry in alone.items() if entry is None)
     config.data.inputs = _inputs(config, saved, path)

@@ -246,6 +246,14 @@ def check_cuts(towers: Mapping[str, TowerSpec], cuts: Collection[str]) -> None:
             )
 
 
+def inputs_read(towers: Mapping[str, TowerSpec], name: str) -> frozenset[str]:
+    """Returns the inputs that a tower's outputs depend on: those that it, or a tower that it is wired to, embeds."""
+    tower = towers[name]
+    embedded = frozenset() if tower.embed is None else frozenset({tower.embed.input})
+    wired = (*tower.reads, *([tower.attends] if tower.attends else []))
+    return embedded.union(*(inputs_read(towers, other) for other in wired))
+
+
 def wiring_order(towers: Mapping[str, TowerSpec]) -> list[str]:
     """Returns the tower names, each after those it reads or attends to; errors on unknown names and on cycles."""
     order, state = [], {}

@@ -13,8 +13,8 @@ from xmodal.models import init
 from xmodal.models.conv import convolve
 from xmodal.models.embedder import EmbedSpec
 from xmodal.models.layers import sincos_positions
-from xmodal.models.patches import random_patches
 from xmodal.models.options import SHAPES, TRAINING
+from xmodal.models.patches import random_patches
 from xmodal.models.spectrogram import FRONT_ENDS, FrontEnd, log_mel, valid_frames
 from xmodal.models.tokens import Tokens
 

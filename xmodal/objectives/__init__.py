@@ -8,6 +8,7 @@ from xmodal.objectives.distillation import Distillation, FeatureMatching
 from xmodal.objectives.fine_grained import Filip, Flair, Sparc
 from xmodal.objectives.masked_pixels import MaskedPixels
 from xmodal.objectives.masked_text import MaskedText
+from xmodal.objectives.matching import Matching
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "softmax": SoftmaxContrastive,
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "masked_text": MaskedText,
     "masked_pixels": MaskedPixels,
+    "itm": Matching,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "View"]

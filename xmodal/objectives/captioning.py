@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from xmodal.models.heads.logits import logits_of
-from xmodal.objectives.base import Objective, weighed
+from xmodal.objectives.base import Loss, Objective, present, weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,13 @@ class Captioning(Objective):
         """The logits of the captioning tower, or what they are products of."""
         return frozenset({f"{self.tower}.{'logit_factors' if self.positions else 'logits'}"})
 
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The text that is predicted."""
+        return frozenset({self.target})
+
     def check(self, model_spec) -> None:
-        """The text that the tower predicts, its own or read from another tower, must be causal."""
+        """The text that the tower predicts, embedded or read from another tower, must be causal."""
         for name in (self.tower, *model_spec.towers[self.tower].reads):
             embed = model_spec.towers[name].embed
             if getattr(embed, "input", "") == self.target and not embed.causal:
@@ -50,14 +55,15 @@ class Captioning(Objective):
 
     def __call__(self, outputs, batch, params, mesh):
         targets = batch[self.target][:, 1:]
-        weight = batch.get(f"{self.target}_loss", batch[f"{self.target}_valid"])[:, 1:].astype(jnp.float32)
+        weight = batch.get(f"{self.target}_loss", batch[f"{self.target}_valid"])[:, 1:]
+        weight = present(weight.astype(jnp.float32), batch)
         if self.positions:
             factors = outputs[f"{self.tower}.logit_factors"]
             nll, hits = by_parts(factors, targets, self.positions, self.label_smoothing)
         else:
             nll, hits = token_losses(outputs[f"{self.tower}.logits"][:, :-1], targets, self.label_smoothing)
         right, count = jnp.sum(hits * weight), jnp.sum(weight)
-        return jnp.sum(weighed(nll * weight, batch)), count, {"accuracy": right / jnp.maximum(count, 1.0)}
+        return Loss(jnp.sum(weighed(nll * weight, batch)), count, {"accuracy": right / jnp.maximum(count, 1.0)})
 
 
 def token_losses(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from data_pipelines.images.mix import mix_targets
-from xmodal.objectives.base import Objective, weighed
+from xmodal.objectives.base import Loss, Objective, count_rows, mean_rows, weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Classification(Objective):
         """The logits: the tower's pooled output."""
         return frozenset({f"{self.tower}.pooled"})
 
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The classes."""
+        return frozenset({"label"})
+
     def check(self, model_spec) -> None:
         """The tower must have a projection, which is the classifier."""
         if not model_spec.towers[self.tower].embed_dim:
@@ -57,8 +62,8 @@ class Classification(Objective):
     def __call__(self, outputs, batch, params, mesh):
         logits, label = outputs[f"{self.tower}.pooled"], batch["label"]
         classes = logits.shape[-1]
-        own = jnp.max(jax.nn.one_hot(label, classes), axis=1)  # [batch, classes]; -1, which fills rows up, is none
-        targets = own
+        labels = jnp.max(jax.nn.one_hot(label, classes), axis=1)  # [batch, classes]; -1, which fills rows up, is none
+        targets = labels
         if self.loss == "softmax":
             targets = targets / jnp.maximum(jnp.sum(targets, axis=-1, keepdims=True), 1.0)
         if "mix_weight" in batch:
@@ -68,5 +73,6 @@ class Classification(Objective):
             losses = optax.softmax_cross_entropy(logits, (1 - share) * targets + share / classes)
         else:
             losses = jnp.sum(optax.sigmoid_binary_cross_entropy(logits, (1 - share) * targets + share / 2), axis=-1)
-        right = jnp.take_along_axis(own, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)
-        return jnp.sum(weighed(losses, batch)), jnp.float32(len(losses)), {"accuracy": jnp.mean(right)}
+        right = jnp.take_along_axis(labels, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)[:, 0]
+        count = count_rows(batch, len(losses))
+        return Loss(jnp.sum(weighed(losses, batch)), count, {"accuracy": mean_rows(right, batch)})

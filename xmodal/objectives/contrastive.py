@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from data_pipelines.images.mix import swap_neighbours
 from xmodal.models.init import LOGIT_BIAS_SIGLIP, LOGIT_SCALE_CLIP, LOGIT_SCALE_SIGLIP
-from xmodal.objectives.base import Objective, Temperature
+from xmodal.objectives.base import THERE, Loss, Objective, Temperature, count_rows, mean_rows
 from xmodal.objectives.pairs import BATCH_AXES, caption_identities, identities, ring, targets, zero_rows
 
-OF_SOURCES = ("source", "loss_weight", "temperature")  # of the batch, see data_pipelines/stream/source_columns.py
-NONE: dict = {}  # what samples have of their own: nothing
+NO_OVERRIDES: dict = {}  # per-sample weight, scale, bias or mask: none
+NEVER = -1e30  # logit of a candidate that lacks an input; finite, for infinity times a target of 0 is not a number
 _SEVERAL = 1.5  # a row whose targets sum to more has several positives; the two of a mixed image sum to 1
 
 
@@ -39,22 +39,32 @@ def cosine(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     return scores, scores
 
 
-def scaled(scores: jax.Array, own: Mapping[str, jax.Array], scale: jax.Array) -> jax.Array:
-    """Logits of scores [rows, columns]: by the inverse temperatures of the rows where these have their own."""
-    return (own["scale"][:, None] if "scale" in own else scale) * scores
+def scaled(scores: jax.Array, sample: Mapping[str, jax.Array], scale: jax.Array) -> jax.Array:
+    """Logits of scores [rows, columns]: by the inverse temperature of each row's sample, if there is one per sample."""
+    return (sample["scale"][:, None] if "scale" in sample else scale) * scores
 
 
-def weighed_sum(losses: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
-    """Sum of losses [rows], by the weights of the rows where these have some."""
-    return jnp.sum(losses * own["weight"] if "weight" in own else losses)
+def weighed_sum(losses: jax.Array, sample: Mapping[str, jax.Array]) -> jax.Array:
+    """Sum of losses [rows], by the weights of the rows; rows whose sample lacks an input count nothing."""
+    return jnp.sum(present_rows(losses * sample["weight"] if "weight" in sample else losses, sample))
+
+
+def present_rows(values: jax.Array, sample: Mapping[str, jax.Array]) -> jax.Array:
+    """Values [rows], 0 (or False) for rows whose sample lacks an input."""
+    return jnp.where(sample[THERE], values, jnp.zeros_like(values)) if THERE in sample else values
+
+
+def candidates(values: jax.Array, columns: Mapping[str, jax.Array], other: float) -> jax.Array:
+    """Values [rows, columns], with `other` in columns whose sample lacks an input: they are no candidates."""
+    return jnp.where(columns[THERE][None], values, other) if THERE in columns else values
 
 
 def of_all(params: Mapping) -> Mapping:
-    """Returns temperature (and bias) of an objective's parameters; the mean where each source has its own."""
+    """Returns temperature (and bias) of an objective's parameters; with one per source their mean."""
     if "sources" not in params:
         return params
     each = list(params["sources"].values())
-    return {name: sum(own[name] for own in each) / len(each) for name in each[0]}
+    return {name: sum(source[name] for source in each) / len(each) for name in each[0]}
 
 
 def check_widths(model_spec, towers: tuple[str, ...]) -> None:
@@ -71,8 +81,8 @@ class Contrastive(Objective):
     Attributes:
       between: the two towers; both must pool to the same width.
       multi_positive: samples that share a key or a caption are positives of one another.
-      by_source: each entry of `data.sources` has a temperature (and bias) of its own, learned; a pair of two sources
-        takes the mean of their logarithms (biases) where it has one logit, and the softmax of a sample that of its own.
+      by_source: each entry of `data.sources` learns a temperature (and bias); a pair of two sources takes the mean of
+        their logarithms (biases) where it has one logit, and the softmax of a sample that of its source.
       sources: names of these entries; () takes those of the data.
       form: `ring` cuts memory from quadratic to linear in the batch; `plain` is one product; `auto` takes the ring
         when there are several batch shards or the batch is large.
@@ -84,7 +94,6 @@ class Contrastive(Objective):
     sources: tuple[str, ...] = ()
     form: Literal["auto", "plain", "ring"] = "auto"
     global_batch: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ("key_id", "caption_id", "mix_weight", *OF_SOURCES)
     takes_mixed: ClassVar[bool] = True
 
     @classmethod
@@ -110,19 +119,20 @@ class Contrastive(Objective):
         fresh = lambda: {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
         return {"sources": {source: fresh() for source in self.sources}} if self.by_source else fresh()
 
-    def _own(self, params, batch) -> dict[str, jax.Array]:
-        """What samples have of their sources: `weight`, `scale`, `bias` [batch], as far as they differ."""
-        own = {"weight": batch["loss_weight"]} if "loss_weight" in batch else {}
+    def _per_sample(self, params, batch) -> dict[str, jax.Array]:
+        """What differs between samples, [batch]: `weight`, `scale`, `bias`, and `there`, False without an input."""
+        sample = {"weight": batch["loss_weight"]} if "loss_weight" in batch else {}
+        sample |= {THERE: batch[THERE]} if THERE in batch else {}
         if self.by_source:
             number = batch["source"] if "source" in batch else jnp.zeros(len(batch["key_id"]), jnp.int32)
             each = lambda name: jnp.stack([params["sources"][source][name] for source in self.sources])[number]
-            own["scale"] = jnp.exp(each("logit_scale"))
+            sample["scale"] = jnp.exp(each("logit_scale"))
             if "logit_bias" in params["sources"][self.sources[0]]:
-                own["bias"] = each("logit_bias")
+                sample["bias"] = each("logit_bias")
         if "temperature" in batch:
-            scale = own["scale"] if "scale" in own else jnp.exp(params["logit_scale"])
-            own["scale"] = scale / batch["temperature"]
-        return own
+            scale = sample["scale"] if "scale" in sample else jnp.exp(params["logit_scale"])
+            sample["scale"] = scale / batch["temperature"]
+        return sample
 
     def temperature(self, params: Mapping) -> Temperature | None:
         """The learned one; the mean where each source has its own, None where it scales no pooled embeddings."""
@@ -156,17 +166,18 @@ class Contrastive(Objective):
         shards = math.prod(mesh.shape[a] for a in BATCH_AXES)
         return self.form == "ring" or (self.form == "auto" and (shards > 1 or batch_size > 4096))
 
-    def _health(self, outputs, x, y, params) -> dict[str, jax.Array]:
+    def _health(self, outputs, batch, x, y, params) -> dict[str, jax.Array]:
         """Signals of a healthy space: raw norms, distance of the modality centres, closeness within a modality."""
         health, centres = self._temperatures(params), []
         for tower, unit in zip(self.between, (x, y)):
-            centre = jnp.mean(unit, axis=0)
+            centre = mean_rows(unit, batch)
             centres.append(centre)
-            health[f"health/{tower}_norm"] = jnp.mean(jnp.linalg.norm(outputs[f"{tower}.pooled"], axis=-1))
+            health[f"health/{tower}_norm"] = mean_rows(jnp.linalg.norm(outputs[f"{tower}.pooled"], axis=-1), batch)
             # Mean cosine of two random samples of one modality: near 1 means collapse.
             health[f"health/{tower}_mean_cosine"] = jnp.sum(jnp.square(centre))
         health["health/modality_gap"] = jnp.linalg.norm(centres[0] - centres[1])
-        health["health/pair_cosine"] = jnp.mean(jnp.sum(x[:, None] * y.reshape(len(x), -1, x.shape[1]), axis=-1))
+        pairs = jnp.sum(x[:, None] * y.reshape(len(x), -1, x.shape[1]), axis=-1)
+        health["health/pair_cosine"] = mean_rows(pairs.reshape(-1), batch)
         return health
 
 
@@ -206,55 +217,70 @@ class SoftmaxContrastive(Contrastive):
 
     def __call__(self, outputs, batch, params, mesh):
         x, y, rows, columns = self._inputs(outputs, batch)
-        scale, own = jnp.exp(of_all(params)["logit_scale"]), self._own(params, batch)
+        scale, sample = jnp.exp(of_all(params)["logit_scale"]), self._per_sample(params, batch)
         form = softmax_ring if self._use_ring(mesh, x.shape[0]) else softmax_plain
-        loss, hits_x, hits_y, duplicates = form(mesh, x, y, rows, columns, scale, self.label_smoothing, own=own)
-        count, (a, b) = x.shape[0], self.between
+        loss, hits_x, hits_y, duplicates = form(mesh, x, y, rows, columns, scale, self.label_smoothing, sample=sample)
+        count, (a, b) = count_rows(batch, x.shape[0]), self.between
+        most = jnp.maximum(count, 1.0)
         metrics = {
-            f"{a}_to_{b}": hits_x / count,
-            f"{b}_to_{a}": hits_y / count,
-            "health/duplicate_share": duplicates / count,
+            f"{a}_to_{b}": hits_x / most,
+            f"{b}_to_{a}": hits_y / most,
+            "health/duplicate_share": duplicates / most,
         }
-        return loss, jnp.float32(count), metrics | self._health(outputs, x, y, params)
+        return Loss(loss, count, metrics | self._health(outputs, batch, x, y, params))
 
 
-def softmax_plain(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine, own=NONE):
+def softmax_plain(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine, sample=NO_OVERRIDES):
     """Returns (loss sum, row hits, column hits, rows with several positives) from the whole matrix at once.
 
-    `scores` gives two [rows, columns] matrices: how a row scores the columns, and how a column scores the rows. `own`
-    holds what samples have of their own, [batch]: `weight` of their losses, `scale` instead of the one of all.
+    `scores` gives two [rows, columns] matrices: how a row scores the columns, and how a column scores the rows.
+    `sample` holds what differs between samples, [batch]: `weight` of their losses, `scale` instead of the common one,
+    and `there`, False for those that lack an input and so are in neither rows nor columns.
     """
     del mesh
     of_rows, of_columns = scores(x, y)
     target = targets(rows, columns)
 
     def one_way(logits, target):
+        logits, target = candidates(logits, sample, NEVER), candidates(target, sample, 0.0)
         log_p, count = jax.nn.log_softmax(logits, axis=1), jnp.sum(target, axis=1)
         most = jnp.maximum(count, 1.0)
         loss = -jnp.sum(target * log_p, axis=1) / most
         if smoothing:  # a caption that counts for a part, as the targets of mixed images do, is smoothed by that part
-            loss = (1.0 - smoothing) * loss - smoothing * (count / most) * jnp.mean(log_p, axis=1)
+            loss = (1.0 - smoothing) * loss - smoothing * (count / most) * _mean_candidate(log_p, sample)
         best = jnp.max(jnp.where(target > 0, logits, -jnp.inf), axis=1)
-        return weighed_sum(loss, own), jnp.sum(best >= jnp.max(logits, axis=1))
+        several = jnp.sum(present_rows(count > _SEVERAL, sample))
+        return weighed_sum(loss, sample), jnp.sum(present_rows(best >= jnp.max(logits, axis=1), sample)), several
 
-    of_rows, of_columns = (scaled(scores, own, scale) for scores in (of_rows, of_columns.T))
-    (loss_x, hits_x), (loss_y, hits_y) = one_way(of_rows, target), one_way(of_columns, target.T)
-    return (loss_x + loss_y) / 2, hits_x, hits_y, jnp.sum(jnp.sum(target, axis=1) > _SEVERAL)
+    of_rows, of_columns = (scaled(scores, sample, scale) for scores in (of_rows, of_columns.T))
+    (loss_x, hits_x, several), (loss_y, hits_y, _) = one_way(of_rows, target), one_way(of_columns, target.T)
+    return (loss_x + loss_y) / 2, hits_x, hits_y, several
 
 
-def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine, chunk=0, own=NONE):
+def _mean_candidate(values: jax.Array, columns: Mapping[str, jax.Array]) -> jax.Array:
+    """Mean of each row of [rows, columns] over the columns that are candidates."""
+    if THERE not in columns:
+        return jnp.mean(values, axis=1)
+    count = jnp.maximum(jnp.sum(columns[THERE].astype(jnp.float32)), 1.0)
+    return jnp.sum(candidates(values, columns, 0.0), axis=1) / count
+
+
+def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine, chunk=0, sample=NO_OVERRIDES):
     """The same as `softmax_plain`, block by block: log-sum-exp of rows stays, that of columns travels with them."""
-    candidates = jax.tree.leaves(x)[0].shape[0]
+    size = jax.tree.leaves(x)[0].shape[0]
 
     def start(e):
         zero = zero_rows(e)
-        spread = dict(all=zero) if smoothing else {}
+        spread = dict(all=zero) | (dict(seen=zero) if THERE in sample else {}) if smoothing else {}
         return dict(top=zero - jnp.inf, total=zero, chosen=zero, count=zero, best=zero - jnp.inf) | spread
 
-    def fold(state, logits, target):
+    def fold(state, logits, target, columns):
+        logits, target = candidates(logits, columns, NEVER), candidates(target, columns, 0.0)
         top = jnp.maximum(state["top"], jax.lax.stop_gradient(jnp.max(logits, axis=1)))
         best = jnp.max(jnp.where(target > 0, jax.lax.stop_gradient(logits), -jnp.inf), axis=1)
-        spread = dict(all=state["all"] + jnp.sum(logits, axis=1)) if smoothing else {}
+        spread = dict(all=state["all"] + jnp.sum(candidates(logits, columns, 0.0), axis=1)) if smoothing else {}
+        if "seen" in state:
+            spread["seen"] = state["seen"] + jnp.sum(columns[THERE].astype(jnp.float32))
         return spread | dict(
             top=top,
             total=state["total"] * jnp.exp(state["top"] - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=1),
@@ -267,21 +293,23 @@ def softmax_ring(mesh, x, y, rows, columns, scale, smoothing=0.0, scores=cosine,
         of_rows, of_columns = scores(rows[0], columns[0])
         target = targets(rows[1], columns[1])
         of_rows, of_columns = scaled(of_rows, rows[2], *params), scaled(of_columns.T, columns[2], *params)
-        return fold(row_state, of_rows, target), fold(column_state, of_columns, target.T)
+        return fold(row_state, of_rows, target, columns[2]), fold(column_state, of_columns, target.T, rows[2])
 
-    def one_way(s, own):
+    def one_way(s, sample):
         log_total, most = jnp.log(s["total"]) + s["top"], jnp.maximum(s["count"], 1.0)
         share, wanted = s["count"] / most, s["chosen"] / most
         if smoothing:
-            wanted = (1.0 - smoothing) * wanted + smoothing * share * s["all"] / candidates
-        return weighed_sum(log_total * share - wanted, own)
+            among = jnp.maximum(s["seen"], 1.0) if "seen" in s else size
+            wanted = (1.0 - smoothing) * wanted + smoothing * share * s["all"] / among
+        return weighed_sum(log_total * share - wanted, sample)
 
     def finish(row_state, column_state, rows, columns):
-        hits = lambda s: jnp.sum(s["best"] >= s["top"])
+        hits = lambda s, sample: jnp.sum(present_rows(s["best"] >= s["top"], sample))
         total = (one_way(row_state, rows[2]) + one_way(column_state, columns[2])) / 2
-        return total, hits(row_state), hits(column_state), jnp.sum(row_state["count"] > _SEVERAL)
+        several = jnp.sum(present_rows(row_state["count"] > _SEVERAL, rows[2]))
+        return total, hits(row_state, rows[2]), hits(column_state, columns[2]), several
 
-    return ring(mesh, block, finish, start, (x, rows, own), (y, columns, own), (scale,), chunk)
+    return ring(mesh, block, finish, start, (x, rows, sample), (y, columns, sample), (scale,), chunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,9 +340,10 @@ class SigmoidContrastive(Contrastive):
         learned = of_all(params)
         scale, bias = jnp.exp(learned["logit_scale"]), learned["logit_bias"]
         form = sigmoid_ring if self._use_ring(mesh, x.shape[0]) else sigmoid_plain
-        loss, duplicates = form(mesh, x, y, rows, columns, scale, bias, own=self._own(params, batch))
-        metrics = {"logit_bias": bias, "health/duplicate_share": duplicates / len(x)}
-        return loss, jnp.float32(len(y)), metrics | self._health(outputs, x, y, params)
+        loss, duplicates = form(mesh, x, y, rows, columns, scale, bias, sample=self._per_sample(params, batch))
+        count = count_rows(batch, len(x))
+        metrics = {"logit_bias": bias, "health/duplicate_share": duplicates / jnp.maximum(count, 1.0)}
+        return Loss(loss, count * (len(y) // len(x)), metrics | self._health(outputs, batch, x, y, params))
 
 
 def constant_loss(positives: int, pairs: int) -> float:
@@ -323,19 +352,21 @@ def constant_loss(positives: int, pairs: int) -> float:
     return -positives * math.log(p) - (pairs - positives) * math.log1p(-p) if positives < pairs else 0.0
 
 
-def sigmoid_plain(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, own=NONE):
+def sigmoid_plain(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, sample=NO_OVERRIDES):
     """Returns (loss sum, rows with several positives) from the whole matrix at once.
 
-    `scores(x, y, *weights)` gives the matrix [rows, columns]. `own` holds what samples have of their own, [batch]:
-    `weight` of their losses, of which a pair has the mean, `scale` and `bias` instead of those of all.
+    `scores(x, y, *weights)` gives the matrix [rows, columns]. `sample` holds what differs between samples, [batch]:
+    `weight` of their losses, of which a pair has the mean, `scale` and `bias` instead of the common ones, and `there`,
+    False for those that lack an input and so are in no pair.
     """
     del mesh
-    target = targets(rows, columns)
-    loss = _pair_losses(scores(x, y, *weights), target, own, _of_captions(own, rows, columns), scale, bias)
+    captions = _of_captions(sample, rows, columns)
+    target = _pairs_there(targets(rows, columns), sample, captions)
+    loss = _pair_losses(scores(x, y, *weights), target, sample, captions, scale, bias)
     return jnp.sum(loss), jnp.sum(jnp.sum(target, axis=1) > _several(rows, columns))
 
 
-def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, chunk=0, own=NONE):
+def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=similarity, chunk=0, sample=NO_OVERRIDES):
     """The same as `sigmoid_plain`, block by block."""
     several = _several(rows, columns)
 
@@ -344,7 +375,7 @@ def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=simi
         return dict(loss=zero, pairs=zero)
 
     def block(rows, columns, row_state, column_state, params):
-        target = targets(rows[1], columns[1])
+        target = _pairs_there(targets(rows[1], columns[1]), rows[2], columns[2])
         found = scores(rows[0], columns[0], *params[2:])
         loss = jnp.sum(_pair_losses(found, target, rows[2], columns[2], *params[:2]), axis=1)
         return dict(loss=row_state["loss"] + loss, pairs=row_state["pairs"] + jnp.sum(target, axis=1)), column_state
@@ -353,28 +384,33 @@ def sigmoid_ring(mesh, x, y, rows, columns, scale, bias, weights=(), scores=simi
         del column_state, rows, columns
         return jnp.sum(row_state["loss"]), jnp.sum(row_state["pairs"] > several)
 
-    column_own = _of_captions(own, rows, columns)
-    return ring(mesh, block, finish, start, (x, rows, own), (y, columns, column_own), (scale, bias, *weights), chunk)
+    captions = _of_captions(sample, rows, columns)
+    return ring(mesh, block, finish, start, (x, rows, sample), (y, columns, captions), (scale, bias, *weights), chunk)
 
 
 def _pair_losses(found, target, rows, columns, scale, bias):
-    """Losses of pairs [rows, columns]; what both samples have of their own is averaged, scales by their logarithm."""
+    """Losses of pairs [rows, columns]; what differs between both samples is averaged, scales by their logarithm."""
     mean = lambda name: (rows[name][:, None] + columns[name][None]) / 2
     if "scale" in rows:
         scale = jnp.sqrt(rows["scale"][:, None] * columns["scale"][None])
     if "bias" in rows:
         bias = mean("bias")
     loss = _cross_entropy(scale * found + bias, target)
-    return loss * mean("weight") if "weight" in rows else loss
+    return _pairs_there(loss * mean("weight") if "weight" in rows else loss, rows, columns)
 
 
-def _of_captions(own, rows, columns):
-    """What samples have of their own, for each of their captions."""
-    return {name: jnp.repeat(values, len(columns) // len(rows[0])) for name, values in own.items()}
+def _pairs_there(values, rows, columns):
+    """Values of pairs [rows, columns], 0 where one of the samples lacks an input."""
+    return jnp.where(rows[THERE][:, None] & columns[THERE][None], values, 0.0) if THERE in rows else values
+
+
+def _of_captions(sample, rows, columns):
+    """What differs between samples, for each of their captions."""
+    return {name: jnp.repeat(values, len(columns) // len(rows[0])) for name, values in sample.items()}
 
 
 def _several(rows, columns) -> float:
-    """What the targets of a row sum to at most, if it has no positives but its own captions."""
+    """What the targets of a row sum to at most, if it has no positives but the captions of its sample."""
     return _SEVERAL + len(columns) // len(rows[0]) - 1
 
 

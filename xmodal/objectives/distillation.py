@@ -1,7 +1,7 @@
 """Learning from a frozen teacher: how it divides its belief over the pairs of a batch, and its embeddings.
 
-What the teacher says of a batch stands in it as `teacher.<tower>` [batch, width], unit vectors without a gradient: see
-`xmodal.training.teacher`.
+The teacher's embeddings stand in the batch as `<provider>.<tower>` [batch, width], unit vectors without a gradient: see
+`xmodal.objectives.providers.teacher`.
 """
 
 import dataclasses
@@ -13,8 +13,18 @@ import jax.numpy as jnp
 from jax.nn.initializers import lecun_normal
 
 from xmodal import keys as key_tools
-from xmodal.objectives.base import Objective, TeacherFacts, taught, weighed
-from xmodal.objectives.contrastive import NONE, SoftmaxContrastive, normalize, of_all, scaled, similarity, weighed_sum
+from xmodal.objectives.base import Loss, Objective, count_rows, mean_rows, weighed
+from xmodal.objectives.contrastive import (
+    NEVER,
+    NO_OVERRIDES,
+    SoftmaxContrastive,
+    candidates,
+    normalize,
+    of_all,
+    scaled,
+    similarity,
+    weighed_sum,
+)
 from xmodal.objectives.pairs import ring, zero_rows
 
 
@@ -26,14 +36,16 @@ class Distillation(SoftmaxContrastive):
     MobileCLIP, Vasu et al. 2024; contrastive relational distillation of CLIP-KD, Yang et al. 2024, section 3.2), with 0
     it is the objective `softmax`, and between them `softmax` with targets of both kinds in these shares: MobileCLIP's
     sum by lambda, ALBEF's by alpha (Li et al. 2021, section 3.3; its teacher is the average of the student's weights,
-    `teacher.model="ema"`). One temperature serves both parts. As a cross-entropy it is near log(batch) at the start and
-    at best the teacher's entropy (`teacher_entropy`); `teacher_kl` is what lies between.
+    a provider of type `ema`). One temperature serves both parts. As a cross-entropy it is near log(batch) at the start
+    and at best the teacher's entropy (`teacher_entropy`); `teacher_kl` is what lies between.
 
     Attributes:
+      teacher: name of the provider, in `config.providers`, that gives the teacher's embeddings.
       soft: share of the target that is the teacher's; the rest lies on the positives.
       teacher_logit_scale: log of the teacher's inverse temperature; None takes what it has learned.
     """
 
+    teacher: str = "teacher"
     soft: float = 1.0
     teacher_logit_scale: float | None = None
 
@@ -43,49 +55,46 @@ class Distillation(SoftmaxContrastive):
             raise ValueError(f"soft={self.soft}: expected a share from 0 to 1")
 
     @classmethod
-    def settle_teacher(cls, entry: Mapping[str, Any], facts: TeacherFacts) -> dict[str, Any]:
+    def settle_facts(cls, entry: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Takes the teacher's temperature where the entry does not give one."""
-        if entry.get("teacher_logit_scale") is not None or facts.follows:
+        name = f"{entry.get('teacher', cls.teacher)}.logit_scale"
+        if entry.get("teacher_logit_scale") is not None or name not in facts:
             return {}
-        if facts.logit_scale is None:
+        if facts[name] is None:
             raise ValueError(
                 "the teacher has no contrastive objective between images and texts, and so no temperature: set "
                 "teacher_logit_scale, such as 4.6 (log of 100)"
             )
-        return {"teacher_logit_scale": facts.logit_scale}
+        return {"teacher_logit_scale": facts[name]}
 
     @classmethod
-    def without_teacher(cls, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def alone(cls, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Keeps the part of the positives."""
         kept = {field.name for field in dataclasses.fields(SoftmaxContrastive)}
         return {"type": "softmax"} | {key: value for key, value in entry.items() if key in kept}
 
     @property
-    def teacher_needs(self) -> tuple[str, ...]:
-        """Both towers' embeddings."""
-        return self.between
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """What `softmax` reads, and the teacher's embeddings."""
-        return (*super().reads, *map(taught, self.between))
+    def asks(self) -> frozenset[str]:
+        """The teacher's embeddings of both towers."""
+        return frozenset(f"{self.teacher}.{tower}" for tower in self.between)
 
     def __call__(self, outputs, batch, params, mesh):
         """See `Objective`."""
-        hard, count, metrics = super().__call__(outputs, batch, params, mesh)
+        hard = super().__call__(outputs, batch, params, mesh)
         student = tuple(normalize(outputs[f"{tower}.pooled"]) for tower in self.between)
-        teacher = tuple(batch[taught(tower)] for tower in self.between)
-        scale, own = jnp.exp(of_all(params)["logit_scale"]), self._own(params, batch)
+        teacher = tuple(batch[f"{self.teacher}.{tower}"] for tower in self.between)
+        scale, sample = jnp.exp(of_all(params)["logit_scale"]), self._per_sample(params, batch)
         fixed = self.teacher_logit_scale
-        theirs = jax.lax.stop_gradient(scale) if fixed is None else jnp.exp(jnp.float32(fixed))
+        teacher_scale = jax.lax.stop_gradient(scale) if fixed is None else jnp.exp(jnp.float32(fixed))
         form = affinity_ring if self._use_ring(mesh, len(student[0])) else affinity_plain
-        soft, entropy = form(mesh, *zip(student, teacher, strict=True), scale, theirs, own)
-        metrics |= {"teacher_kl": (soft - entropy) / count, "teacher_entropy": entropy / count}
-        loss = soft if self.soft == 1 else (1.0 - self.soft) * hard + self.soft * soft
-        return loss, count, metrics
+        soft, entropy = form(mesh, *zip(student, teacher, strict=True), scale, teacher_scale, sample)
+        most = jnp.maximum(hard.weight, 1.0)
+        metrics = hard.metrics | {"teacher_kl": (soft - entropy) / most, "teacher_entropy": entropy / most}
+        loss = soft if self.soft == 1 else (1.0 - self.soft) * hard.sum + self.soft * soft
+        return Loss(loss, hard.weight, metrics)
 
 
-def affinity_plain(mesh, rows, columns, scale, teacher_scale, own=NONE):
+def affinity_plain(mesh, rows, columns, scale, teacher_scale, sample=NO_OVERRIDES):
     """Returns (cross-entropy, teacher's entropy), sums over rows, means of both ways, from the whole matrix at once.
 
     Args:
@@ -94,28 +103,29 @@ def affinity_plain(mesh, rows, columns, scale, teacher_scale, own=NONE):
       columns: the same of the columns.
       scale: inverse temperature of the student.
       teacher_scale: inverse temperature of the teacher.
-      own: what samples have of their own, as for `softmax_plain`.
+      sample: what differs between samples, as for `softmax_plain`.
     """
     del mesh
     student, teacher = _similarities(rows, columns)
 
     def one_way(student, teacher):
-        log_target = jax.nn.log_softmax(teacher_scale * teacher, axis=1)
-        log_p, target = jax.nn.log_softmax(scaled(student, own, scale), axis=1), jnp.exp(log_target)
-        total = lambda logs: weighed_sum(-jnp.sum(target * logs, axis=1), own)
+        log_target = jax.nn.log_softmax(candidates(teacher_scale * teacher, sample, NEVER), axis=1)
+        log_p = jax.nn.log_softmax(candidates(scaled(student, sample, scale), sample, NEVER), axis=1)
+        target = jnp.exp(log_target)
+        total = lambda logs: weighed_sum(-jnp.sum(target * logs, axis=1), sample)
         return total(log_p), total(log_target)
 
     (loss_x, entropy_x), (loss_y, entropy_y) = one_way(student, teacher), one_way(student.T, teacher.T)
     return (loss_x + loss_y) / 2, (entropy_x + entropy_y) / 2
 
 
-def affinity_ring(mesh, rows, columns, scale, teacher_scale, own=NONE):
+def affinity_ring(mesh, rows, columns, scale, teacher_scale, sample=NO_OVERRIDES):
     """The same as `affinity_plain`, block by block: expectations under the teacher travel with its log-sum-exp."""
 
     def start(e):
         zero = zero_rows(e)
         side = dict(top=zero - jnp.inf, total=zero)
-        return dict(student=side, teacher=side, expected=zero, own=zero)
+        return dict(student=side, teacher=side, expected=zero, entropy=zero)
 
     def grown(side, logits):
         """The running log-sum-exp, what the sums before must be multiplied by, and the new exponentials."""
@@ -123,33 +133,34 @@ def affinity_ring(mesh, rows, columns, scale, teacher_scale, own=NONE):
         before, new = jnp.exp(side["top"] - top), jnp.exp(logits - top[:, None])
         return dict(top=top, total=side["total"] * before + jnp.sum(new, axis=1)), before, new
 
-    def fold(state, student, teacher):
-        ours, _, _ = grown(state["student"], student)
-        theirs, before, new = grown(state["teacher"], teacher)
+    def fold(state, student, teacher, columns):
+        student, teacher = candidates(student, columns, NEVER), candidates(teacher, columns, NEVER)
+        student_side, _, _ = grown(state["student"], student)
+        teacher_side, before, new = grown(state["teacher"], teacher)
         return dict(
-            student=ours,
-            teacher=theirs,
+            student=student_side,
+            teacher=teacher_side,
             expected=state["expected"] * before + jnp.sum(new * student, axis=1),
-            own=state["own"] * before + jnp.sum(new * teacher, axis=1),
+            entropy=state["entropy"] * before + jnp.sum(new * teacher, axis=1),
         )
 
     def block(rows, columns, row_state, column_state, params):
         student, teacher = _similarities(rows[0], columns[0])
         scale, teacher = params[0], params[1] * teacher
         of_rows, of_columns = scaled(student, rows[1], scale), scaled(student.T, columns[1], scale)
-        return fold(row_state, of_rows, teacher), fold(column_state, of_columns, teacher.T)
+        return fold(row_state, of_rows, teacher, columns[1]), fold(column_state, of_columns, teacher.T, rows[1])
 
-    def one_way(s, own):
+    def one_way(s, sample):
         log_total = lambda side: jnp.log(side["total"]) + side["top"]
         mean = lambda name: s[name] / s["teacher"]["total"]
         loss = log_total(s["student"]) - mean("expected")
-        return weighed_sum(loss, own), weighed_sum(log_total(s["teacher"]) - mean("own"), own)
+        return weighed_sum(loss, sample), weighed_sum(log_total(s["teacher"]) - mean("entropy"), sample)
 
     def finish(row_state, column_state, rows, columns):
         (loss_x, entropy_x), (loss_y, entropy_y) = one_way(row_state, rows[1]), one_way(column_state, columns[1])
         return (loss_x + loss_y) / 2, (entropy_x + entropy_y) / 2
 
-    return ring(mesh, block, finish, start, (rows, own), (columns, own), (scale, teacher_scale))
+    return ring(mesh, block, finish, start, (rows, sample), (columns, sample), (scale, teacher_scale))
 
 
 def _similarities(rows, columns):
@@ -167,24 +178,29 @@ class FeatureMatching(Objective):
     both towers, by 2,000; here that is a weight of 8,000 over the width, 16 at 512.
 
     Attributes:
+      teacher: name of the provider, in `config.providers`, that gives the teacher's embeddings.
       towers: whose `pooled` learn.
       widths: of the teacher's embeddings, one for each tower; () takes what it has.
     """
 
+    teacher: str = "teacher"
     towers: tuple[str, ...] = ("image", "text")
     widths: tuple[int, ...] = ()
     takes_mixed: ClassVar[bool] = True
 
     @classmethod
-    def settle_teacher(cls, entry: Mapping[str, Any], facts: TeacherFacts) -> dict[str, Any]:
+    def settle_facts(cls, entry: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Takes the widths of the teacher's embeddings."""
-        found = tuple(facts.widths[tower] for tower in entry.get("towers", cls.towers))
+        names = [f"{entry.get('teacher', cls.teacher)}.{tower}.width" for tower in entry.get("towers", cls.towers)]
+        if any(name not in facts for name in names):  # no such provider, which is an error elsewhere
+            return {}
+        found = tuple(facts[name] for name in names)
         if entry.get("widths", ()) not in ((), found):
             raise ValueError(f"widths={entry['widths']}, and the teacher's embeddings are {found} wide; leave them out")
         return {"widths": found}
 
     @classmethod
-    def without_teacher(cls, entry: Mapping[str, Any]) -> None:
+    def alone(cls, entry: Mapping[str, Any]) -> None:
         """Keeps nothing."""
 
     @property
@@ -193,22 +209,17 @@ class FeatureMatching(Objective):
         return frozenset(f"{tower}.pooled" for tower in self.towers)
 
     @property
-    def teacher_needs(self) -> tuple[str, ...]:
-        """The same of the teacher."""
-        return self.towers
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The teacher's embeddings."""
-        return (*map(taught, self.towers), "loss_weight")
+    def asks(self) -> frozenset[str]:
+        """The teacher's embeddings of the same inputs."""
+        return frozenset(f"{self.teacher}.{tower}" for tower in self.towers)
 
     def init(self, key=None, model_spec=None) -> dict:
         """The maps of towers whose width is not the teacher's."""
         params = {}
         for tower, width in zip(self.towers, self.widths):
-            own = model_spec.towers[tower].pooled_width
-            if own != width:
-                kernel = lecun_normal()(key_tools.named(key, tower), (own, width), jnp.float32)
+            pooled = model_spec.towers[tower].pooled_width
+            if pooled != width:
+                kernel = lecun_normal()(key_tools.named(key, tower), (pooled, width), jnp.float32)
                 params[tower] = {"projection": {"kernel": kernel}}
         return params
 
@@ -220,12 +231,12 @@ class FeatureMatching(Objective):
         """See `Objective`."""
         cosines = {tower: self._cosine(tower, outputs, batch, params) for tower in self.towers}
         loss = jnp.sum(weighed(1.0 - sum(cosines.values()) / len(cosines), batch))
-        metrics = {f"{tower}_cosine": jnp.mean(cosine) for tower, cosine in cosines.items()}
-        return loss, jnp.float32(next(iter(cosines.values())).shape[0]), metrics
+        metrics = {f"{tower}_cosine": mean_rows(cosine, batch) for tower, cosine in cosines.items()}
+        return Loss(loss, count_rows(batch, next(iter(cosines.values())).shape[0]), metrics)
 
     def _cosine(self, tower: str, outputs, batch, params) -> jax.Array:
         x = outputs[f"{tower}.pooled"]
         if tower in params:
             kernel = params[tower]["projection"]["kernel"]
             x = jnp.dot(x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
-        return jnp.sum(normalize(x) * batch[taught(tower)], axis=-1)
+        return jnp.sum(normalize(x) * batch[f"{self.teacher}.{tower}"], axis=-1)

@@ -16,7 +16,7 @@ from jax.nn.initializers import lecun_normal
 
 from xmodal import keys as key_tools
 from xmodal.models.init import LOGIT_SCALE_CLIP
-from xmodal.objectives.base import Objective, weighed
+from xmodal.objectives.base import Loss, Objective, count_rows, mean_rows, present, weighed
 from xmodal.objectives.contrastive import (
     SigmoidContrastive,
     SoftmaxContrastive,
@@ -58,19 +58,18 @@ class Filip(SoftmaxContrastive):
         x, y = (outputs[f"{tower}.local"] for tower in self.between)
         x, y = ((normalize(side["x"]), side["valid"]) for side in (x, y))
         ids, scale = identities(batch, self.multi_positive), jnp.exp(of_all(params)["logit_scale"])
-        common = dict(smoothing=self.label_smoothing, scores=late_interaction, own=self._own(params, batch))
+        sample = self._per_sample(params, batch)
+        common = dict(smoothing=self.label_smoothing, scores=late_interaction, sample=sample)
         if self._use_ring(mesh, len(ids)):
             found = softmax_ring(mesh, x, y, (ids,), ids, scale, **common, chunk=COLUMNS)
         else:
             found = softmax_plain(mesh, x, y, (ids,), ids, scale, **common)
         loss, hits_x, hits_y, duplicates = found
-        count, (a, b) = len(ids), self.between
-        metrics = {f"{a}_to_{b}": hits_x / count, f"{b}_to_{a}": hits_y / count}
-        return (
-            loss,
-            jnp.float32(count),
-            metrics | self._temperatures(params) | {"health/duplicate_share": duplicates / count},
-        )
+        count, (a, b) = count_rows(batch, len(ids)), self.between
+        most = jnp.maximum(count, 1.0)
+        metrics = {f"{a}_to_{b}": hits_x / most, f"{b}_to_{a}": hits_y / most}
+        metrics |= self._temperatures(params) | {"health/duplicate_share": duplicates / most}
+        return Loss(loss, count, metrics)
 
 
 def late_interaction(x: tuple[jax.Array, jax.Array], y: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +97,7 @@ def late_interaction(x: tuple[jax.Array, jax.Array], y: tuple[jax.Array, jax.Arr
 class Sparc(Objective):
     """Sparse fine-grained alignment within each pair (Bica et al. 2024, section 3.2, equations 3 to 7).
 
-    Each word groups the patches that are similar to it, and must tell its own group from those of the other words of
+    Each word groups the patches that are similar to it, and must tell its group from those of the other words of
     its caption, and be told by it. The paper's global loss is the objective `softmax` beside it, at half the weight.
 
     Attributes:
@@ -148,13 +147,15 @@ class Sparc(Objective):
 
         loss = (one_way(logits) + one_way(logits.swapaxes(1, 2))) / 2
         right = jnp.argmax(jnp.where(valid[:, None] > 0, logits, -jnp.inf), axis=-1) == jnp.arange(logits.shape[1])
-        share = jnp.sum((weights > 0) * valid[..., None]) / jnp.maximum(jnp.sum(valid) * weights.shape[2], 1.0)
+        words_there = present(valid, batch)
+        share = jnp.sum((weights > 0) * words_there[..., None])
+        share /= jnp.maximum(jnp.sum(words_there) * weights.shape[2], 1.0)
         metrics = {
-            "word_to_group": jnp.mean(masked_mean(right.astype(jnp.float32), valid)),
+            "word_to_group": mean_rows(masked_mean(right.astype(jnp.float32), valid), batch),
             "patches_of_a_word": share,
             "logit_scale": jnp.exp(params["logit_scale"]),
         }
-        return jnp.sum(weighed(loss, batch)), jnp.float32(len(loss)), metrics
+        return Loss(jnp.sum(weighed(loss, batch)), count_rows(batch, len(loss)), metrics)
 
 
 def alignment(words: jax.Array, patches: jax.Array, valid: jax.Array, threshold: float = 0.0) -> jax.Array:
@@ -182,7 +183,7 @@ def alignment(words: jax.Array, patches: jax.Array, valid: jax.Array, threshold:
 class Flair(SigmoidContrastive):
     """Text-conditioned image embeddings in a sigmoid loss (Xiao et al. 2025, section 3.2 and equation 4).
 
-    Each caption pools the patches of an image by an attention of its own, and must tell whether both belong together.
+    Each caption pools the patches of an image by an attention that it asks, and must tell whether both belong together.
     With several `num_items` of the text, all captions of an image are its positives, and the first one of each other
     image may be its negative; the loss is the mean over these captions, as in the published code. The paper's second
     loss, between whole images and all captions, is the objective `sigmoid` beside it, both at half the weight.
@@ -195,7 +196,7 @@ class Flair(SigmoidContrastive):
     takes_mixed: ClassVar[bool] = False
 
     def chance_loss(self, batch_size: int, model_spec, captions: int = 1) -> float:
-        """The loss of the best constant logit: of the captions that an image sees, `captions` are its own."""
+        """The loss of the best constant logit: of the captions that an image sees, `captions` belong to it."""
         return batch_size / (batch_size + captions - 1) * constant_loss(captions, batch_size + captions - 1)
 
     @property
@@ -224,9 +225,9 @@ class Flair(SigmoidContrastive):
         x = (*(heads(unit_product(patches["x"], kernel(name))) for name in ("key", "value")), patches["valid"])
         y = heads(jnp.dot(text, kernel("query"), precision=_HIGHEST)), text
         ids = identities(batch, self.multi_positive)
-        captions, learned, own = len(text) // len(ids), of_all(params), self._own(params, batch)
+        captions, learned, sample = len(text) // len(ids), of_all(params), self._per_sample(params, batch)
         scale, bias = jnp.exp(learned["logit_scale"]), learned["logit_bias"]
-        common = dict(weights=(kernel("out"),), scores=conditioned, own=own)
+        common = dict(weights=(kernel("out"),), scores=conditioned, sample=sample)
         by_sample = jax.tree.map(lambda a: a.reshape(len(ids), captions, *a.shape[1:]), y)
         first, others = (jax.tree.map(lambda a, part=part: a[:, part], by_sample) for part in (0, slice(1, None)))
         columns = caption_identities(ids, captions)[:, 0]
@@ -236,11 +237,13 @@ class Flair(SigmoidContrastive):
             loss, duplicates = sigmoid_plain(mesh, x, first, (ids,), columns, scale, bias, **common)
         if captions > 1:
             pooled = lambda x, y: conditioned(jax.tree.map(lambda a: a[None], x), y, kernel("out"))
-            of = lambda name, all_: own[name][:, None, None] if name in own else all_
+            of = lambda name, common: sample[name][:, None, None] if name in sample else common
             logits = of("scale", scale) * jax.vmap(pooled)(x, others) + of("bias", bias)
             loss += jnp.sum(weighed(jax.nn.softplus(-logits), batch))
-        metrics = self._temperatures(params) | {"logit_bias": bias, "health/duplicate_share": duplicates / len(ids)}
-        return loss, jnp.float32(len(ids) + captions - 1), metrics
+        count = count_rows(batch, len(ids))
+        metrics = self._temperatures(params) | {"logit_bias": bias}
+        metrics |= {"health/duplicate_share": duplicates / jnp.maximum(count, 1.0)}
+        return Loss(loss, jnp.where(count > 0, count + captions - 1, 0.0), metrics)
 
 
 def unit_product(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal import keys as key_tools
-from xmodal.objectives.base import Objective, View, weighed
+from xmodal.objectives.base import Loss, Objective, View, count_rows, weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class MaskedPixels(Objective):
             mean, var = jnp.mean(target, -1, keepdims=True), jnp.var(target, -1, ddof=1, keepdims=True)
             target = (target - mean) * jax.lax.rsqrt(var + 1e-6)
         losses = jnp.mean(jnp.square(guess - target), axis=(1, 2))
-        return jnp.sum(weighed(losses, batch)), jnp.float32(len(losses)), {}
+        return Loss(jnp.sum(weighed(losses, batch)), count_rows(batch, len(losses)), {})
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:

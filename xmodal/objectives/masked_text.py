@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from xmodal import keys as key_tools
-from xmodal.objectives.base import Objective, View, weighed
+from xmodal.objectives.base import Loss, Objective, View, present, weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +151,8 @@ class MaskedText(Objective):
 
     def __call__(self, outputs, batch, params, mesh):
         logits, targets = outputs[f"{self.tower}.masked_logits"], batch["text_targets"]
-        weight = batch["text_targets_valid"].astype(jnp.float32)
+        weight = present(batch["text_targets_valid"].astype(jnp.float32), batch)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         right = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weight)
         count = jnp.sum(weight)
-        return jnp.sum(weighed(nll * weight, batch)), count, {"accuracy": right / jnp.maximum(count, 1.0)}
+        return Loss(jnp.sum(weighed(nll * weight, batch)), count, {"accuracy": right / jnp.maximum(count, 1.0)})

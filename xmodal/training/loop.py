@@ -34,10 +34,10 @@ from xmodal.training.durations import Pace, samples_of
 from xmodal.training.folder import make_folder, remove_left
 from xmodal.training.init_from import Kept
 from xmodal.training.lock import RunLock, hold
+from xmodal.training.providers import Providers, fingerprints, host_texts, open_providers
 from xmodal.training.resuming import changes_since, check_changes, newest_document, restore_or_init
 from xmodal.training.startup import ModelFacts, checkpoint_options, model_facts, next_commands, print_startup
 from xmodal.training.task import Task, build_task
-from xmodal.training.teacher import Teacher, open_teacher
 
 
 def train(config: ConfigDict, workdir: Path, runtime: Runtime, *, accept_changes: bool = False) -> dict[str, Any]:
@@ -67,11 +67,11 @@ def _train(config: ConfigDict, workdir: Path, runtime: Runtime, lock: RunLock | 
     limits = (config.watchdog.step, config.watchdog.slow)
     with jax.set_mesh(mesh), runtime.watchdog(*limits, evidence=stalled_reads) as watchdog:
         with watchdog.slow("opening the data"):
-            teacher = open_teacher(config, mesh, inputs)
+            providers = open_providers(config, mesh, inputs)
             begun = newest_document(workdir)
             pace = Pace.of(config.batch_size, begun)
-            stream = _open(config, mesh, inputs, workdir, teacher, pace)
-            task = build_task(config, mesh, inputs, stream.epoch_size, teacher, pace)
+            stream = _open(config, mesh, inputs, workdir, providers, pace)
+            task = build_task(config, mesh, inputs, stream.epoch_size, providers, pace)
             check_changes(task, stream, begun, workdir, accept_changes)
             evaluators = task.evaluators()
         checkpoints = Checkpoints(workdir, **checkpoint_options(task))
@@ -79,10 +79,10 @@ def _train(config: ConfigDict, workdir: Path, runtime: Runtime, lock: RunLock | 
             abstract = task.abstract_state()
             state, meta, kept = restore_or_init(task, abstract, checkpoints)
             if (pace := Pace.of(config.batch_size, meta)) != task.pace:  # an older step than the newest was taken
-                task = build_task(config, mesh, inputs, stream.epoch_size, teacher, pace)
+                task = build_task(config, mesh, inputs, stream.epoch_size, providers, pace)
             if meta["position"]:
                 stream.close()
-                stream = _open(config, mesh, inputs, workdir, teacher, pace, meta["position"])
+                stream = _open(config, mesh, inputs, workdir, providers, pace, meta["position"])
         start, changes = int(state["step"]), changes_since(task, stream, meta)
         facts = model_facts(task, abstract)
         _write_start(task, workdir, facts)
@@ -105,7 +105,7 @@ def _open(
     mesh: jax.sharding.Mesh,
     inputs: Inputs,
     workdir: Path,
-    teacher: Teacher | None,
+    providers: Providers,
     pace: Pace,
     position: int = 0,
 ) -> Stream:
@@ -113,7 +113,7 @@ def _open(
         config.data, batch_size=config.batch_size, seed=config.seed, position=position,
         shard=process_shard(mesh, config.batch_size), workdir=workdir,
         samples=lambda start, epoch_size: samples_of(start, config, epoch_size, pace),
-        texts=teacher.texts if teacher else {}, inputs=inputs,
+        texts=host_texts(providers), inputs=inputs,
     )  # fmt: skip
     try:
         assert_same_data("data.sources", stream.fingerprint)
@@ -176,10 +176,10 @@ class Loop:
             self.recorder.waited(time.perf_counter() - waiting)
             shapes = tuple(sorted((name, array.shape) for name, array in batch.items()))
             if shapes in compiled:
-                state, metrics = step_fn(state, batch, *self.task.lessons)
+                state, metrics = step_fn(state, batch, self.task.frozen)
             else:  # the first batch, or the first of another length of texts or images
                 with self.watchdog.slow("compiling the step"):
-                    state, metrics = step_fn(state, batch, *self.task.lessons)
+                    state, metrics = step_fn(state, batch, self.task.frozen)
                     jax.block_until_ready(metrics)
                 compiled.add(shapes)
                 self.recorder.pause()
@@ -248,9 +248,8 @@ class Loop:
                 "tokenizers": {name: t.json for name, t in self.task.inputs.tokenizers.items()},
                 "data": self.stream.fingerprint,
                 "batches": self.task.pace.phases,
+                "providers": fingerprints(self.task.providers),
             }
-            if self.task.teacher:
-                extra["teacher"] = self.task.teacher.fingerprint
             self.checkpoints.save(
                 step, self.kept.lean(state), position=self.stream.position, metrics=metrics,
                 extra=extra | self.kept.document, wait=wait,

@@ -10,6 +10,8 @@ import difflib
 import functools
 import math
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,6 +24,7 @@ from xmodal.models.batch_norm import STATISTICS
 from xmodal.paths import flatten_paths, map_paths
 
 FROZEN = "frozen"
+NONE: Mapping[str, Any] = MappingProxyType({})
 # Kernels of the trunks, [inputs, outputs] or [layers, inputs, outputs]: what Muon orthogonalises.
 HIDDEN_MATRIX = re.compile(r"(.*/)?trunk/.*/kernel")
 # Stacks of equal layers: the leading axis counts them.
@@ -36,11 +39,47 @@ class Rule:
       lr: multiplies the learning rate.
       weight_decay: instead of the section's; None takes that.
       freeze: the parameters stay as they are, without a gradient or optimizer state.
+      optimizer: entry of `optimizer.others` that trains them; "" the section itself.
     """
 
     lr: float = 1.0
     weight_decay: float | None = None
     freeze: bool = False
+    optimizer: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Further:
+    """A further optimizer, an entry of `optimizer.others`; what it leaves out is the section's.
+
+    Attributes:
+      name: adamw, lamb, lion, adafactor, sgd or muon.
+      lr: peak learning rate.
+      b1: as in the section, like the next four.
+      b2: see there.
+      eps: see there.
+      momentum: see there.
+      weight_decay: see there.
+      clip_norm: of the gradients of its parameters alone.
+      schedule: keys of `config.schedule` that are others here.
+    """
+
+    name: str | None = None
+    lr: float | None = None
+    b1: float | None = None
+    b2: float | None = None
+    eps: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def options(self, section: ConfigDict) -> ConfigDict:
+        """Returns the `optimizer` section with the values of this entry."""
+        section = section.copy_and_resolve_references()
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        section.update({key: value for key, value in values.items() if value is not None and key != "schedule"})
+        return section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +91,14 @@ class Setting:
       lr: multiplies the learning rate; one number, or one for each layer of a stack.
       weight_decay: as in `Row`.
       rule: the deciding pattern, or "".
+      optimizer: entry of `optimizer.others` that trains it, or "".
     """
 
     method: str
     lr: float | tuple[float, ...]
     weight_decay: float
     rule: str
+    optimizer: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +111,7 @@ class Row:
       example: the first path.
       arrays: number of arrays.
       params: number of parameters.
-      method: adamw, lamb, lion, adafactor, sgd, muon or frozen.
+      method: adamw, lamb, lion, adafactor, sgd, muon or frozen; behind the name of a further optimizer and a colon.
       lr: multiplier of the learning rate, for stacked layers from the first to the last.
       weight_decay: multiplied by the learning rate and its multiplier when applied.
     """
@@ -93,14 +134,18 @@ class OptimizerPlan:
       tx: the transformation; paths in its state end with parameter paths ("2/inner_state/mu/image/...").
       rows: what is trained how, for printing.
       frozen: tree of bool like the parameters.
+      further: learning rates by step of the further optimizers.
     """
 
     tx: optax.GradientTransformation
     rows: tuple[Row, ...]
     frozen: Any
+    further: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict)
 
 
-def make_optimizer(options: ConfigDict, schedule: optax.Schedule, params: Any) -> OptimizerPlan:
+def make_optimizer(
+    options: ConfigDict, schedule: optax.Schedule, params: Any, further: Mapping[str, optax.Schedule] = NONE
+) -> OptimizerPlan:
     """Builds the optimizer of the config's `optimizer` section.
 
     The update of an array is `-schedule(step) * lr * (direction + weight_decay * value)`, as in AdamW
@@ -123,11 +168,50 @@ def make_optimizer(options: ConfigDict, schedule: optax.Schedule, params: Any) -
       options: the section.
       schedule: learning rate by step.
       params: the parameter tree, arrays or `jax.ShapeDtypeStruct`.
+      further: learning rate by step of each entry of `optimizer.others`, which trains what rules give it.
 
     Raises:
       ConfigError: an unknown optimizer, or a rule that is malformed or matches nothing.
     """
     settings = settings_of(options, params)
+    frozen = jax.tree.map(lambda s: s.method == FROZEN, settings)
+    chains = {"": _chain(options, schedule, _part(settings, ""))}
+    for name, other in further_optimizers(options).items():
+        chains[name] = _chain(other.options(options), further[name], _part(settings, name))
+    tx = _side_by_side(chains) if len(chains) > 1 else chains[""]
+    return OptimizerPlan(tx=tx, rows=_rows(settings, params), frozen=frozen, further=further)
+
+
+def further_optimizers(options: ConfigDict) -> dict[str, Further]:
+    """Returns the entries of `optimizer.others`. Raises a ConfigError for one that is malformed."""
+    return {name: make_spec(Further, entry, f"optimizer.others.{name}") for name, entry in options.others.items()}
+
+
+def _part(settings: Any, optimizer: str) -> Any:
+    """The settings as one optimizer sees them: what others train is frozen to it."""
+    out = Setting(FROZEN, 0.0, 0.0, "")
+    return jax.tree.map(lambda s: s if s.optimizer == optimizer else out, settings)
+
+
+def _side_by_side(chains: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Optimizers of which each trains its part and gives 0 for all others."""
+    main = "main"
+
+    def init(params: Any) -> dict:
+        return {name or main: tx.init(params) for name, tx in chains.items()}
+
+    def update(gradients: Any, state: dict, params: Any) -> tuple[Any, dict]:
+        total, new = None, {}
+        for name, tx in chains.items():
+            updates, new[name or main] = tx.update(gradients, state[name or main], params)
+            total = updates if total is None else jax.tree.map(jnp.add, total, updates)
+        return total, new
+
+    return optax.GradientTransformation(init, update)
+
+
+def _chain(options: ConfigDict, schedule: optax.Schedule, settings: Any) -> optax.GradientTransformation:
+    """One optimizer, for the arrays that are not frozen."""
     is_method = lambda method: jax.tree.map(lambda s: s.method == method, settings)
     frozen = is_method(FROZEN)
     steps = [optax.stateless(lambda updates, _: jax.tree.map(_zero_if, frozen, updates))]
@@ -139,7 +223,7 @@ def make_optimizer(options: ConfigDict, schedule: optax.Schedule, params: Any) -
         if any(jax.tree.leaves(mask := is_method(method))):
             steps.append(optax.masked(direction, mask))
     steps += [_decay_and_scale(settings), optax.scale_by_learning_rate(schedule)]
-    return OptimizerPlan(tx=optax.chain(*steps), rows=_rows(settings, params), frozen=frozen)
+    return optax.chain(*steps)
 
 
 def ema_update(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
@@ -234,6 +318,14 @@ def settings_of(options: ConfigDict, params: Any) -> Any:
     measured = lambda path: path.startswith(f"{STATISTICS}/")
     rules = _read_rules(options.rules, [path for path in flatten_paths(params) if not measured(path)])
     layers = _layer_lrs(options.layer_decay, params)
+    sections = {"": options} | {name: other.options(options) for name, other in further_optimizers(options).items()}
+    for pattern, rule in rules.items():
+        if rule.optimizer not in sections:
+            hint = did_you_mean(rule.optimizer, sections)
+            raise ConfigError(f"optimizer.rules ({pattern!r}): optimizer.others has no {rule.optimizer!r}.{hint}")
+    if idle := sorted(sections.keys() - {rule.optimizer for rule in rules.values()} - {""}):
+        raise ConfigError(f"optimizer.others.{idle[0]}: no rule gives it parameters; add one, such as "
+                          f"(path regex, dict(optimizer={idle[0]!r}))")  # fmt: skip
 
     def decide(path: str, leaf: Any) -> Setting:
         if measured(path):
@@ -241,11 +333,11 @@ def settings_of(options: ConfigDict, params: Any) -> Any:
         pattern, rule = next(((p, r) for p, r in rules.items() if re.fullmatch(p, path)), ("", Rule()))
         if rule.freeze:
             return Setting(FROZEN, 0.0, 0.0, pattern)
-        hidden = HIDDEN_MATRIX.fullmatch(path) and leaf.ndim in (2, 3)
-        method = "adamw" if options.name == "muon" and not hidden else options.name
-        decay = options.weight_decay if rule.weight_decay is None else rule.weight_decay
+        hidden, section = HIDDEN_MATRIX.fullmatch(path) and leaf.ndim in (2, 3), sections[rule.optimizer]
+        method = "adamw" if section.name == "muon" and not hidden else section.name
+        decay = section.weight_decay if rule.weight_decay is None else rule.weight_decay
         lr = tuple(rule.lr * x for x in layers[path]) if isinstance(layers[path], tuple) else rule.lr * layers[path]
-        return Setting(method, lr, decay, pattern)
+        return Setting(method, lr, decay, pattern, rule.optimizer)
 
     settings = map_paths(decide, params)
     if all(s.method == FROZEN for s in jax.tree.leaves(settings)):
@@ -298,14 +390,19 @@ def _read_rules(rules: tuple, paths: list[str]) -> dict[str, Rule]:
         pattern, values = entry
         if pattern in read:
             raise ConfigError(f"{where}: {pattern!r} is there twice, and only the first would count")
-        try:
-            matched = any(re.fullmatch(pattern, path) for path in paths)
-        except re.error as error:
-            raise ConfigError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
-        if not matched:
-            raise ConfigError(f"{where}: {pattern!r} matches no parameter.{closest_paths(pattern, paths)}")
+        check_pattern(pattern, paths, where)
         read[pattern] = make_spec(Rule, values, where=f"{where} ({pattern!r})")
     return read
+
+
+def check_pattern(pattern: str, paths: list[str], where: str) -> None:
+    """Raises a ConfigError for a pattern that is no regular expression or matches none of the whole paths."""
+    try:
+        matched = any(re.fullmatch(pattern, path) for path in paths)
+    except re.error as error:
+        raise ConfigError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
+    if not matched:
+        raise ConfigError(f"{where}: {pattern!r} matches no parameter.{closest_paths(pattern, paths)}")
 
 
 def closest_paths(pattern: str, paths: list[str]) -> str:
@@ -330,7 +427,7 @@ def _rows(settings: Any, params: Any) -> tuple[Row, ...]:
             example=paths[0],
             arrays=len(paths),
             params=sum(sizes[path] for path in paths),
-            method=setting.method,
+            method=f"{setting.optimizer}: {setting.method}" if setting.optimizer else setting.method,
             lr=setting.lr,
             weight_decay=setting.weight_decay,
         )

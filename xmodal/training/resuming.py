@@ -11,6 +11,7 @@ from xmodal.checkpoints.reading import DamagedError
 from xmodal.checkpoints.writing import Checkpoints
 from xmodal.config import ConfigError, diff, from_json, with_new_options
 from xmodal.training.init_from import Kept, completed, kept_out, start_from
+from xmodal.training.providers import fingerprints
 from xmodal.training.task import Task
 
 # Options that do not change what is learned, but for rounding: how a run is computed, watched, measured and kept, and
@@ -33,7 +34,7 @@ FREE = (
     "data.max_bad_share",
 )
 # Names of files whose content is compared instead: it may have moved. `_compare_contents` and the stream's fingerprint.
-MOVABLE = ("data.inputs.*.tokenizer", "teacher.model", "data.sources.*.urls")
+MOVABLE = ("data.inputs.*.tokenizer", "providers.*.model", "data.sources.*.urls")
 
 BEGINNING = {"step": 0, "position": 0}
 
@@ -98,6 +99,8 @@ def restore_or_init(task: Task, abstract: dict, checkpoints: Checkpoints) -> tup
 
 
 def _compare_contents(task: Task, meta: Mapping[str, Any]) -> None:
+    if not {"tokenizers", "providers"} <= meta.keys():
+        raise ConfigError("--workdir holds a run of an older version of xmodal, which cannot go on: name another one")
     before = {name: json.loads(text) for name, text in meta["tokenizers"].items()}
     for name, text in task.inputs.texts.items():
         if json.loads(text.vocabulary.json) != before.get(name):
@@ -105,11 +108,13 @@ def _compare_contents(task: Task, meta: Mapping[str, Any]) -> None:
                 f"{text.where}.tokenizer: {text.tokenizer} is not the tokenizer that this run has trained with, so the "
                 "learned tokens would mean others. Restore it (the run's tokenizer.json), or name another --workdir"
             )
-    if meta.get("teacher", "") != (task.teacher.fingerprint if task.teacher else ""):
-        raise ConfigError(
-            f"teacher.model: {task.config.teacher.model or 'none'} is not what this run has learned from. A run that "
-            "is still training changes; restore the teacher as it was, or name another --workdir"
-        )
+    found = fingerprints(task.providers)
+    for name, fingerprint in meta["providers"].items():
+        if found.get(name) != fingerprint:
+            raise ConfigError(
+                f"providers.{name} is not what this run has learned from. A run that is still training changes; "
+                "restore the model as it was, or name another --workdir"
+            )
 
 
 def _differences(task: Task, stream: Stream, meta: Mapping[str, Any]) -> list[str]:

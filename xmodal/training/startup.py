@@ -1,7 +1,6 @@
 """What a run says before its first step: devices, mesh, model, data, schedule, and the loss that guessing gives."""
 
 import dataclasses
-import functools
 import itertools
 import math
 import shlex
@@ -14,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.io.urls import without_secrets
-from data_pipelines.modalities import Inputs, Reread, inputs_of
+from data_pipelines.modalities import Inputs, inputs_of
 from data_pipelines.stream.contents import contents
 from data_pipelines.stream.stream import Stream
 from xmodal.config import ConfigError
@@ -22,12 +21,15 @@ from xmodal.distributed.sharding import format_sharding_table, sharding_table
 from xmodal.interop.leaving import leaves_as, target
 from xmodal.messages import program
 from xmodal.models.batch_norm import STATISTICS
+from xmodal.objectives.providers.base import Provider
 from xmodal.paths import flatten_paths
 from xmodal.reporting.batches import print_batch
 from xmodal.reporting.flops import count_flops
 from xmodal.reporting.formatting import compact, counted, number, percent, size
 from xmodal.reporting.summary import print_summary, print_table
+from xmodal.training.losses import Given
 from xmodal.training.optimizer import Row
+from xmodal.training.providers import host_inputs
 from xmodal.training.task import Task
 
 _TYPED = ("image", "caption", "root", "split")  # keys of a source that are options of data commands
@@ -45,9 +47,8 @@ class ModelFacts:
 
 
 def batch_inputs(task: Task) -> Inputs:
-    """Returns the inputs of the batches of a run, those that a teacher asks for among them."""
-    texts = task.teacher.texts if task.teacher else {}
-    return task.inputs.with_(*(Reread(name=name, how=how) for name, how in texts.items()))
+    """Returns the inputs of the batches of a run, the texts that providers ask for among them."""
+    return host_inputs(task.inputs, task.providers)
 
 
 def abstract_batch(task: Task, draws: Mapping[str, int] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -60,7 +61,7 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
     """Counts parameters, state bytes and FLOPs from shapes alone.
 
     FLOPs are those of one forward and backward pass without recomputation (three forward passes), and of the forward
-    pass of a teacher, per sample; they are what MFU is measured against. Where batches have several lengths they are
+    passes of providers, per sample; they are what MFU is measured against. Where batches have several lengths they are
     the mean of what is drawn.
     """
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -77,13 +78,15 @@ def model_facts(task: Task, abstract: dict) -> ModelFacts:
 
 
 def _step_flops(task: Task, params: dict, batch: dict) -> float:
-    if task.teacher is None:
-        return 3.0 * count_flops(lambda p, b: task.losses(p, b, None)[0], params, batch)
-    given, losses = (params, *task.lessons)[-1], task.losses
-    taught = lambda g: dataclasses.replace(losses, teach=functools.partial(task.teacher, g))
-    lesson = count_flops(lambda g, b: task.teacher(g, losses.preprocess(b, None)), given, batch)
-    both = count_flops(lambda p, g, b: taught(g)(p, b, None)[0], params, given, batch)
-    return 3.0 * (both - lesson) + lesson
+    losses, total = task.losses, lambda p, frozen, b: task.losses(p, b, None, Given(frozen))[0]
+    frozen = {name: params if provider.follows else provider.params for name, provider in task.providers.items()}
+    both = count_flops(total, params, frozen, batch)
+    early = [name for name, late in losses.late.items() if not late]  # the others need passes of the model
+    if not early:
+        return 3.0 * both
+    shown = lambda frozen, b: losses.ask(early, losses.preprocessed(b, None), {}, None, Given(frozen), {})[1]
+    provided = count_flops(shown, frozen, batch)
+    return 3.0 * (both - provided) + provided
 
 
 def checkpoint_options(task: Task) -> dict[str, Any]:
@@ -160,16 +163,11 @@ def _print_sources(sources: Sequence[Mapping[str, Any]]) -> None:
         print_table("sources", ["source", "samples", "left out", "share at first", "times seen in this run"], rows)
 
 
-def _teacher(task: Task) -> str:
-    if task.teacher is None:
-        return ""
-    name = task.config.teacher.model
-    if not task.lessons:
-        return f"{name}: the average of the weights"
-    leaves = jax.tree.leaves(task.lessons)
+def _provider(provider: Provider) -> str:
+    """What a provider is, and the memory that its parameters take on one device."""
+    leaves = jax.tree.leaves(provider.params)
     local = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
-    reads = "its own tokens" if task.teacher.texts else "the same tokens"
-    return f"{name}: {compact(sum(a.size for a in leaves))} frozen parameters, {size(local)} per device, {reads}"
+    return f"{provider.summary}, {size(local)} per device" if leaves else provider.summary
 
 
 def trained_how(rows: Sequence[Row]) -> list[list[object]]:
@@ -236,7 +234,7 @@ def print_startup(
             "state": f"{size(facts.state_bytes_per_device)} per device",
             **_data(stream.summary()),
             "batch": rows,
-            "teacher": _teacher(task),
+            "providers": {name: _provider(provider) for name, provider in task.providers.items()},
             "schedule": f"{task.total_steps} steps = {number(epochs)} epochs = "
             f"{number(task.total_samples)} samples, {config.schedule.decay}",
             "optimizer": f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}",

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import jax
 from ml_collections import ConfigDict
@@ -18,18 +17,16 @@ from xmodal.evaluation.opening import open_evaluators
 from xmodal.live import Live
 from xmodal.models.model import ModelSpec
 from xmodal.objectives import Objective
+from xmodal.objectives.providers.base import NOTHING, Provider
 from xmodal.paths import flatten_paths
 from xmodal.reporting.bootstrap import METHODS
 from xmodal.reporting.weights_and_biases import library
 from xmodal.training.durations import Pace, to_steps
 from xmodal.training.losses import Losses
-from xmodal.training.optimizer import OptimizerPlan, make_optimizer
+from xmodal.training.optimizer import OptimizerPlan, check_pattern, further_optimizers, make_optimizer
 from xmodal.training.schedules import learning_rate
 from xmodal.training.settle import resolve, settle_objectives
 from xmodal.training.step import init_state, make_step
-
-if TYPE_CHECKING:
-    from xmodal.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +37,12 @@ class Task:
       config: the config with everything that it left to the data or the tokenizer filled in.
       mesh: devices.
       inputs: of the samples, each text with its tokenizer.
-      losses: model and objectives.
+      losses: model, objectives and providers.
       plan: optimizer.
       schedule: learning rate by step.
       total_steps: length of the run.
       epoch_size: training samples of one epoch.
       pace: samples of its steps.
-      teacher: that it learns from, if there is one.
     """
 
     config: ConfigDict
@@ -58,7 +54,6 @@ class Task:
     total_steps: int
     epoch_size: int
     pace: Pace
-    teacher: "Teacher | None" = None
 
     @property
     def batch_size(self) -> int:
@@ -101,15 +96,20 @@ class Task:
         return jax.jit(self.init, out_shardings=placed)(jax.random.key(self.config.seed))
 
     @property
-    def lessons(self) -> tuple[Mapping, ...]:
-        """What the step takes behind state and batch: the teacher's weights, where it has its own."""
-        return () if self.teacher is None or self.teacher.params is None else (self.teacher.params,)
+    def providers(self) -> Mapping[str, Provider]:
+        """Providers by name, in the order in which a step asks them."""
+        return self.losses.providers
 
-    def compile_step(self, abstract_state: dict) -> Callable[..., tuple[dict, dict]]:
-        """Returns the jitted step (state, batch, *lessons) -> (state, metrics); the state given to it is consumed."""
+    @property
+    def frozen(self) -> dict:
+        """Frozen parameters that the step takes: {provider: params}, of those that have some."""
+        return {name: provider.params for name, provider in self.providers.items() if provider.params}
+
+    def compile_step(self, abstract_state: dict) -> Callable[[dict, Mapping, Mapping], tuple[dict, dict]]:
+        """Returns the jitted step (state, batch, frozen) -> (state, metrics); the state given to it is consumed."""
         step = make_step(
             self.losses, self.plan, self.schedule, seed=self.config.seed, accumulation=self.config.accumulation,
-            ema=self.config.optimizer.ema, teacher=self.teacher,
+            ema=self.config.optimizer.ema,
         )  # fmt: skip
         placed = jax.tree.map(lambda s: s.sharding, abstract_state)
         return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
@@ -141,17 +141,17 @@ def build_task(
     mesh: jax.sharding.Mesh,
     inputs: Inputs,
     epoch_size: int,
-    teacher: "Teacher | None" = None,
+    providers: Mapping[str, Provider] = NOTHING,
     pace: Pace | None = None,
 ) -> Task:
-    """Builds a task; every error of a setting is raised here, but for those that `open_teacher` raises.
+    """Builds a task; every error of a setting is raised here, but for those that `open_providers` raises.
 
     Args:
       config: a checked config.
       mesh: devices.
       inputs: of the samples, each text with its tokenizer.
       epoch_size: training samples of one epoch.
-      teacher: that the run learns from.
+      providers: of the run, from `open_providers`.
       pace: of a run that goes on; None where all steps have the config's batch size.
 
     Raises:
@@ -164,17 +164,53 @@ def build_task(
         raise ConfigError(f"log.intervals={config.log.intervals!r}: expected {', '.join(METHODS)}.{hint}")
     if config.log.wandb:
         library(config.log.wandb)
-    config, losses, params = abstract_params(config, mesh, inputs, teacher)
+    config, losses, params = abstract_params(config, mesh, inputs, providers)
     pace = pace or Pace.of(config.batch_size)
     units = dict(batch_size=config.batch_size, epoch_size=epoch_size, pace=pace)
     total = to_steps(config.schedule.total, **units, where="schedule.total")
     schedule = learning_rate(config.schedule, config.optimizer.lr, total, **units)
-    plan = make_optimizer(config.optimizer, schedule, params)
-    return Task(config, mesh, inputs, losses, plan, schedule, total, epoch_size, pace, teacher)
+    losses = dataclasses.replace(losses, schedules=_weights(losses, total, units))
+    further = {
+        name: learning_rate(changed(config.schedule, other.schedule, f"optimizer.others.{name}.schedule"),
+                            config.optimizer.lr if other.lr is None else other.lr, total, **units)
+        for name, other in further_optimizers(config.optimizer).items()
+    }  # fmt: skip
+    plan = make_optimizer(config.optimizer, schedule, params, further)
+    return Task(config, mesh, inputs, losses, plan, schedule, total, epoch_size, pace)
+
+
+def changed(section: ConfigDict, values: Mapping, where: str) -> ConfigDict:
+    """Returns a section of the config with some values replaced. Raises a ConfigError for a key that it lacks."""
+    for key in values:
+        if key not in section:
+            raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(key, section)}")
+    section = section.copy_and_resolve_references()
+    section.update(values)
+    return section
+
+
+def _weights(losses: Losses, total: int, units: Mapping) -> dict[str, Callable]:
+    """Weights by step, of the objectives whose weight changes over the run."""
+    schedules = {}
+    for name, objective in losses.objectives.items():
+        where = f"objectives.{name}.weight"
+        steps = lambda duration, key, where=where: to_steps(
+            duration, **units, total_steps=total, where=f"{where}.{key}"
+        )
+        try:
+            schedules[name] = objective.schedule(steps)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    return {name: schedule for name, schedule in schedules.items() if schedule is not None}
 
 
 def abstract_params(
-    config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs, teacher: "Teacher | None" = None
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    inputs: Inputs,
+    providers: Mapping[str, Provider] = NOTHING,
 ) -> tuple[ConfigDict, Losses, dict]:
     """Returns the resolved config, model and objectives, and the shapes of their parameters; nothing is allocated.
 
@@ -182,10 +218,13 @@ def abstract_params(
       ConfigError: as `build_task`, as far as data and optimizer are not asked.
     """
     config = resolve(config, inputs)
-    if teacher is not None:
-        settle_objectives(config, lambda cls, entry: cls.settle_teacher(entry, teacher.facts))
-    losses = build_losses(config, mesh, inputs)
-    return config, losses, parameter_shapes(losses.model, losses.objectives)
+    facts = {name: fact for provider in providers.values() for name, fact in provider.facts.items()}
+    settle_objectives(config, lambda cls, entry: cls.settle_facts(entry, facts))
+    losses = dataclasses.replace(build_losses(config, mesh, inputs), providers=providers)
+    params = parameter_shapes(losses.model, losses.objectives)
+    for name, objective in losses.objectives.items():
+        check_pattern(objective.trains, list(flatten_paths(params)), f"objectives.{name}.trains")
+    return config, losses, params
 
 
 def build_losses(config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs) -> Losses:
