@@ -254,7 +254,7 @@ def _convert_union(value: Any, options: tuple, where: str) -> Any:
             return make_spec(tags[kind], value, where)
     specs = [option for option in options if dataclasses.is_dataclass(option)]
     if isinstance(value, Mapping | ConfigDict) and len(specs) == 1:  # what is wrong with its keys says more
-        return make_spec(specs[0], value, where)
+        return _convert(value, specs[0], where)
     errors = []
     for option in options:
         if option is not type(None):

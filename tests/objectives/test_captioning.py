@@ -72,7 +72,7 @@ def test_long_captions_weigh_more_than_short_ones():
 def test_a_batch_without_targets_gives_no_loss():
     batch = helpers.batch() | dict(text_valid=np.zeros((8, helpers.LENGTH), bool))
     logits = np.ones((8, helpers.LENGTH, helpers.VOCAB), np.float32)
-    total, weight, metrics = Captioning()({"caption.logits": logits}, batch, {}, None)
+    total, weight, metrics, _ = Captioning()({"caption.logits": logits}, batch, {}, None)
     assert total == weight == metrics["accuracy"] == 0.0
 
 
@@ -103,7 +103,7 @@ def test_parts_of_the_logits_give_the_same_loss_and_gradients(head, positions):
         objective = Captioning(tower="text", label_smoothing=0.1, positions=size)
 
         def loss(params, objective=objective):
-            total, weight, metrics = objective(model(params, batch, objective.needs), batch, {}, None)
+            total, weight, metrics, _ = objective(model(params, batch, objective.needs), batch, {}, None)
             return total / weight, metrics["accuracy"]
 
         with jax.set_mesh(helpers.mesh()):
@@ -134,6 +134,6 @@ def test_the_batch_says_which_tokens_count():
     """A question and its answer: only the answer is learned."""
     batch, logits = helpers.batch(), np.random.default_rng(0).normal(size=(8, helpers.LENGTH, helpers.VOCAB))
     answer = batch["text_valid"] & (np.arange(helpers.LENGTH) >= 3)
-    total, weight, _ = Captioning()({"caption.logits": logits}, batch | dict(text_loss=answer), {}, None)
+    total, weight, *_ = Captioning()({"caption.logits": logits}, batch | dict(text_loss=answer), {}, None)
     wanted, count, _ = formula(logits, batch | dict(text_valid=answer), 0.0)
     assert weight == count and total == pytest.approx(wanted, rel=1e-5)
