@@ -108,7 +108,7 @@ def small_model():
     towers = dict(image=helpers.git()["image"], caption=caption | dict(reads=dict(image=dict(type="linear_norm"))))
     model = helpers.build(towers)
     params = helpers.random_params(model)
-    params["caption"]["head"]["kernel"] = 2 * params["caption"]["head"]["kernel"]
+    params["caption"]["head"]["kernel"] = 8 * params["caption"]["head"]["kernel"]
     return model, params, dict(image=helpers.batch(ROWS)["image"])
 
 

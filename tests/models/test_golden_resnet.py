@@ -70,7 +70,7 @@ def loss_of(golden, model, mode):
         if clip:
             found = {f"{tower}_embeds": normalize(outputs[f"{tower}.pooled"]) for tower in ("image", "text")}
             own = params["objectives"]["contrastive"]
-            total, weight, _ = SoftmaxContrastive(form="plain")(outputs, batch, own, one_device())
+            total, weight, *_ = SoftmaxContrastive(form="plain")(outputs, batch, own, one_device())
             return total / weight, (found, moments)
         found = dict(tokens=outputs["image.tokens"].x, pooled=outputs["image.pooled"])
         if "labels" in inputs:

@@ -44,7 +44,7 @@ def loss_of(name, golden, outputs):
     if name == "bert":
         found = dict(tokens=outputs["text.tokens"].x, pooled=outputs["text.pooled"])
         return sum(jnp.mean(found[key] * inputs[f"{key}_weight"]) for key in found), found
-    total, weight, _ = MaskedText(mask_id=5, vocab_size=99)(outputs, batch_of(golden), {}, None)
+    total, weight, *_ = MaskedText(mask_id=5, vocab_size=99)(outputs, batch_of(golden), {}, None)
     return total / weight, dict(logits=outputs["text.logits"])
 
 

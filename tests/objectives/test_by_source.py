@@ -19,6 +19,7 @@ from xmodal.objectives.classification import Classification
 from xmodal.objectives.contrastive import SigmoidContrastive, SoftmaxContrastive, of_all
 from xmodal.objectives.distillation import Distillation, FeatureMatching
 from xmodal.objectives.fine_grained import Filip, Flair, Sparc
+from xmodal.objectives.masked_pixels import MaskedPixels
 from xmodal.objectives.masked_text import MaskedText
 from xmodal.objectives.matching import Matching
 from xmodal.training.losses import Losses
@@ -107,7 +108,7 @@ def test_bounds_hold_for_each_source():
 
 
 MASKED = MaskedText(rate=0.4, mask_id=4, vocab_size=helpers.VOCAB, special_ids=(0, 1, 2, 4))
-FUSION = presets.decoder(**helpers.SIZE) | dict(pool="mean", head="none")
+FUSION = presets.decoder(**helpers.SIZE) | dict(heads=presets.heads(pool="mean"))
 SEEN = dict(embed=dict(causal=False), head="masked")
 EVERY = {
     "softmax": (helpers.clip(), SoftmaxContrastive()),
@@ -120,6 +121,13 @@ EVERY = {
     "captioning": (helpers.git(), Captioning()),
     "classification": (helpers.clip(), Classification()),
     "masked_text": (dict(text=helpers.text(**SEEN)), MASKED),
+    "masked_pixels": (
+        dict(
+            image=presets.without_heads(helpers.image("vit"), "pooled"),
+            decoder=presets.pixel_decoder(12, 1, 2, patch_size=helpers.PATCH, embed=dict(image_size=helpers.PIXELS)),
+        ),
+        MaskedPixels(patch_size=helpers.PATCH),
+    ),
     "itm": (helpers.clip() | dict(fusion=FUSION), Matching()),
 }
 

@@ -127,7 +127,7 @@ def test_loss_is_the_mean_over_the_hidden_tokens():
                 target = batch["text"][row, place]
                 total += np.log(np.sum(np.exp(scores))) - scores[target]
                 right, count = right + (scores.argmax() == target), count + 1
-    loss, weight, metrics = OBJECTIVE(outputs, view, {}, None)
+    loss, weight, metrics, _ = OBJECTIVE(outputs, view, {}, None)
     np.testing.assert_allclose(loss, total, rtol=1e-5)
     assert weight == count > 8 and metrics["accuracy"] == pytest.approx(right / count)
     nothing = view | dict(text_targets_valid=jnp.zeros_like(view["text_targets_valid"]))

@@ -18,7 +18,12 @@ THERE = dict(
     text_there=np.array([1, 0, 1, 1, 1, 1, 1, 1], bool),
     label_there=np.array([1, 1, 1, 1, 0, 1, 1, 1], bool),
 )
-READS = {"captioning": ("image", "text"), "classification": ("image", "label"), "masked_text": ("text",)}
+READS = {
+    "captioning": ("image", "text"),
+    "classification": ("image", "label"),
+    "masked_text": ("text",),
+    "masked_pixels": ("image",),
+}
 
 
 def data():
@@ -50,6 +55,8 @@ def test_rows_that_lack_an_input_count_nothing(kind):
     if kind == "masked_text":  # which tokens are hidden depends on the row
         batch |= {name: batch[name][[0, 2, 3, 4, 5, 6, 7, 1]] for name in ("text", "text_valid")}
         there, kept = dict(text_there=np.arange(ROWS) < 7), np.arange(7)
+    elif kind == "masked_pixels":  # and which patches are left out
+        there, kept = dict(image_there=np.arange(ROWS) < 7), np.arange(7)
     else:
         there = THERE
     wanted = found(towers, objective, {name: array[kept] for name, array in batch.items()})

@@ -232,9 +232,9 @@ def test_rows_are_split_within_devices_and_come_back_in_order(shards, parts):
 class Counting(Functional):
     """A model that notes what it is asked for."""
 
-    def __call__(self, params, batch, want, keys=None):
+    def __call__(self, params, batch, want, keys=None, cuts=()):
         self.calls.append(want)
-        return super().__call__(params, batch, want, keys)
+        return super().__call__(params, batch, want, keys, cuts)
 
 
 def calls(towers, objectives):

@@ -70,7 +70,7 @@ def result(shape, parts):
     towers = dict(
         image=presets.image_tower(*size, patch_size=helpers.PATCH, embed=pixels | dict(patch_dropout=0.5), **shared),
         text=presets.text_tower(*size, embed=words, **shared),
-        fusion=presets.decoder(*size, dropout=0.1, scan=False) | dict(pool="mean", head="none"),
+        fusion=presets.decoder(*size, dropout=0.1, scan=False) | dict(heads=presets.heads(pool="mean")),
     )
     objectives = dict(
         contrastive=SoftmaxContrastive(),

@@ -249,9 +249,8 @@ def check_cuts(towers: Mapping[str, TowerSpec], cuts: Collection[str]) -> None:
 def inputs_read(towers: Mapping[str, TowerSpec], name: str) -> frozenset[str]:
     """Returns the inputs that a tower's outputs depend on: those that it, or a tower that it is wired to, embeds."""
     tower = towers[name]
-    embedded = frozenset() if tower.embed is None else frozenset({tower.embed.input})
-    wired = (*tower.reads, *([tower.attends] if tower.attends else []))
-    return embedded.union(*(inputs_read(towers, other) for other in wired))
+    embedded = frozenset({tower.embed.input}) if tower.embed and tower.embed.rank else frozenset()
+    return embedded.union(*(inputs_read(towers, other) for other in tower.wired))
 
 
 def wiring_order(towers: Mapping[str, TowerSpec]) -> list[str]:

@@ -11,7 +11,7 @@ from data_pipelines.stream.contents import contents
 from xmodal.building import build_model
 from xmodal.config import ConfigError, build_entry, did_you_mean
 from xmodal.models.embed import inputs_of
-from xmodal.models.model import OUTPUTS, Functional
+from xmodal.models.model import Functional
 from xmodal.objectives import OBJECTIVES, Objective
 from xmodal.objectives.providers import PROVIDERS, Opening, Provider
 from xmodal.objectives.providers.base import ordered
@@ -47,7 +47,7 @@ def open_providers(config: ConfigDict, mesh: jax.sharding.Mesh, inputs: Inputs) 
         if not opened[name].gives & asked:
             raise ConfigError(f"providers.{name}: nothing reads what it gives. Add an objective that does, such as "
                               "one of type distillation or feature_matching, or leave it out")  # fmt: skip
-    outputs = [f"{tower}.{what}" for tower in config.model.towers for what in OUTPUTS]
+    outputs = model().spec.outputs if opened else ()
     try:
         ordering = ordered(opened, _entries(config, host_inputs(inputs, opened)), outputs)
     except ValueError as error:
