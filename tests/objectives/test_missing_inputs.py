@@ -18,12 +18,12 @@ THERE = dict(
     text_there=np.array([1, 0, 1, 1, 1, 1, 1, 1], bool),
     label_there=np.array([1, 1, 1, 1, 0, 1, 1, 1], bool),
 )
-READS = {
-    "captioning": ("image", "text"),
-    "classification": ("image", "label"),
-    "masked_text": ("text",),
-    "masked_pixels": ("image",),
-}
+READS = dict(
+    captioning=("image", "text"),
+    classification=("image", "label"),
+    masked_text=("text",),
+    masked_pixels=("image",),
+)
 
 
 def data():
