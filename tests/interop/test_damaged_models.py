@@ -114,6 +114,9 @@ def test_damaged_weights(tmp_path, fuzz_cases):
         fuzzing.survives(read, USER_ERRORS, f"seed {seed}")
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "whole.safetensors").write_bytes(data)
+    (tmp_path / "model.safetensors.index.json").write_bytes(index.replace(b"whole", b"whole" * 60))
+    with pytest.raises(InteropError, match=r"names a file of 312 letters, 'wholewhole"):
+        read()
     for seed in range(2 * fuzz_cases):
         (tmp_path / "model.safetensors.index.json").write_bytes(fuzzing.damaged(index, seed))
         fuzzing.survives(read, USER_ERRORS, f"index, seed {seed}")

@@ -18,6 +18,7 @@ DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _READ = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types of weights
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 _PARTS = 1000
+_NAME = 255  # bytes of a file's name, which is what file systems hold
 _CONVERT = (
     "Files of this kind can run code when they are read, so they are not read here. Convert them once, with the "
     "library that wrote them: `model.save_pretrained(DIR, safe_serialization=True)` (transformers) or "
@@ -72,7 +73,11 @@ def open_weights(folder: Path, name: str = "model.safetensors") -> Weights:
         if not parts or len(parts) > _PARTS:
             raise InteropError(f"{index} names {len(parts):,} weight files; 1 to {_PARTS:,} are read")
         if unsafe := [part for part in parts if Path(part).name != part or "\0" in part]:
-            raise InteropError(f"{index} names {unsafe[0]!r}, which is outside its folder")
+            raise InteropError(f"{index} names {unsafe[0]!r:.200}, which is outside its folder")
+        if long := [part for part in parts if len(part.encode("utf-8", "surrogatepass")) > _NAME]:
+            raise InteropError(
+                f"{index} names a file of {len(long[0]):,} letters, {long[0][:40]!r}...: no disk has such"
+            )
         return Weights([folder / part for part in parts])
     there = sorted(p.name for p in folder.iterdir() if p.is_file())
     if pickles := [other for other in there if other.endswith(_PICKLES)]:
