@@ -28,7 +28,7 @@ def read_spec(cls: type[T], entry: Mapping[str, Any], where: str) -> T:
         if key == "type" and "type" not in known:  # it chose the class
             continue
         if key not in known:
-            raise DataError(f"{where} has no key {key!r}{did_you_mean(key, known)} (keys: {', '.join(known)})")
+            raise DataError(f"{where} has no key {key!r:.100}{did_you_mean(key, known)} (keys: {', '.join(known)})")
         given[key] = _cast(value, hints[key], f"{where}.{key}")
     for name, field in known.items():
         if "example" in field.metadata and not given.get(name):  # it has no default of use
@@ -52,7 +52,7 @@ def _cast(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, hint):
             return value
         if not hasattr(value, "items"):
-            raise DataError(f"{where} is {value!r}; expected a section ({{key: value}})")
+            raise DataError(f"{where} is {value!r:.200}; expected a section ({{key: value}})")
         return read_spec(hint, value, where)
     if isinstance(value, list):
         value = tuple(value)
@@ -64,7 +64,7 @@ def _cast(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
         expected = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in plain)
-        raise DataError(f"{where} is {value!r}; expected {expected}")
+        raise DataError(f"{where} is {value!r:.200}; expected {expected}")
     return _numbers(value, allowed, where) if isinstance(value, tuple) else value
 
 
@@ -75,5 +75,5 @@ def _numbers(value: tuple, allowed: tuple, where: str) -> tuple:
         return value
     good = all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
     if len(value) != len(args) or not good:
-        raise DataError(f"{where} is {value!r}; expected {len(args)} numbers")
+        raise DataError(f"{where} is {value!r:.200}; expected {len(args)} numbers")
     return tuple(map(float, value))

@@ -146,7 +146,7 @@ def _literal(text: str) -> Any:
 
 def _show(value: Any) -> str:
     value = value.to_dict() if isinstance(value, ConfigDict) else value
-    return "None" if value is None else f"{value!r} ({type(value).__name__})"
+    return "None" if value is None else f"{value!r:.200} ({type(value).__name__})"
 
 
 # ---------------------------------------------------------------------------------------------- specs
@@ -201,7 +201,7 @@ def build_entry(registry: Mapping[str, type[T]], entry: Mapping | ConfigDict, wh
     kind = values.pop("type", None)
     if kind not in registry:
         hint = did_you_mean(str(kind), registry) or _REGISTERED
-        raise ConfigError(f"{where}.type: expected {', '.join(registry)}, got {kind!r}.{hint}")
+        raise ConfigError(f"{where}.type: expected {', '.join(registry)}, got {kind!r:.100}.{hint}")
     return make_spec(registry[kind], values, where=where)
 
 
@@ -214,7 +214,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value in args:
             return value
         close = did_you_mean(str(value), [str(a) for a in args])
-        raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}.{close}")
+        raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r:.100}.{close}")
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, args, where)
     if hint is tuple or origin is tuple:
@@ -240,7 +240,7 @@ def _kind(hint: type, value: Any, where: str) -> type:
     if kind not in hint.KINDS:
         known = ", ".join(map(repr, hint.KINDS))
         close = did_you_mean(str(kind), hint.KINDS)
-        raise ConfigError(f"{where}.type: expected one of {known}, got {kind!r}.{close}")
+        raise ConfigError(f"{where}.type: expected one of {known}, got {kind!r:.100}.{close}")
     return hint.KINDS[kind]
 
 

@@ -164,6 +164,6 @@ def open_inputs(section: Any, registry: Mapping[str, type[Modality]]) -> Inputs:
         kind = entry.get("type")
         if kind not in registry:
             expected = ", ".join(registry)
-            raise DataError(f"{where}.type is {kind!r}, not one of {expected}{did_you_mean(str(kind), registry)}")
+            raise DataError(f"{where}.type is {kind!r:.100}, not one of {expected}{did_you_mean(str(kind), registry)}")
         found[name] = read_spec(registry[kind], entry, where).changed(name=name)
     return Inputs(found)

@@ -73,3 +73,8 @@ def test_what_makes_no_sense_is_refused():
         build(helpers.image()).spec.check_output("imag.pooled")
     spec = dataclasses.replace(build(helpers.image()).spec.towers["image"], heads={})
     assert spec.pool == "none" and spec.outputs == {"tokens": helpers.WIDTH}
+
+
+def test_a_size_below_zero_makes_no_model():
+    with pytest.raises(ValueError, match="one of its sizes is negative"):
+        helpers.build(dict(text=helpers.text(hidden=-1)))

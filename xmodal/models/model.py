@@ -317,7 +317,12 @@ class Functional:
             definitions.append(nnx.graphdef(model))
             return _parameters(model)
 
-        shapes = jax.eval_shape(initializer, jax.random.key(0))
+        try:
+            shapes = jax.eval_shape(initializer, jax.random.key(0))
+        except TypeError as error:  # where JAX meets a size first
+            if "nonnegative" not in str(error):
+                raise
+            raise ValueError(f"one of its sizes is negative: {str(error).splitlines()[0]}") from error
         return cls(spec, definitions[0], jax.tree.structure(shapes), initializer)
 
     @property

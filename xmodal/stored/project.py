@@ -139,7 +139,10 @@ def _read_config(path: Path) -> ConfigDict:
 
 
 def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    shapes = jax.eval_shape(Functional.build(spec).init, jax.random.key(0))
+    try:
+        shapes = jax.eval_shape(Functional.build(spec).init, jax.random.key(0))
+    except ValueError as error:
+        raise InteropError(f"{CONFIG} describes no model: {error}") from error
     return {path: shape.shape for path, shape in flatten_paths(shapes).items()}
 
 
