@@ -10,7 +10,7 @@ from xmodal.interop.encoders import IMAGE, REFERENCE_ACTIVATIONS, activation
 from xmodal.interop.networks import check_network, is_network, only_tower
 from xmodal.interop.resnet import BACKBONE
 from xmodal.interop.settings import Settings, architecture, require, section
-from xmodal.interop.tables import Entry, Family, convolution, linear, norm
+from xmodal.interop.tables import Entry, Family, InteropError, convolution, linear, norm
 from xmodal.interop.vit import label_settings, labels
 from xmodal.models import presets
 from xmodal.models.convnext import ConvNextSpec
@@ -31,6 +31,8 @@ def model_config(config: Mapping[str, Any]) -> ConfigDict:
     """Returns the `model` section of a `ConvNextConfig`."""
     architecture(config, _BARE, _CLASSIFIER)
     read = section(config, "", _SETTINGS)
+    if not read["hidden_sizes"]:
+        raise InteropError("config.json: hidden_sizes is empty; expected a width for each stage")
     require(config, dict(num_stages=len(read["depths"])))
     tower = presets.convnext_tower(
         read["depths"], read["hidden_sizes"], norm_eps=read["layer_norm_eps"], patch_size=read["patch_size"],

@@ -170,7 +170,9 @@ def from_open_clip(config: Mapping[str, Any], size: int, where: str) -> dict:
         raise InteropError(f"{where}: preprocess_cfg.resize_mode {mode!r} is not known: known are shortest, squash")
     kind = config.get("interpolation", "bicubic")
     if kind not in ("bicubic", "bilinear"):
-        raise InteropError(f"{where}: preprocess_cfg.interpolation {kind!r} is not known: known are bicubic, bilinear")
+        raise InteropError(
+            f"{where}: preprocess_cfg.interpolation {kind!r:.100} is not known: known are bicubic, bilinear"
+        )
     mean = config.get("mean", (0.48145466, 0.4578275, 0.40821073))
     std = config.get("std", (0.26862954, 0.26130258, 0.27577711))
     shown = _image(size, mean, std, kind, size, "even", squash=mode == "squash")
